@@ -1,0 +1,46 @@
+"""Which teacher layer a student layer learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Pairs = list[tuple[int, int]]
+
+
+def layer_pairs(student: int, teacher: int, layer_map: Mapping[int, int] | None = None) -> Pairs:
+    """Pairs (student layer, teacher layer), layers counted from 1; 0 is the embedding output.
+
+    Without a map the layers are spread evenly: ``l → l · teacher / student``.
+
+    Args:
+        student: Number of the student's layers.
+        teacher: Number of the teacher's layers.
+        layer_map: Student layer → teacher layer; layers left out are not compared.
+
+    Raises:
+        ValueError: The map names a layer that is not there, or there is none and `teacher` is no
+            multiple of `student`.
+
+    >>> layer_pairs(2, 6)
+    [(1, 3), (2, 6)]
+    >>> layer_pairs(2, 6, {2: 5})
+    [(2, 5)]
+    """
+    if layer_map is None:
+        if teacher % student:
+            raise ValueError(
+                f"layer_map=null: {teacher} teacher layers do not spread evenly over {student} "
+                "student layers; give a layer_map {student layer: teacher layer}"
+            )
+        return [(layer, layer * teacher // student) for layer in range(1, student + 1)]
+    for name, count, layers in (
+        ("student", student, layer_map.keys()),
+        ("teacher", teacher, layer_map.values()),
+    ):
+        for layer in layers:
+            if not 0 <= layer <= count:
+                raise ValueError(
+                    f"layer_map={dict(layer_map)}: the {name} has layers 1 … {count} "
+                    f"(0 = embeddings), not {layer}"
+                )
+    return list(layer_map.items())

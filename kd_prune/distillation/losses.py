@@ -1,0 +1,77 @@
+"""Distillation losses: pure functions of tensors, each a scalar mean.
+
+Token-level losses are masked means: padding never changes them.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Divergence of the student's distribution from the teacher's soft targets.
+
+    ``T² · mean_batch Σ_c p_c (log p_c - log q_c)`` with ``p = softmax(teacher / T)`` and
+    ``q = softmax(student / T)``. Its gradient is that of soft cross-entropy; unlike that it is 0
+    where the two agree. ``T²`` keeps the gradient's size independent of ``T``.
+
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2.
+
+    Args:
+        student: Logits, (batch, classes).
+        teacher: Logits, (batch, classes).
+        temperature: T > 0.
+
+    >>> import torch
+    >>> logits = torch.tensor([[1.0, 2.0]])
+    >>> float(soft_cross_entropy(logits, logits, temperature=2.0))
+    0.0
+    """
+    log_q = F.log_softmax(student / temperature, dim=-1)
+    log_p = F.log_softmax(teacher / temperature, dim=-1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hidden_state_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean squared difference over real tokens and features.
+
+    ``Σ_t m_t ‖s_t - t_t‖² / (d · Σ_t m_t)``. Source: SparseBERT's L_rep, masked.
+
+    Args:
+        student: Hidden states, (batch, length, d).
+        teacher: Hidden states, (batch, length, d).
+        attention_mask: 1 for real tokens, 0 for padding, (batch, length).
+    """
+    per_token = (student.float() - teacher.float()).square().mean(dim=-1)
+    mask = attention_mask.to(per_token.dtype)
+    return (per_token * mask).sum() / mask.sum()
+
+
+def attention_score_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean squared difference of attention scores over heads and pairs of real tokens.
+
+    ``Σ_{h,q,k} m_q m_k (s_hqk - t_hqk)² / (H · Σ_{q,k} m_q m_k)`` on scores ``QKᵀ/√d`` before the
+    softmax. Source: TinyBERT (arXiv 1909.10351) eq. 7, as SparseBERT's L_att, masked.
+
+    Args:
+        student: Scores, (batch, heads, length, length).
+        teacher: Scores, of the same shape.
+        attention_mask: 1 for real tokens, 0 for padding, (batch, length).
+    """
+    per_pair = (student.float() - teacher.float()).square().mean(dim=1)
+    mask = attention_mask.to(per_pair.dtype)
+    pairs = mask[:, :, None] * mask[:, None, :]
+    return (per_pair * pairs).sum() / pairs.sum()
+
+
+def hard_label_loss(student: Tensor, labels: Tensor) -> Tensor:
+    """Loss against the data set's own labels: cross-entropy, or squared error if one output.
+
+    Args:
+        student: Logits, (batch, classes); (batch, 1) is a regression.
+        labels: Class indices (long) or values (float), (batch,).
+    """
+    if student.shape[-1] == 1:
+        return F.mse_loss(student.squeeze(-1).float(), labels.float())
+    return F.cross_entropy(student.float(), labels)

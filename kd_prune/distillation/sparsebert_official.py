@@ -1,0 +1,42 @@
+"""The distillation arithmetic of SparseBERT's reference code, for parity.
+
+Source: github.com/DerronXu/SparseBERT, ``main_functions/task_distill_prune_simultaneously.py``.
+
+Reproduced: means over padding and classes; masked keys count as score 0 on both sides; no T²;
+regression against the labels, the teacher's output unused; sums over layers, all weights 1.
+
+Not reproduced: the teacher with dropout on (``teacher.eval()`` is never called there); the head
+``classifier(relu(pooled))``; BertAdam (no bias correction, gradients clipped tensor by tensor,
+weight decay fixed at 0.01); the skipped last incomplete batch; padding everything to 128, which
+`task.pad_to=128` gives.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_prune.distillation.activations import Activations, Batch
+
+
+def soft_cross_entropy(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
+    """``-mean_{b,c} softmax(teacher) · log_softmax(student)``; one output: MSE to the labels."""
+    if student.logits.shape[-1] == 1:
+        return F.mse_loss(student.logits.flatten(), batch["labels"].float())
+    return -(teacher.logits.softmax(-1) * student.logits.log_softmax(-1)).mean()
+
+
+def hidden_states(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
+    """``Σ_{l=0..L} MSE(S_l, T_l)``, embeddings and padding included."""
+    pairs = zip(student.hidden_states, teacher.hidden_states, strict=True)
+    return sum((F.mse_loss(s, t) for s, t in pairs), start=student.logits.new_zeros(()))
+
+
+def attention_scores(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
+    """``Σ_{l=1..L} MSE(A_S, A_T)``, padded queries included, scores of padded keys set to 0."""
+    padded = ~batch["attention_mask"].bool()[:, None, None, :]
+    pairs = zip(student.attention_scores, teacher.attention_scores, strict=True)
+    return sum(
+        (F.mse_loss(s.masked_fill(padded, 0.0), t.masked_fill(padded, 0.0)) for s, t in pairs),
+        start=student.logits.new_zeros(()),
+    )

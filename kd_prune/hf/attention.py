@@ -1,0 +1,68 @@
+"""Attention scores before the softmax, as a transformers attention implementation.
+
+transformers offers probabilities after dropout, and under SDPA nothing at all; distillation needs
+the scores ``QKᵀ/√d``. A model switched to `SCORES` returns them as its attentions, with the same
+logits as before.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+SCORES = "kd_scores"
+
+
+def attention_returning_scores(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """Eager attention; returns its output and the scores before mask, softmax and dropout.
+
+    Args:
+        module: The attention layer.
+        query: (batch, heads, length, d).
+        key: (batch, heads, length, d).
+        value: (batch, heads, length, d).
+        attention_mask: Bool, True = attend, broadcastable to (batch, heads, length, length).
+        scaling: Factor of the scores; None is 1/√d.
+        dropout: Probability applied to the attention weights in training.
+
+    Returns:
+        Output (batch, length, heads, d) and scores (batch, heads, length, length).
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query * scale, key.transpose(2, 3))
+    seen = scores
+    if attention_mask is not None:
+        seen = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(seen.softmax(dim=-1), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), scores
+
+
+AttentionInterface.register(SCORES, attention_returning_scores)
+AttentionMaskInterface.register(SCORES, sdpa_mask)
+
+
+def tap_attention_scores(model: PreTrainedModel) -> None:
+    """Make `model` return attention scores where it is asked for attentions.
+
+    Raises:
+        ValueError: The model's family does not let its attention be replaced.
+    """
+    model.set_attn_implementation(SCORES)
+    if model.config._attn_implementation != SCORES:  # transformers only logs that it did not
+        raise ValueError(
+            f"model_type={model.config.model_type} gives no attention scores: its attention cannot "
+            "be replaced; set the weight of attention_scores to 0 (soft_targets, hard_labels, "
+            "embeddings and hidden_states still work)"
+        )

@@ -1,0 +1,340 @@
+"""From a task's rows to batches of tokens: loading, checking, tokenising, grouping by length."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from datasets import ClassLabel, Dataset, load_dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from kd_prune.hf.models import unreachable
+from kd_prune.hf.tasks import Task
+
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's splits, tokenised: columns ``input_ids``, ``attention_mask``, …, ``labels``."""
+
+    splits: Mapping[str, Dataset]
+    labels: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of a model of this task: 1 for regression."""
+        return len(self.labels) or 1
+
+
+def load(task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path) -> TaskData:
+    """Read, check and tokenise a task's splits. Tokens are kept in `cache` and found again.
+
+    Raises:
+        ValueError: The data cannot be reached, a split is empty, a column is missing or a label
+            is missing, NaN or out of range; the message names the key, value and remedy.
+    """
+    rows = {
+        split: read_split(task, split, cache) for split in dict.fromkeys((task.train, *task.validation))
+    }
+    for split, dataset in rows.items():
+        check_columns(task, split, dataset)
+    labels = () if task.regression else class_names(task, rows[task.train])
+    tokens = {}
+    digest = hashlib.sha256()
+    for split, dataset in rows.items():
+        targets = target_values(task, split, dataset, labels)
+        columns = dataset.select_columns(list(task.text))
+        key = content_hash(columns, targets, tokenizer, task.max_length)
+        digest.update(f"{split}:{key}".encode())
+        tokens[split] = tokenise(columns, targets, task, tokenizer, cache / "tokens" / key)
+    return TaskData(tokens, labels, digest.hexdigest())
+
+
+def read_split(task: Task, split: str, cache: Path) -> Dataset:
+    """One split as it comes, from a local folder or the hub."""
+    folder = Path(task.path).expanduser()
+    if folder.is_dir():
+        file = split_file(task, folder, split)
+        name, options = FORMATS[file.suffix], {"data_files": {split: str(file)}}
+        source = {"path": name, **options}
+    else:
+        source = {"path": task.path, "name": task.subset}
+    try:
+        return load_dataset(**source, split=split, cache_dir=str(cache / "datasets"))
+    except Exception as error:  # the hub, the disk and every parser raise their own
+        raise unreachable("task.path", task.path, error) from error
+
+
+def split_file(task: Task, folder: Path, split: str) -> Path:
+    """The file of a split: ``<split>.<format>`` in the folder or its subfolder `subset`."""
+    folders = [folder / task.subset] if task.subset else []
+    folders.append(folder)
+    for place in folders:
+        if split in task.files:
+            candidates = [place / task.files[split]]
+        else:
+            candidates = [place / f"{split}{suffix}" for suffix in FORMATS]
+        for file in candidates:
+            if file.is_file():
+                if file.suffix not in FORMATS:
+                    raise ValueError(f"task.files.{split}={file.name}: expected {list(FORMATS)}")
+                return file
+    wanted = task.files.get(split, f"{split}.parquet, .csv, .jsonl or .json")
+    raise ValueError(
+        f"task.path={task.path}: found no {wanted} in {' or '.join(map(str, folders))}; "
+        f"name the file with task.files.{split}=…"
+    )
+
+
+def check_columns(task: Task, split: str, dataset: Dataset) -> None:
+    """Raise ValueError unless the split has rows and the task's columns."""
+    if len(dataset) == 0:
+        raise ValueError(f"task.path={task.path}: the {split} split is empty")
+    for key, column in (*(("text", c) for c in task.text), ("label", task.label)):
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"task.{key}={column}: the {split} split has no such column; "
+                f"it has {', '.join(dataset.column_names)}"
+            )
+
+
+def class_names(task: Task, train: Dataset) -> tuple[str, ...]:
+    """Names of the classes in the order of their indices."""
+    if task.labels is not None:
+        return tuple(task.labels)
+    feature = train.features[task.label]
+    if isinstance(feature, ClassLabel):
+        return tuple(feature.names)
+    values = {value for value in train[task.label] if value is not None}
+    if any(isinstance(value, float) for value in values):
+        raise ValueError(
+            f"task.label={task.label}: the values are fractional numbers; "
+            "set task.regression=true, or name the classes in task.labels"
+        )
+    if all(isinstance(value, int) for value in values):
+        return tuple(str(value) for value in range(max(values, default=0) + 1))
+    return tuple(sorted(map(str, values)))
+
+
+def target_values(task: Task, split: str, dataset: Dataset, labels: tuple[str, ...]) -> list[Any]:
+    """Labels as a model takes them: class indices, or floats for regression."""
+    place = f"task.label={task.label}: row {{}} of the {split} split"
+    values = list(dataset[task.label])
+    for row, value in enumerate(values):
+        if value is None or value != value:
+            raise ValueError(f"{place.format(row)} has no label; remove such rows")
+    if task.regression:
+        try:
+            return [float(value) for value in values]
+        except ValueError as error:
+            raise ValueError(f"task.label={task.label}: {error}; regression needs numbers") from error
+    index = {name: i for i, name in enumerate(labels)}
+    targets = []
+    for row, value in enumerate(values):
+        target = index.get(value) if isinstance(value, str) else value
+        if not isinstance(target, int) or not 0 <= target < len(labels):
+            raise ValueError(
+                f"{place.format(row)} is {value!r}: not one of the {len(labels)} classes "
+                f"{list(labels)[:5]}; set task.labels, or pick a split that has labels"
+            )
+        targets.append(target)
+    return targets
+
+
+def content_hash(
+    columns: Dataset, targets: list[Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> str:
+    """Hash of everything that tokens depend on."""
+    digest = hashlib.sha256()
+    for name in columns.column_names:
+        column = columns.with_format("arrow")[:][name].combine_chunks()
+        digest.update(repr((name, str(column.type))).encode())
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, pa.schema([(name, column.type)])) as writer:
+            writer.write_batch(pa.record_batch([column], names=[name]))
+        digest.update(sink.getvalue())
+    digest.update(repr(targets).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(str(max_length).encode())
+    return digest.hexdigest()
+
+
+def tokenise(
+    columns: Dataset,
+    targets: list[Any],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> Dataset:
+    """Token columns of a split, from `folder` if it is there, else made and put there."""
+    if folder.is_dir():
+        return Dataset.load_from_disk(str(folder))
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
+        texts = [[text or "" for text in batch[column]] for column in task.text]
+        return dict(tokenizer(*texts, truncation=True, max_length=task.max_length))
+
+    tokens = columns.map(
+        encode,
+        batched=True,
+        remove_columns=list(task.text),
+        keep_in_memory=True,
+        desc="tokenising",
+    ).add_column("labels", targets)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f"{folder.name}.{np.random.SeedSequence().entropy:x}")
+    tokens.save_to_disk(str(scratch))
+    try:
+        scratch.rename(folder)
+    except OSError:  # another process was faster; both hold the same
+        if not folder.is_dir():
+            raise
+    return Dataset.load_from_disk(str(folder))
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Batches of rows of similar length, in an order that depends on seed and epoch alone.
+
+    Rows are shuffled, cut into pools of `pool` batches, sorted by length within a pool and cut into
+    batches, which are shuffled. Every row comes once per epoch; the last batch may be short. With
+    several processes each takes every n-th batch; the last few come twice so that all take as many.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows per batch.
+        seed: Seed of the order.
+        pool: Batches per pool; more means less padding and less random batches.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, *, batch_size: int, seed: int = 0, pool: int = 50
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.pool = pool
+        self.epoch = 0
+        self.done = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch and process."""
+        return math.ceil(math.ceil(len(self.lengths) / self.batch_size) / processes()[1])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The epoch's batches from the first not yet done."""
+        generator = np.random.default_rng((self.seed, self.epoch))
+        rows = generator.permutation(len(self.lengths))
+        size = self.pool * self.batch_size
+        batches = []
+        for start in range(0, len(rows), size):
+            pool = rows[start : start + size]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        order = generator.permutation(len(batches))
+        rank, world = processes()
+        mine = np.resize(order, len(self) * world)[rank::world]
+        for i in mine[self.done :]:
+            yield batches[i].tolist()
+
+
+def processes() -> tuple[int, int]:
+    """Rank and number of the training's processes."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class ResumableLoader(DataLoader[dict[str, Tensor]]):
+    """A loader over `LengthGroupedBatches` that goes on in the middle of an epoch.
+
+    Its state is the number of batches of the epoch that were used: a batch counts once the next
+    one is asked for, since Lightning fetches one ahead.
+    """
+
+    batch_sampler: LengthGroupedBatches
+    _done = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        """The rest of the epoch."""
+        self._done = self.batch_sampler.done
+        for batch in super().__iter__():
+            yield batch
+            self._done += 1
+        self._done = self.batch_sampler.done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of this epoch that were used."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Skip the batches used before."""
+        self.batch_sampler.done = self._done = state["done"]
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Rows to a padded batch; labels in the type a loss takes."""
+
+    pad: DataCollatorWithPadding
+    regression: bool
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad to the longest row (or the task's `pad_to`)."""
+        batch = dict(self.pad(rows))
+        batch["labels"] = batch["labels"].to(torch.float32 if self.regression else torch.int64)
+        return batch
+
+
+def loaders(
+    task: Task, data: TaskData, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> tuple[ResumableLoader, dict[str, DataLoader[dict[str, Tensor]]]]:
+    """The training loader and one validation loader per split.
+
+    Loaders get generators of their own: the default one would draw from the global generator
+    whenever an epoch begins, and a resumed run would begin one more.
+    """
+    collate = Collate(
+        DataCollatorWithPadding(
+            tokenizer,
+            padding="max_length" if task.pad_to else "longest",
+            max_length=task.pad_to,
+        ),
+        task.regression,
+    )
+    train = data.splits[task.train]
+    batches = LengthGroupedBatches(row_lengths(train), batch_size=task.batch_size, seed=seed)
+    validation: dict[str, DataLoader[dict[str, Tensor]]] = {}
+    for split in task.validation:
+        rows = data.splits[split]
+        by_length = np.argsort(row_lengths(rows), kind="stable")
+        validation[split] = DataLoader(
+            rows.select(by_length),
+            batch_size=task.eval_batch_size,
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
+    loader = ResumableLoader(
+        train, batch_sampler=batches, collate_fn=collate, generator=torch.Generator()
+    )
+    return loader, validation
+
+
+def row_lengths(tokens: Dataset) -> np.ndarray:
+    """Tokens of every row."""
+    return np.array([len(ids) for ids in tokens["input_ids"]])

@@ -1,0 +1,37 @@
+"""A finished student as a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    labels: tuple[str, ...] = (),
+) -> None:
+    """Write config, weights (safetensors) and tokenizer; the folder appears whole or not at all.
+
+    Pruned weights are stored as zeros, so `from_pretrained` reads it where kd_prune is not
+    installed. An earlier folder of that name is replaced.
+
+    Args:
+        model: What to save.
+        tokenizer: Its tokenizer.
+        folder: Where to.
+        labels: Class names, for the config.
+    """
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {name: i for i, name in enumerate(labels)}
+    scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    if folder.exists():
+        shutil.rmtree(folder)
+    scratch.rename(folder)

@@ -1,0 +1,149 @@
+"""Hugging Face encoders: loading, what of them is pruned, what terms see of them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from kd_prune.distillation.activations import Activations, Batch
+from kd_prune.hf.attention import tap_attention_scores
+from kd_prune.pruning.scope import Scope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A pre-trained encoder by folder or hub id.
+
+    Args:
+        path: Folder, or hub id.
+        revision: Branch, tag or commit on the hub.
+        scope: What may be pruned; None: the Linear weights of every encoder layer.
+    """
+
+    path: str
+    revision: str | None = None
+    scope: Scope | None = None
+
+    def load(self, *, num_labels: int) -> PreTrainedModel:
+        """The model in float32, with a new head unless the files hold one that fits.
+
+        Raises:
+            ValueError: It cannot be reached or read.
+        """
+        try:
+            return AutoModelForSequenceClassification.from_pretrained(
+                self.path,
+                revision=self.revision or "main",
+                num_labels=num_labels,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError) as error:
+            raise unreachable("model.path", self.path, error) from error
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that comes with the model.
+
+        Raises:
+            ValueError: It cannot be reached or read.
+        """
+        try:
+            return AutoTokenizer.from_pretrained(self.path, revision=self.revision or "main")
+        except (OSError, ValueError) as error:
+            raise unreachable("model.path", self.path, error) from error
+
+
+def unreachable(key: str, path: str, error: Exception) -> ValueError:
+    """One line for whatever the hub or the disk said."""
+    reason = str(error).strip().splitlines()[0]
+    if Path(path).is_dir():
+        return ValueError(f"{key}={path}: the folder cannot be read ({reason})")
+    return ValueError(
+        f"{key}={path}: not a local folder, and not to be had from the hub ({reason}); "
+        f"pass {key}=<folder>"
+    )
+
+
+def encoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name and modules of the encoder's stack of layers.
+
+    Raises:
+        ValueError: The model has no module list of ``config.num_hidden_layers`` members.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return name, module
+    raise ValueError(
+        f"model_type={model.config.model_type}: its encoder layers were not found; "
+        "name what may be pruned in model.scope"
+    )
+
+
+def encoder_scope(model: PreTrainedModel) -> Scope:
+    """The Linear weights of every encoder layer: six per layer for BERT and its family."""
+    stack, layers = encoder_layers(model)
+    linears = {
+        name
+        for layer in layers
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    return Scope(include=[f"*{stack}.*.{name}.weight" for name in sorted(linears)])
+
+
+def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activations:
+    """Run `model` on `batch`; what was not asked for is neither computed nor kept."""
+    outputs = model(
+        **{name: tensor for name, tensor in batch.items() if name != "labels"},
+        output_hidden_states="hidden_states" in requires,
+        output_attentions="attention_scores" in requires,
+    )
+    return Activations(
+        logits=outputs.logits,
+        hidden_states=tuple(outputs.hidden_states or ()),
+        attention_scores=tuple(outputs.attentions or ()),
+    )
+
+
+def prepare(model: PreTrainedModel, requires: frozenset[str]) -> None:
+    """Make `model` able to give what is required; leaves SDPA on where no term asks for scores.
+
+    Raises:
+        ValueError: See `tap_attention_scores`.
+    """
+    if "attention_scores" in requires:
+        tap_attention_scores(model)
+
+
+def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise ValueError unless both read the same tokens and give as many outputs."""
+    for name, key in (("vocabulary", "vocab_size"), ("number of labels", "num_labels")):
+        ours, theirs = getattr(student.config, key), getattr(teacher.config, key)
+        if ours != theirs:
+            raise ValueError(
+                f"teacher.path: the teacher's {name} is {theirs}, the student's {ours}; "
+                "take a teacher that was fine-tuned from the same family on the same task"
+            )
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of a pre-trained encoder: its weights (without the head), config and tokenizer."""
+    digest = hashlib.sha256()
+    for name, tensor in model.base_model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+    config = re.sub(r"'(_name_or_path|transformers_version)': '[^']*',?", "", str(model.config))
+    digest.update(config.encode())
+    return digest.hexdigest()

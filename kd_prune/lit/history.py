@@ -1,0 +1,78 @@
+"""History: every logged value over steps, in a CSV that survives interruption."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+Row = dict[str, float]
+
+
+class History(L.Callback):
+    """Keeps one row per recorded step and writes them to a CSV after every validation.
+
+    The rows are part of the checkpoint: a resumed run goes on with the same curve, where
+    Lightning's CSVLogger would begin a new file.
+
+    Args:
+        path: The CSV file.
+        every: Training values are recorded every so many optimizer steps.
+    """
+
+    def __init__(self, path: Path, every: int = 10) -> None:
+        self.path = path
+        self.every = every
+        self.rows: list[Row] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Record training values and the learning rate."""
+        step = trainer.global_step
+        if step % self.every and step != trainer.max_steps:
+            return
+        values = self._values(trainer, ("train/", "sparsity/"))
+        self._record(step, values | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record the metrics and write the file."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._record(trainer.global_step, self._values(trainer, ("val/", "sparsity/")))
+            self.write()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file."""
+        self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Write all rows at once; the file is whole or the one before."""
+        columns = sorted({name for row in self.rows for name in row} - {"step"})
+        scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        with scratch.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", *columns])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        scratch.replace(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the saved rows."""
+        self.rows = state_dict["rows"]
+
+    def _values(self, trainer: L.Trainer, prefixes: tuple[str, ...]) -> Row:
+        logged = trainer.callback_metrics.items()
+        return {name: float(value) for name, value in logged if name.startswith(prefixes)}
+
+    def _record(self, step: int, values: Row) -> None:
+        if not self.rows or self.rows[-1]["step"] != step:
+            self.rows.append({"step": step})
+        self.rows[-1] |= values

@@ -1,0 +1,166 @@
+"""When to prune, and how much: sparsity as a function of training progress.
+
+A `Schedule` is pure: progress in [0, 1] → sparsity in [0, 1). `update_plan` turns it into the
+optimizer steps at which masks are updated. Nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Shape = Callable[[float], float]
+Plan = dict[int, float]
+
+
+def cubic(u: float) -> float:
+    """Share of the way, ``1 - (1 - u)³``: fast at first, gentle at the end.
+
+    Source: Zhu & Gupta 2017 (arXiv 1710.01878), eq. 1.
+
+    >>> [round(cubic(u), 3) for u in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.578, 0.875, 1.0]
+    """
+    return 1.0 - (1.0 - u) ** 3
+
+
+def linear(u: float) -> float:
+    """Share of the way, ``u``.
+
+    >>> linear(0.25)
+    0.25
+    """
+    return u
+
+
+def one_shot(u: float) -> float:
+    """Share of the way, 1 from the start: everything is pruned at `begin`, at once.
+
+    >>> one_shot(0.0)
+    1.0
+    """
+    return 1.0
+
+
+def check_fraction(name: str, value: float, *, closed: bool) -> None:
+    """Raise ValueError unless 0 ≤ value < 1 (`closed`: ≤ 1)."""
+    inside = 0.0 <= value <= 1.0 if closed else 0.0 <= value < 1.0
+    if not inside:  # NaN lands here too
+        hint = f"; did you mean {value / 100:g}?" if 1.0 < value < 100.0 else ""
+        bounds = "[0, 1]" if closed else "[0, 1)"
+        raise ValueError(f"{name}={value}: expected a fraction in {bounds}{hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Sparsity over training progress.
+
+    With ``u = clip((p - begin) / (end - begin), 0, 1)`` the sparsity at progress ``p`` is
+    ``0`` before ``begin`` and ``initial + (final - initial) · shape(u)`` from there on, so it is
+    exactly ``final`` from ``end`` on, and never above it.
+
+    Args:
+        final: Sparsity at the end of the ramp, in [0, 1).
+        initial: Sparsity at its start, in [0, final]; 0.7 is GMP*'s jump.
+        begin: Start of the ramp as a fraction of training.
+        end: End of the ramp as a fraction of training; what follows is recovery at `final`.
+        shape: Share of the way from `initial` to `final`, a function [0, 1] → [0, 1] with
+            never falling: `cubic`, `linear`, `one_shot`, or your own.
+
+    Raises:
+        ValueError: A fraction is out of range, ``begin >= end`` or ``initial > final``.
+
+    >>> schedule = Schedule(final=0.95, begin=0.0, end=0.5)
+    >>> [round(schedule(p), 4) for p in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.8312, 0.95, 0.95]
+    """
+
+    final: float
+    initial: float = 0.0
+    begin: float = 0.0
+    end: float = 1.0
+    shape: Shape = cubic
+
+    def __post_init__(self) -> None:
+        """Check the fractions against each other."""
+        check_fraction("final", self.final, closed=False)
+        check_fraction("initial", self.initial, closed=False)
+        check_fraction("begin", self.begin, closed=True)
+        check_fraction("end", self.end, closed=True)
+        if self.begin >= self.end:
+            raise ValueError(
+                f"begin={self.begin} is not before end={self.end}: the ramp needs begin < end; "
+                "to prune all at once take shape=one_shot"
+            )
+        if self.initial > self.final:
+            raise ValueError(
+                f"initial={self.initial} is above final={self.final}: "
+                "masks only ever lose weights, so initial must not exceed final"
+            )
+
+    def __call__(self, progress: float) -> float:
+        """Sparsity at `progress`, a fraction of training."""
+        if progress < self.begin:
+            return 0.0
+        u = min((progress - self.begin) / (self.end - self.begin), 1.0)
+        if u == 1.0:
+            return self.final
+        return min(self.initial + (self.final - self.initial) * self.shape(u), self.final)
+
+
+def update_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> Plan:
+    """The optimizer steps after which masks are updated, and the sparsity each update gives.
+
+    The ramp goes from step ``first = round(begin · total_steps)`` to ``last = round(end ·
+    total_steps)``. Update k of ``0 … updates`` falls on ``first + round((last - first) · k /
+    updates)``, at least 1, and gives ``schedule(begin + (end - begin) · k / updates)``. Where
+    several fall on one step the last counts; where the sparsity does not rise there is no update.
+    The last update gives exactly ``final`` and falls on `last`, or earlier if the shape reaches 1
+    earlier.
+
+    Args:
+        schedule: Any `Schedule`.
+        total_steps: Optimizer steps of the run.
+        updates: How many updates the ramp is cut into, at least 1.
+
+    Returns:
+        ``{step: sparsity}``, both rising. Steps count completed optimizer steps, from 1.
+
+    Raises:
+        ValueError: `updates` or `total_steps` below 1, or the ramp is shorter than one step.
+
+    >>> update_plan(Schedule(final=0.8, shape=linear), total_steps=10, updates=4)
+    {2: 0.2, 5: 0.4, 8: 0.6000000000000001, 10: 0.8}
+    """
+    first, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
+    plan: Plan = {}
+    reached = 0.0
+    for k in range(updates + 1):
+        progress = schedule.begin + (schedule.end - schedule.begin) * k / updates
+        sparsity = schedule.final if k == updates else schedule(progress)
+        if sparsity > reached:
+            plan[max(1, first + round((last - first) * k / updates))] = sparsity
+            reached = sparsity
+    return plan
+
+
+def ramp_steps(schedule: Schedule, *, total_steps: int, updates: int) -> tuple[int, int]:
+    """The ramp's ends in optimizer steps, both rounded.
+
+    Raises:
+        ValueError: `updates` or `total_steps` below 1, or the ramp is shorter than one step.
+
+    >>> ramp_steps(Schedule(final=0.9, begin=0.1, end=0.5), total_steps=1000, updates=10)
+    (100, 500)
+    """
+    if updates < 1:
+        raise ValueError(f"updates={updates}: a ramp needs at least one mask update")
+    if total_steps < 1:
+        raise ValueError(f"total_steps={total_steps}: there is no optimizer step to prune in")
+    first, last = round(schedule.begin * total_steps), round(schedule.end * total_steps)
+    if first >= last:
+        raise ValueError(
+            f"begin={schedule.begin}, end={schedule.end}: no step of this run of {total_steps} "
+            "lies on the ramp; move them apart or train for more steps"
+        )
+    return first, last
