@@ -83,8 +83,8 @@ def exact(scores: Tensor, count: int, kept: Tensor) -> Tensor:
     mask = hits(scores, operator.gt, threshold, kept)
     spared = pruned_in(mask) - count
     if spared:
-        ties = hits(scores, operator.eq, threshold, kept).flatten().nonzero().flatten()
-        mask.view(-1)[ties[-spared:]] = True
+        ties = hits(scores, operator.eq, threshold, kept).nonzero()  # in index order
+        mask[tuple(ties[-spared:].T)] = True
     return mask
 
 
@@ -225,10 +225,13 @@ def candidates(masks: Masks, score: Score, room: Mapping[str, int]) -> Tensor:
     >>> candidates(masks, scores.get, {"a": 2, "b": 1})
     tensor([1., 2., 3.])
     """
-    # Filled piece by piece: a list for torch.cat would hold every score twice. Allocated by numpy,
-    # which asks for huge pages: the first touch of torch's small ones takes as long as the ranking.
-    size, device = sum(room.values()), next(iter(masks.values())).device
-    everything = torch.from_numpy(np.empty(size, np.float32)).to(device)
+    size, any_mask = sum(room.values()), next(iter(masks.values()))
+    # Filled piece by piece: a list for torch.cat would hold every score twice. On the CPU numpy
+    # allocates, in huge pages: the first touch of torch's small ones takes longer than the ranking.
+    if on_cpu(any_mask):
+        everything = torch.from_numpy(np.empty(size, np.float32))
+    else:
+        everything = torch.empty(size, device=any_mask.device)
     start = 0
     for name, mask in masks.items():
         values = kept_scores(score(name), mask)

@@ -136,8 +136,8 @@ def update_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> 
     plan: Plan = {}
     reached = 0.0
     for k in range(updates + 1):
-        progress = schedule.begin + (schedule.end - schedule.begin) * k / updates
-        sparsity = schedule.final if k == updates else schedule(progress)
+        way = k / updates
+        sparsity = schedule((1 - way) * schedule.begin + way * schedule.end)  # exact at both ends
         if sparsity > reached:
             plan[max(1, first + round((last - first) * k / updates))] = sparsity
             reached = sparsity

@@ -1,0 +1,213 @@
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import nn
+from torch.nn.utils import prune
+
+from kd_prune.pruning.mask import Global, exact, layerwise
+
+SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
+# Few distinct values, so that most examples tie.
+TIED = hnp.arrays(np.float32, SHAPES, elements=st.integers(-2, 2).map(float), fill=st.nothing())
+
+
+# The second way is that of other devices: it runs on the CPU too.
+WAYS = pytest.mark.parametrize("on_cpu", [True, False], ids=["numpy", "torch"])
+
+
+def ones(*shape):
+    return torch.ones(*shape, dtype=torch.bool)
+
+
+def exact_oracle(scores, count, kept):
+    """Prune in the order: pruned already, then lower score, then lower index."""
+    order = np.lexsort((np.arange(scores.size), scores.ravel(), kept.ravel()))
+    mask = np.ones(scores.size, dtype=bool)
+    mask[order[: max(count, int((~kept).sum()))]] = False
+    return mask.reshape(scores.shape)
+
+
+@st.composite
+def problems(draw):
+    scores = draw(TIED)
+    kept = draw(hnp.arrays(np.bool_, scores.shape, fill=st.nothing()))
+    return scores, draw(st.integers(0, scores.size)), kept
+
+
+@WAYS
+@given(problems(), st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
+def test_exact_against_lexsort(on_cpu, problem, dtype):
+    scores, count, kept = problem
+    with patch("kd_prune.pruning.mask.on_cpu", return_value=on_cpu):
+        mask = exact(torch.from_numpy(scores).to(dtype), count, torch.from_numpy(kept))
+    np.testing.assert_array_equal(mask.numpy(), exact_oracle(scores, count, kept))
+
+
+@given(problems())
+def test_exact_leaves_its_arguments_alone(problem):
+    scores, count, kept = problem
+    given_scores, given_kept = torch.from_numpy(scores.copy()), torch.from_numpy(kept.copy())
+    exact(given_scores, count, given_kept)
+    np.testing.assert_array_equal(given_scores.numpy(), scores)
+    np.testing.assert_array_equal(given_kept.numpy(), kept)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 11, 12])
+def test_equal_scores_go_from_the_front(count):
+    mask = exact(torch.full((3, 4), 0.5), count, ones(3, 4))
+    assert mask.flatten().tolist() == [False] * count + [True] * (12 - count)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_exact_of_a_single_weight(count):
+    assert exact(torch.tensor([0.0]), count, ones(1)).tolist() == [count == 0]
+
+
+def test_exact_sees_differences_below_float32():
+    scores = torch.tensor([1.0 + 2e-12, 1.0, 1.0 + 1e-12], dtype=torch.float64)
+    assert exact(scores, 2, ones(3)).tolist() == [True, False, False]
+
+
+def test_ties_follow_the_index_whatever_the_strides():
+    scores = torch.ones(2, 3, 2, 2).to(memory_format=torch.channels_last)
+    mask = exact(scores, 5, ones(2, 3, 2, 2))
+    assert mask.flatten().tolist() == [False] * 5 + [True] * 19
+
+
+@given(TIED, st.data())
+def test_exact_in_two_goes_is_nested_and_the_same(scores, data):
+    few = data.draw(st.integers(0, scores.size))
+    many = data.draw(st.integers(few, scores.size))
+    tensor, start = torch.from_numpy(scores), ones(*scores.shape)
+    first = exact(tensor, few, start)
+    second = exact(tensor, many, first)
+    assert not (second & ~first).any()
+    assert torch.equal(second, exact(tensor, many, start))
+
+
+@given(st.integers(1, 40), st.data())
+def test_exact_is_permutation_equivariant(size, data):
+    scores = torch.arange(size, dtype=torch.float32)
+    scores = scores[data.draw(st.permutations(range(size)))]
+    permutation = data.draw(st.permutations(range(size)))
+    count = data.draw(st.integers(0, size))
+    assert torch.equal(
+        exact(scores[permutation], count, ones(size)), exact(scores, count, ones(size))[permutation]
+    )
+
+
+@given(problems(), st.integers(-20, 20))
+def test_exact_is_invariant_to_positive_scale(problem, exponent):
+    scores, count, kept = (torch.as_tensor(part) for part in problem)
+    scaled = exact(scores * 2.0**exponent, int(count), kept)
+    assert torch.equal(scaled, exact(scores, int(count), kept))
+
+
+@pytest.mark.parametrize("count", [1, 100, 599])
+def test_exact_against_torch_without_ties(count):
+    layer = nn.Linear(20, 30)
+    with torch.no_grad():
+        shuffled = torch.randperm(600, generator=torch.Generator().manual_seed(0)).view(30, 20)
+        layer.weight.copy_((shuffled + 1) * (1 - 2 * (shuffled % 2)))  # 1, -2, 3 …, shuffled
+    mask = exact(layer.weight.detach().abs(), count, ones(30, 20))
+    prune.l1_unstructured(layer, "weight", amount=count)
+    assert torch.equal(mask, layer.weight_mask.bool())
+
+
+@given(st.lists(SHAPES, min_size=1, max_size=4), st.floats(0, 1))
+def test_layerwise_counts(shapes, sparsity):
+    masks = {str(i): ones(*shape) for i, shape in enumerate(shapes)}
+    counts = layerwise(masks, masks.__getitem__, sparsity)
+    assert counts == {name: round(sparsity * mask.numel()) for name, mask in masks.items()}
+
+
+def global_oracle(scores, kept, sparsity, ceiling):
+    """Walk all weights by score, tensor and index; prune where the tensor has room."""
+    wanted = round(sparsity * sum(s.size for s in scores.values()))
+    counts = {name: int((~kept[name]).sum()) for name in scores}
+    limits = {name: int(np.ceil(ceiling * s.size)) for name, s in scores.items()}
+    walk = sorted(
+        (float(score), position, name)
+        for position, name in enumerate(scores)
+        for score in scores[name][kept[name]]
+    )
+    for _, _, name in walk:
+        if sum(counts.values()) < wanted and counts[name] < limits[name]:
+            counts[name] += 1
+    return counts
+
+
+@st.composite
+def models(draw, all_kept=False):
+    scores = {str(i): draw(TIED) for i in range(draw(st.integers(1, 4)))}
+    kept = {
+        name: np.ones(s.shape, bool)
+        if all_kept
+        else draw(hnp.arrays(np.bool_, s.shape, fill=st.nothing()))
+        for name, s in scores.items()
+    }
+    return scores, kept
+
+
+def global_counts(scores, kept, sparsity, ceiling=1.0):
+    masks = {name: torch.from_numpy(mask) for name, mask in kept.items()}
+    return Global(ceiling=ceiling)(masks, lambda name: torch.from_numpy(scores[name]), sparsity)
+
+
+@WAYS
+@given(models(), st.floats(0, 1), st.floats(0, 1))
+def test_global_against_a_walk(on_cpu, model, one, other):
+    sparsity, ceiling = sorted([one, other])
+    scores, kept = model
+    with patch("kd_prune.pruning.mask.on_cpu", return_value=on_cpu):
+        counts = global_counts(scores, kept, sparsity, ceiling)
+    assert counts == global_oracle(scores, kept, sparsity, ceiling)
+
+
+@given(models(all_kept=True), st.floats(0, 1), st.floats(0, 1))
+def test_global_adds_up_exactly_under_its_ceiling(model, one, other):
+    sparsity, ceiling = sorted([one, other])
+    scores, kept = model
+    counts = global_counts(scores, kept, sparsity, ceiling)
+    assert sum(counts.values()) == round(sparsity * sum(s.size for s in scores.values()))
+    assert all(counts[name] <= np.ceil(ceiling * s.size) for name, s in scores.items())
+
+
+@given(TIED, st.floats(0, 1))
+def test_global_of_one_tensor_is_layerwise(scores, sparsity):
+    masks = {"only": ones(*scores.shape)}
+    score = {"only": torch.from_numpy(scores)}.__getitem__
+    assert Global()(masks, score, sparsity) == layerwise(masks, score, sparsity)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "expected"), [(0.25, [0, 1]), (0.5, [1, 1]), (0.75, [2, 1]), (1.0, [2, 2])]
+)
+def test_global_takes_ties_tensor_by_tensor(sparsity, expected):
+    scores = {"a": np.float32([1, 1]), "b": np.float32([0, 1])}
+    kept = {"a": np.ones(2, bool), "b": np.ones(2, bool)}
+    assert list(global_counts(scores, kept, sparsity).values()) == expected
+
+
+def test_global_takes_nothing_back():
+    kept = {"a": np.zeros(10, bool), "b": np.ones(10, bool)}
+    scores = {"a": np.ones(10, np.float32), "b": np.ones(10, np.float32)}
+    assert global_counts(scores, kept, 0.3) == {"a": 10, "b": 0}
+    assert global_counts(scores, kept, 0.6, ceiling=0.7) == {"a": 10, "b": 2}
+
+
+@pytest.mark.parametrize("ceiling", [-0.1, 1.1, 95, float("nan")])
+def test_global_refuses_a_ceiling(ceiling):
+    with pytest.raises(ValueError, match="ceiling="):
+        Global(ceiling=ceiling)
+
+
+def test_global_refuses_a_sparsity_above_its_ceiling():
+    masks = {"a": ones(4)}
+    with pytest.raises(ValueError, match=r"ceiling=0.5 is below the sparsity asked for, 0.9"):
+        Global(ceiling=0.5)(masks, lambda name: torch.zeros(4), 0.9)

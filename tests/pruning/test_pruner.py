@@ -1,0 +1,258 @@
+import copy
+import io
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from kd_prune.pruning.mask import Global
+from kd_prune.pruning.pruner import Pruner
+from kd_prune.pruning.schedule import Schedule, update_plan
+
+STEPS = 20
+SCHEDULE = Schedule(final=0.9, begin=0.1, end=0.8)
+PLAN = update_plan(SCHEDULE, total_steps=STEPS, updates=5)
+OPTIMIZERS = {
+    "adamw": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+    "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+}
+
+
+def make_model(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 3)).to(dtype)
+
+
+def weights_of(model):
+    return {name: p for name, p in model.named_parameters() if p.ndim == 2}
+
+
+def make_pruner(model, schedule=SCHEDULE, **options):
+    return Pruner(weights_of(model), schedule, **{"total_steps": STEPS, "updates": 5} | options)
+
+
+def train_step(model, optimizer, step):
+    """One optimizer step on a batch that depends on the step alone."""
+    weight = next(model.parameters())
+    batch = torch.randn(8, 7, generator=torch.Generator().manual_seed(step)).to(weight.dtype)
+    optimizer.zero_grad()
+    model(batch).square().mean().backward()
+    optimizer.step()
+
+
+def run(model, pruner, optimizer, steps):
+    for step in steps:
+        train_step(model, optimizer, step)
+        pruner.update(step)
+        pruner.project()
+
+
+def bits(tensor):
+    return tensor.detach().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_pruned_weights_are_exactly_zero_after_every_step(optimizer, dtype):
+    model = make_model(dtype)
+    pruner = make_pruner(model)
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
+    before = {name: mask.clone() for name, mask in pruner.masks.items()}
+    reached = 0.0
+    for step in range(1, STEPS + 1):
+        train_step(model, optimizer, step)
+        trained = {name: weight.detach().clone() for name, weight in weights_of(model).items()}
+        assert pruner.update(step) == (step in PLAN)
+        pruner.project()
+        reached = PLAN.get(step, reached)
+        assert pruner.target == reached
+        for name, weight in weights_of(model).items():
+            mask = pruner.masks[name]
+            assert int((~mask).sum()) == round(reached * weight.numel())
+            assert (bits(weight)[~mask] == 0).all()
+            assert torch.equal(bits(weight)[mask], bits(trained[name])[mask])
+            assert not (mask & ~before[name]).any(), "a pruned weight came back"
+            before[name] = mask.clone()
+    assert reached == 0.9
+    assert pruner.sparsity == (round(0.9 * 77) + round(0.9 * 33)) / 110
+
+
+def test_global_target_is_met_exactly_over_all_tensors():
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight.mul_(0.1)  # all its weights rank low
+    pruner = make_pruner(model, allocation=Global(ceiling=0.95))
+    run(model, pruner, OPTIMIZERS["adamw"](model.parameters()), range(1, STEPS + 1))
+    pruned = {name: int((~mask).sum()) for name, mask in pruner.masks.items()}
+    assert sum(pruned.values()) == round(0.9 * 110)
+    assert pruned["0.weight"] == 74  # ⌈0.95 · 77⌉
+
+
+@pytest.mark.parametrize("allocation", [None, Global()])
+def test_interrupted_in_mid_ramp_equals_uninterrupted(allocation):
+    options = {"allocation": allocation} if allocation else {}
+    model = make_model()
+    pruner = make_pruner(model, **options)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    run(model, pruner, optimizer, range(1, 9))
+    assert 0 < pruner.target < 0.9
+    parts = {"model": model, "adam": optimizer, "pruner": pruner}
+    file = io.BytesIO()
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    run(model, pruner, optimizer, range(9, STEPS + 1))
+
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    resumed = make_model()
+    resumed_pruner = make_pruner(resumed, **options)
+    resumed_optimizer = OPTIMIZERS["adamw"](resumed.parameters())
+    resumed.load_state_dict(state["model"])
+    resumed_optimizer.load_state_dict(state["adam"])
+    resumed_pruner.load_state_dict(state["pruner"])
+    assert resumed_pruner.target == PLAN[8]
+    run(resumed, resumed_pruner, resumed_optimizer, range(9, STEPS + 1))
+    assert resumed_pruner.target == pruner.target
+    for name, weight in model.state_dict().items():
+        assert torch.equal(bits(weight), bits(resumed.state_dict()[name]))
+    for name, mask in pruner.masks.items():
+        assert torch.equal(mask, resumed_pruner.masks[name])
+
+
+def test_a_longer_run_keeps_the_ramp_it_began():
+    model = make_model()
+    state = make_pruner(model).state_dict()
+    longer = make_pruner(model, total_steps=10 * STEPS)
+    assert longer.plan != PLAN
+    longer.load_state_dict(state)
+    assert longer.plan == PLAN
+
+
+def test_loading_copies_the_masks():
+    model = make_model()
+    pruner, other = make_pruner(model), make_pruner(model)
+    other.load_state_dict(pruner.state_dict())
+    pruner.update(max(PLAN))
+    assert all(mask.all() for mask in other.masks.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 4)), r"2.weight is \(4, 11\)"),
+        (nn.Sequential(nn.Linear(7, 11)), r"2.weight is None in the state and \(3, 11\) here"),
+        (
+            nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 3), nn.Linear(3, 3)),
+            r"3.weight is \(3, 3\) in the state and None here",
+        ),
+    ],
+)
+def test_the_state_of_another_model_is_refused(model, message):
+    with pytest.raises(ValueError, match=f"of another model or scope: {message}"):
+        make_pruner(make_model()).load_state_dict(make_pruner(model).state_dict())
+
+
+@pytest.mark.parametrize("start", [0.5, 0.97])
+def test_a_model_pruned_before_keeps_its_zeros(start):
+    model = make_model()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in weights_of(model).values():
+            order = torch.randperm(weight.numel(), generator=generator)
+            weight.view(-1)[order[: round(start * weight.numel())]] = 0.0
+    zeros = {name: weight == 0 for name, weight in weights_of(model).items()}
+    pruner = make_pruner(model)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    for step in range(1, STEPS + 1):
+        run(model, pruner, optimizer, [step])
+        for name, weight in weights_of(model).items():
+            assert (weight[zeros[name]] == 0).all()
+    for weight in weights_of(model).values():
+        expected = round(max(start, 0.9) * weight.numel())
+        assert int((weight == 0).sum()) == expected
+
+
+@pytest.mark.parametrize("allocation", [None, Global()])
+def test_nan_is_refused_by_name(allocation):
+    model = make_model()
+    pruner = make_pruner(model, **({"allocation": allocation} if allocation else {}))
+    with torch.no_grad():
+        model[2].weight[1, 2] = float("nan")
+    assert not pruner.update(1)
+    with pytest.raises(ValueError, match=r"2\.weight has a NaN score.*training has diverged"):
+        pruner.update(min(PLAN))
+
+
+def test_infinite_weights_can_be_ranked():
+    model = make_model()
+    with torch.no_grad():
+        model[2].weight[1, 2] = float("-inf")
+    pruner = make_pruner(model)
+    pruner.update(max(PLAN))
+    assert pruner.masks["2.weight"][1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, -0.0])
+def test_project_zeroes_whatever_is_there(value, dtype):
+    weight = nn.Parameter(torch.ones(2, 3, dtype=dtype).T)  # not contiguous
+    pruner = Pruner({"weight": weight}, Schedule(final=0.5), total_steps=1)
+    pruner.update(1)
+    with torch.no_grad():
+        weight.fill_(value)
+    pruner.project()
+    mask = pruner.masks["weight"]
+    assert torch.equal(weight[~mask], torch.zeros(3, dtype=dtype))
+    assert not weight[~mask].signbit().any()
+    assert torch.equal(weight[mask].nan_to_num(), torch.full((3,), value, dtype=dtype).nan_to_num())
+
+
+def test_masks_freeze_after_the_ramp():
+    model = make_model()
+    pruner = make_pruner(model)
+    run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, max(PLAN) + 1))
+    frozen = copy.deepcopy(pruner.masks)
+    run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(max(PLAN) + 1, STEPS + 1))
+    assert all(torch.equal(mask, pruner.masks[name]) for name, mask in frozen.items())
+
+
+def test_a_criterion_may_return_the_weight_itself():
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    pruner = make_pruner(model, criterion=lambda weight: weight, allocation=Global(ceiling=0.95))
+    pruner.update(max(PLAN))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name])
+    pruner.project()
+    kept = torch.cat([weight[weight != 0] for weight in weights_of(model).values()])
+    assert len(kept) == 11
+    assert (kept > 0).all()
+
+
+def test_a_selection_that_regrows_is_overruled():
+    model = make_model()
+    pruner = make_pruner(model)
+    pruner.update(min(PLAN))
+    pruned = {name: ~mask for name, mask in pruner.masks.items()}
+    pruner.select = lambda scores, count, kept: torch.ones_like(kept)
+    pruner.update(max(PLAN))
+    assert all(not pruner.masks[name][gone].any() for name, gone in pruned.items())
+
+
+def test_a_sparsity_out_of_reach_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"ceiling=0.85 is below the sparsity asked for, 0.9"):
+        make_pruner(make_model(), allocation=Global(ceiling=0.85))
+
+
+def test_a_ramp_without_a_step_is_refused_at_once():
+    with pytest.raises(ValueError, match="no step of this run of 1"):
+        make_pruner(make_model(), Schedule(final=0.9, end=0.4), total_steps=1)
+
+
+def test_sparsity_is_counted_from_the_weights():
+    model = make_model()
+    pruner = make_pruner(model)
+    pruner.update(max(PLAN))
+    assert pruner.sparsity == 0.0, "masks alone zero nothing"
+    pruner.project()
+    assert pruner.sparsity == (round(0.9 * 77) + round(0.9 * 33)) / 110

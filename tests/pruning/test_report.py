@@ -1,0 +1,67 @@
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from kd_prune.pruning.report import SparsityReport
+
+
+@pytest.fixture
+def model():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+        model[0].weight[:, 0] = 0.0
+        model[0].weight[:, 1] = -0.0
+        model[1].bias[0] = 0.0
+    return model
+
+
+def test_counts(model):
+    report = SparsityReport.count(model, ["0.weight", "1.weight"])
+    assert [tensor.zeros for tensor in report.tensors] == [10, 0, 0, 1]
+    assert report.sparsity == 10 / 30
+    assert report.model_sparsity == 11 / 37
+    assert report.parameters == 37
+    assert report.nonzero == 26
+
+
+def test_shared_parameters_count_once(model):
+    model.append(model[1])
+    assert SparsityReport.count(model, ["1.weight"]).parameters == 37
+
+
+def test_buffers_do_not_count(model):
+    model.register_buffer("zeros", torch.zeros(100))
+    assert SparsityReport.count(model, []).model_sparsity == 11 / 37
+
+
+def test_an_empty_scope_has_no_sparsity(model):
+    assert SparsityReport.count(model, []).sparsity == 0.0
+
+
+def test_an_empty_tensor_has_no_sparsity():
+    model = nn.ParameterDict({"empty": nn.Parameter(torch.zeros(0, 3))})
+    assert SparsityReport.count(model, ["empty"]).tensors[0].sparsity == 0.0
+
+
+def test_a_scope_of_another_model_raises(model):
+    with pytest.raises(ValueError, match=r"no parameter 'student.0.weight'"):
+        SparsityReport.count(model, ["0.weight", "student.0.weight"])
+
+
+def test_csv(model, tmp_path):
+    SparsityReport.count(model, ["0.weight"]).write_csv(tmp_path / "report.csv")
+    with (tmp_path / "report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {
+        "name": "0.weight",
+        "shape": "5x4",
+        "in_scope": "True",
+        "size": "20",
+        "zeros": "10",
+        "sparsity": "0.500000",
+    }
+    assert [row["name"] for row in rows] == ["0.weight", "0.bias", "1.weight", "1.bias"]

@@ -1,0 +1,174 @@
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_prune.pruning.schedule import Schedule, cubic, linear, one_shot, update_plan
+
+SHAPES = st.sampled_from([cubic, linear, one_shot])
+
+
+@st.composite
+def schedules(draw, shapes=SHAPES, rise=0.0):
+    """Any legal schedule; the ramp's ends are multiples of 1/64, so that products are exact."""
+    initial = draw(st.floats(0, 0.9))
+    final = draw(st.floats(initial + rise, 0.999))
+    begin = draw(st.integers(0, 63))
+    end = draw(st.integers(begin + 1, 64))
+    return Schedule(
+        final=final, initial=initial, begin=begin / 64, end=end / 64, shape=draw(shapes)
+    )
+
+
+def cubic_oracle(schedule, progress):
+    """Zhu & Gupta's eq. 1 in exact arithmetic."""
+    initial, final = Fraction(schedule.initial), Fraction(schedule.final)
+    begin, end = Fraction(schedule.begin), Fraction(schedule.end)
+    if progress < begin:
+        return Fraction(0)
+    u = min((progress - begin) / (end - begin), Fraction(1))
+    return final + (initial - final) * (1 - u) ** 3
+
+
+def plan_oracle(schedule, total_steps, updates):
+    """Steps and sparsities of the cubic ramp, in exact arithmetic."""
+    first = round(Fraction(schedule.begin) * total_steps)
+    last = round(Fraction(schedule.end) * total_steps)
+    plan = {}
+    for k in range(updates + 1):
+        way = Fraction(k, updates)
+        progress = Fraction(schedule.begin) * (1 - way) + Fraction(schedule.end) * way
+        sparsity = cubic_oracle(schedule, progress)
+        if sparsity > 0:
+            plan[max(1, first + round((last - first) * way))] = sparsity
+    return plan
+
+
+@given(schedules(st.just(cubic)), st.fractions(0, 1, max_denominator=10_000))
+def test_cubic_against_exact_arithmetic(schedule, progress):
+    progress = float(progress)
+    expected = cubic_oracle(schedule, Fraction(progress))
+    assert schedule(progress) == pytest.approx(float(expected), abs=1e-12)
+
+
+@given(schedules(), st.floats(0, 1))
+def test_within_initial_and_final_from_begin_and_zero_before(schedule, progress):
+    sparsity = schedule(progress)
+    if progress < schedule.begin:
+        assert sparsity == 0.0
+    else:
+        assert schedule.initial <= sparsity <= schedule.final
+
+
+@given(schedules(), st.floats(0, 1), st.floats(0, 1))
+def test_never_falls(schedule, one, other):
+    assert schedule(min(one, other)) <= schedule(max(one, other))
+
+
+@given(schedules())
+def test_ends_are_exact(schedule):
+    assert schedule(schedule.end) == schedule(1.0) == schedule.final
+    if schedule.shape is not one_shot:
+        assert schedule(schedule.begin) == schedule.initial
+
+
+def test_rounding_neither_lifts_it_above_final_nor_leaves_it_below():
+    assert 0.33 + (0.87 - 0.33) > 0.87
+    assert Schedule(final=0.87, initial=0.33, shape=one_shot)(0.5) == 0.87
+    assert 0.05 + (0.21 - 0.05) < 0.21
+    assert Schedule(final=0.21, initial=0.05)(1.0) == 0.21
+
+
+@given(schedules(st.just(cubic), rise=0.01), st.integers(1, 3000), st.integers(1, 200))
+def test_plan_against_exact_arithmetic(schedule, total_steps, updates):
+    first, last = (round(Fraction(x) * total_steps) for x in (schedule.begin, schedule.end))
+    if first == last:
+        with pytest.raises(ValueError, match="no step of this run"):
+            update_plan(schedule, total_steps=total_steps, updates=updates)
+        return
+    plan = update_plan(schedule, total_steps=total_steps, updates=updates)
+    expected = plan_oracle(schedule, total_steps, updates)
+    assert list(plan) == list(expected)
+    assert list(plan.values()) == pytest.approx([float(s) for s in expected.values()], abs=1e-12)
+
+
+@given(schedules(), st.integers(64, 3000), st.integers(1, 200))
+def test_plan_rises_within_the_run_to_exactly_final(schedule, total_steps, updates):
+    plan = update_plan(schedule, total_steps=total_steps, updates=updates)
+    steps, sparsities = list(plan), list(plan.values())
+    assert steps == sorted(steps)
+    assert sparsities == sorted(set(sparsities))
+    if schedule.final > 0:
+        assert steps[0] >= 1
+        assert steps[-1] <= total_steps
+        assert sparsities[-1] == schedule.final
+        assert len(plan) <= updates + 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "total_steps", "updates", "plan"),
+    [
+        pytest.param(Schedule(final=0.9), 1, 100, {1: 0.9}, id="one step"),
+        pytest.param(Schedule(final=0.8, shape=linear), 2, 2, {1: 0.4, 2: 0.8}, id="linear"),
+        pytest.param(Schedule(final=0.9, shape=one_shot), 10, 4, {1: 0.9}, id="one shot"),
+        pytest.param(
+            Schedule(final=0.9, shape=one_shot, begin=0.5), 10, 4, {5: 0.9}, id="one shot, late"
+        ),
+        pytest.param(
+            Schedule(final=0.9, initial=0.7, shape=linear, begin=0.2, end=0.6),
+            10,
+            2,
+            {2: 0.7, 4: 0.8, 6: 0.9},
+            id="a jump, then recovery",
+        ),
+        pytest.param(Schedule(final=0.0), 10, 4, {}, id="dense"),
+        pytest.param(
+            Schedule(final=0.9, begin=0.28, end=0.29), 100, 1, {29: 0.9}, id="0.29 * 100 < 29"
+        ),
+        pytest.param(
+            Schedule(final=0.9, begin=0.05, end=0.21), 100, 1, {21: 0.9}, id="an end that rounds"
+        ),
+    ],
+)
+def test_plans(schedule, total_steps, updates, plan):
+    made = update_plan(schedule, total_steps=total_steps, updates=updates)
+    assert list(made) == list(plan)
+    assert list(made.values()) == pytest.approx(list(plan.values()))
+    assert max(made.values(), default=0.0) == schedule.final
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"final": 95}, r"final=95: expected a fraction in \[0, 1\); did you mean 0.95\?"),
+        ({"final": 1.0}, r"final=1.0: expected a fraction in \[0, 1\)$"),
+        ({"final": -0.1}, r"final=-0.1: expected a fraction"),
+        ({"final": float("nan")}, r"final=nan: expected a fraction"),
+        ({"final": 0.9, "initial": 50}, r"initial=50: .* did you mean 0.5\?"),
+        ({"final": 0.9, "initial": float("nan")}, r"initial=nan"),
+        ({"final": 0.9, "initial": 0.91}, r"initial=0.91 is above final=0.9"),
+        ({"final": 0.9, "begin": 0.5, "end": 0.5}, r"begin=0.5 is not before end=0.5"),
+        ({"final": 0.9, "begin": 0.6, "end": 0.5}, r"begin=0.6 is not before end=0.5"),
+        ({"final": 0.9, "end": 1.5}, r"end=1.5: expected a fraction in \[0, 1\]"),
+        ({"final": 0.9, "begin": float("nan")}, r"begin=nan"),
+        ({"final": 0.9, "end": float("nan")}, r"end=nan"),
+    ],
+)
+def test_schedule_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "updates", "message"),
+    [
+        (100, 0, "updates=0"),
+        (0, 10, "total_steps=0"),
+        (10, 10, r"begin=0.5, end=0.52: no step of this run of 10"),
+    ],
+)
+def test_plan_refuses(total_steps, updates, message):
+    schedule = Schedule(final=0.9, begin=0.5, end=0.52)
+    with pytest.raises(ValueError, match=message):
+        update_plan(schedule, total_steps=total_steps, updates=updates)
