@@ -44,7 +44,8 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    disable_progress_bars()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def one_line(error: BaseException) -> str:

@@ -127,7 +127,11 @@ def test_plan_rises_within_the_run_to_exactly_final(schedule, total_steps, updat
             Schedule(final=0.9, begin=0.28, end=0.29), 100, 1, {29: 0.9}, id="0.29 * 100 < 29"
         ),
         pytest.param(
-            Schedule(final=0.9, begin=0.05, end=0.21), 100, 1, {21: 0.9}, id="an end that rounds"
+            Schedule(final=0.9, begin=0.09, end=0.34, shape=linear),
+            100,
+            1,
+            {34: 0.9},
+            id="0.09 + (0.34 - 0.09) < 0.34",
         ),
     ],
 )

@@ -1,0 +1,48 @@
+"""What distillation and gradual pruning buy on the embedded task: ``make demo-ablation``.
+
+Four rows at 95 % sparsity, three seeds each; a table after every run. Results go to
+``benchmarks/results/ablation.json``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from common import machine, mean_std, print_table, run_job, save
+
+ROWS = {
+    "SparseBERT": [],
+    "pruned without distillation": ["distillation=none"],
+    "one-shot pruning, distilled": ["sparsity=oneshot"],
+    "one-shot pruning without distillation": ["sparsity=oneshot", "distillation=none"],
+}
+SEEDS = (0, 1, 2)
+
+
+def main() -> None:
+    """Run all rows and seeds."""
+    scores: dict[str, list[float]] = {"teacher (dense)": [], **{name: [] for name in ROWS}}
+    seconds: dict[str, list[float]] = {name: [] for name in scores}
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in SEEDS:
+            for name, overrides in ROWS.items():
+                result = run_job([f"seed={seed}", *overrides], Path(scratch))
+                scores[name].append(result["student"]["accuracy"])
+                seconds[name].append(result["seconds"]["student"])
+                if name == "SparseBERT":
+                    scores["teacher (dense)"].append(result["teacher"]["accuracy"])
+                    seconds["teacher (dense)"].append(result["seconds"]["teacher"])
+                print_table(
+                    f"accuracy after seed {seed}: {name}",
+                    ("", "sparsity", "accuracy", "seeds"),
+                    [
+                        (row, "0 %" if "dense" in row else "95 %", mean_std(found), str(len(found)))
+                        for row, found in scores.items()
+                    ],
+                )
+    save({"scores": scores, "seconds": seconds, "machine": machine()}, "ablation")
+
+
+if __name__ == "__main__":
+    main()

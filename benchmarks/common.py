@@ -1,0 +1,96 @@
+"""What benchmarks share: composing and running jobs, tables, and a record of the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+sys.path.insert(0, str(ROOT))
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions a figure depends on."""
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    flags = torch.backends.cpu.get_cpu_capability()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": f"{cpu}, {os.cpu_count()} cores, {flags}",
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def run_job(overrides: Sequence[str], out: Path) -> dict[str, Any]:
+    """Run ``train.py`` with these overrides in this process; return its result."""
+    from kd_prune.run import run
+    from train import quiet
+
+    quiet()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        config = compose("train", overrides=list(overrides))
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    job = instantiate(config, _convert_="all")
+    plain = OmegaConf.to_container(config, resolve=True)
+    return run(dataclasses.replace(job, out=out, config=plain))
+
+
+def record(result: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The part of a result that is worth keeping: figures without paths."""
+    teacher = {k: v for k, v in result["teacher"].items() if k != "path"}
+    keys = ("task", "seed", "student", "sparsity", "model_sparsity", "seconds", "versions")
+    shown = [o for o in overrides if not o.startswith(("task.path", "model.path", "cache_dir"))]
+    kept = {key: result[key] for key in keys}
+    return {"overrides": shown, "teacher": teacher, **kept, "machine": machine()}
+
+
+def mean_std(values: Iterable[float], scale: float = 100.0) -> str:
+    """``mean ± standard deviation`` of the values, or the one value there is."""
+    scaled = [scale * value for value in values]
+    if not scaled:
+        return "–"
+    if len(scaled) == 1:
+        return f"{scaled[0]:.1f}"
+    return f"{statistics.mean(scaled):.1f} ± {statistics.stdev(scaled):.1f}"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table that reads as Markdown too."""
+    table = Table(title=title)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def save(values: Any, name: str) -> None:
+    """Write ``benchmarks/results/<name>.json``."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n")

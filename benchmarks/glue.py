@@ -1,0 +1,127 @@
+"""Accuracy on real tasks: ``make bench-glue DATA=<folder> MODEL=<folder or hub id>``.
+
+One JSON file per run under ``benchmarks/results/glue``; a run whose file is there is not repeated,
+one that was cut off goes on from its last checkpoint. ``--table`` only prints what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+from common import RESULTS, mean_std, print_table, record, run_job
+
+FOLDER = RESULTS / "glue"
+
+# Teacher and student budgets in epochs, chosen so that the teacher converges.
+TASKS = {
+    "mrpc": {"teacher": 5, "student": 8},
+    "stsb": {"teacher": 4, "student": 8},
+    "sst2": {"teacher": 1, "student": 2},
+    "qnli_style": {"teacher": 2, "student": 4},
+    "cola": {"teacher": 5, "student": 8},
+    "rte": {"teacher": 5, "student": 8},
+}
+METRIC = {"stsb": "pearson", "cola": "matthews"}
+QNLI_STYLE = ["task=qnli", "task.name=qnli_style", "task.subset=null"]
+FILES = ["task.files={train: train_constructed.parquet}"]
+
+# The common recipe, then what each row changes.
+RECIPE = ["optimizer.lr=3e-4", "teacher.optimizer.lr=1e-4", "sparsity.end=0.7"]
+ROWS = {
+    "0.5": ["sparsity.final=0.5"],
+    "0.6": ["sparsity.final=0.6"],
+    "0.8": ["sparsity.final=0.8"],
+    "0.9": ["sparsity.final=0.9"],
+    "0.95": ["sparsity.final=0.95"],
+    "0.95 without distillation": ["sparsity.final=0.95", "distillation=none"],
+    "0.95 logits only": ["sparsity.final=0.95", "distillation=logits"],
+    "0.95 one-shot": ["sparsity=oneshot", "sparsity.final=0.95"],
+}
+
+
+def main() -> None:
+    """Run what is asked for and not there yet; print the table after every run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder with <task>/train.parquet …")
+    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--epochs-times", type=float, default=1.0, help="times the student's epochs")
+    parser.add_argument("--precision", default="32-true", help="bf16-mixed where the hardware has it")
+    parser.add_argument("--work", type=Path, default=Path("outputs/bench-glue"))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        if arguments.data is None:
+            parser.error("--data is needed: a folder with a subfolder per task")
+        for seed in arguments.seeds:
+            for task in arguments.tasks:
+                for row in arguments.rows:
+                    run_row(task, row, seed, arguments)
+                    table()
+    table()
+
+
+def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
+    """One run, unless its result is there."""
+    epochs = round(TASKS[task]["student"] * arguments.epochs_times)
+    name = f"{task}-{row.replace(' ', '_')}-{epochs}ep-s{seed}"
+    result = FOLDER / f"{name}.json"
+    if result.is_file():
+        return
+    source = arguments.data / task if task == "qnli_style" else arguments.data
+    if task == "qnli_style" and not source.is_dir():
+        source = arguments.data.parent / task
+    out = arguments.work / name
+    overrides = [
+        *([*QNLI_STYLE, *FILES] if task == "qnli_style" else [f"task={task}"]),
+        f"task.path={source}",
+        "model=minilm",
+        f"model.path={arguments.model}",
+        f"seed={seed}",
+        f"trainer.max_epochs={epochs}",
+        f"teacher.max_epochs={TASKS[task]['teacher']}",
+        f"trainer.precision={arguments.precision}",
+        *RECIPE,
+        *ROWS[row],
+    ]
+    last = out / "last.ckpt"
+    resume = [f"ckpt_path={last}"] if last.is_file() else []
+    found = run_job([*overrides, *resume], out)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(record(found, overrides) | {"row": row}, indent=1) + "\n")
+    shutil.rmtree(out)
+
+
+def table() -> None:
+    """Mean ± standard deviation over seeds of every (task, row, epochs) there is."""
+    runs: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
+    for file in sorted(FOLDER.glob("*.json")):
+        run = json.loads(file.read_text())
+        epochs = next(o for o in run["overrides"] if o.startswith("trainer.max_epochs"))
+        runs[run["task"], run["row"], epochs.split("=")[1]].append(run)
+    rows = []
+    for (task, row, epochs), found in runs.items():
+        metric = METRIC.get(task, "accuracy")
+        rows.append(
+            (
+                f"{task}: {row}",
+                epochs,
+                mean_std(run["teacher"][metric] for run in found),
+                mean_std(run["student"][metric] for run in found),
+                mean_std(run["student"][metric] - run["teacher"][metric] for run in found),
+                str(len(found)),
+                f"{sum(run['seconds']['student'] for run in found) / len(found):.0f}",
+            )
+        )
+    columns = ("task: sparsity", "epochs", "teacher", "student", "difference", "seeds", "seconds")
+    print_table("all-MiniLM-L6-v2; accuracy, pearson (STS-B), matthews (CoLA)", columns, rows)
+
+
+if __name__ == "__main__":
+    main()

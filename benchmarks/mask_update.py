@@ -1,0 +1,237 @@
+"""Cost of a mask update and of projection on BERT-base's 72 encoder matrices (84.9 M weights).
+
+Side by side in one process: Pruner.update against the same layerwise selection with torch.topk, a
+global update against numpy.partition alone on as many scores, projection against masked_fill_.
+Medians over the repeats; a ratio is the median of the ratios within each repeat. Memory is the peak
+of the resident set during one global update. Other load on the machine spoils the figures, those
+of torch's threads most; its average is written down with them.
+
+    python benchmarks/mask_update.py
+
+Writes benchmarks/results/mask_update.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from kd_prune.pruning import Global, Pruner, Schedule, update_plan
+from kd_prune.pruning.mask import count_of
+
+SHAPES = [(768, 768)] * 48 + [(3072, 768)] * 12 + [(768, 3072)] * 12
+# Updates on SparseBERT's ramp of 100: the masks' sparsity before and after each.
+RAMP = {0: 0.0} | update_plan(Schedule(final=0.95), total_steps=100)
+UPDATES = {f"update {k}": (RAMP[k - 1], RAMP[k]) for k in (1, 20, 100)}
+
+
+def main() -> None:
+    """Measure, write the JSON, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "mask_update.json"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    weights = {
+        f"{i}.weight": nn.Parameter(torch.empty(shape).normal_(std=0.02))
+        for i, shape in enumerate(SHAPES)
+    }
+    result = {
+        "machine": machine(),
+        "weights": sum(weight.numel() for weight in weights.values()),
+        "repeats": arguments.repeats,
+        "memory": global_memory(weights),
+        "times": {
+            where: times(weights, before, after, arguments.repeats)
+            for where, (before, after) in UPDATES.items()
+        },
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print_table(result)
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures depend on."""
+    info = Path("/proc/cpuinfo")
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+        "threads": torch.get_num_threads(),
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def pruner_at(weights: dict[str, nn.Parameter], before: float, after: float, **options) -> Pruner:
+    """A Pruner whose masks stand at `before`; its step 2 raises them to `after`."""
+    pruner = Pruner(
+        weights,
+        Schedule(final=after),
+        total_steps=2,
+        plan=lambda schedule, **_: {1: before, 2: after},
+        **options,
+    )
+    pruner.update(1)
+    return pruner
+
+
+def times(
+    weights: dict[str, nn.Parameter], before: float, after: float, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Median seconds of each contender, taken in turn, and median ratios within each turn."""
+    pruner = pruner_at(weights, before, after)
+    overall = pruner_at(weights, before, after, allocation=Global())
+    starts = [
+        (p, {name: mask.clone() for name, mask in p.masks.items()}) for p in (pruner, overall)
+    ]
+    keep = TopK(weights, starts[0][1], after, largest=True)
+    drop = TopK(weights, starts[0][1], after, largest=False)
+    scores = np.concatenate([w.detach().abs().flatten().numpy() for w in weights.values()])
+    buffer = np.empty_like(scores)
+    copies = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
+    projector = Pruner(copies, Schedule(final=0.5), total_steps=1)
+    projector.load_state_dict(pruner.state_dict() | {"total_steps": 1})
+    contenders: dict[str, Callable[[], object]] = {
+        "layerwise": lambda: pruner.update(2),
+        "topk of the kept": keep,
+        "topk of the pruned": drop,
+        "global": lambda: overall.update(2),
+        "numpy.partition alone": lambda: buffer.partition(count_of(after, buffer.size)),
+        "project": projector.project,
+        "project, masked_fill_": lambda: fill(projector),
+    }
+    runs: list[dict[str, float]] = []
+    for _ in range(repeats):
+        np.copyto(buffer, scores)
+        for p, masks in starts:
+            for name, mask in masks.items():
+                p.masks[name].copy_(mask)
+        runs.append({name: seconds(action) for name, action in contenders.items()})
+    keep.check(pruner)
+    drop.check(pruner)
+    pairs = [
+        ("topk of the kept", "layerwise"),
+        ("topk of the pruned", "layerwise"),
+        ("global", "numpy.partition alone"),
+        ("project, masked_fill_", "project"),
+    ]
+    return {
+        "seconds": {name: statistics.median(run[name] for run in runs) for name in contenders},
+        "ratios": {
+            f"{a} / {b}": statistics.median(run[a] / run[b] for run in runs) for a, b in pairs
+        },
+    }
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+class TopK:
+    """The layerwise masks by torch.topk, of the scores to keep or of those to prune.
+
+    torch.nn.utils.prune does the latter. Which is cheaper depends on the sparsity.
+    """
+
+    def __init__(
+        self,
+        weights: dict[str, nn.Parameter],
+        masks: dict[str, torch.Tensor],
+        sparsity: float,
+        *,
+        largest: bool,
+    ) -> None:
+        """Start from `masks`, which stay as they are."""
+        self.weights, self.masks, self.sparsity, self.largest = weights, masks, sparsity, largest
+        self.found: dict[str, torch.Tensor] = {}
+
+    def scores(self, name: str) -> torch.Tensor:
+        """|w|, -inf where pruned."""
+        return self.weights[name].detach().abs().masked_fill_(~self.masks[name], -torch.inf)
+
+    def __call__(self) -> None:
+        """Find the masks."""
+        for name, mask in self.masks.items():
+            count = count_of(self.sparsity, mask.numel())
+            k = mask.numel() - count if self.largest else count
+            chosen = self.scores(name).flatten().topk(k, largest=self.largest, sorted=False).indices
+            self.found[name] = torch.full_like(mask, not self.largest)
+            self.found[name].view(-1)[chosen] = self.largest
+
+    def check(self, pruner: Pruner) -> None:
+        """Both found the same masks, but for which of equal scores went."""
+        for name, mask in pruner.masks.items():
+            assert mask.count_nonzero() == self.found[name].count_nonzero()
+            differ = self.scores(name)[mask != self.found[name]]
+            assert differ.unique().numel() <= 1
+
+
+@torch.no_grad()
+def fill(pruner: Pruner) -> None:
+    """Projection the plain way."""
+    for name, weight in pruner.parameters.items():
+        weight.masked_fill_(~pruner.masks[name], 0.0)
+
+
+def global_memory(weights: dict[str, nn.Parameter]) -> dict[str, float] | None:
+    """Peak memory of a first global update beyond what was resident, and over the weights' bytes.
+
+    None where Linux's /proc cannot tell.
+    """
+    pruner = pruner_at(weights, *UPDATES["update 1"], allocation=Global())
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def resident(field: str) -> int:
+        lines = (line.split() for line in status.read_text().splitlines())
+        return next(1024 * int(words[1]) for words in lines if words[0] == f"{field}:")
+
+    try:
+        clear.write_text("5")  # VmHWM starts again from what is resident now
+    except OSError:
+        return None
+    before = resident("VmRSS")
+    pruner.update(2)
+    extra = resident("VmHWM") - before
+    size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    return {"weights_bytes": size, "extra_bytes": extra, "extra_over_weights": extra / size}
+
+
+def print_table(result: dict) -> None:
+    """The JSON, for people."""
+    print(json.dumps(result["machine"]))
+    where = list(result["times"])
+    for part, unit in (("seconds", "s"), ("ratios", "x")):
+        print(f"\n{'median ' + part:<44}" + "".join(f"{name:>12}" for name in where))
+        for row in result["times"][where[0]][part]:
+            values = (result["times"][name][part][row] for name in where)
+            print(f"{row:<44}" + "".join(f"{value:>10.3f} {unit}" for value in values))
+    if result["memory"]:
+        print(
+            f"\nglobal update, peak memory: {result['memory']['extra_over_weights']:.2f} x weights"
+        )
+
+
+if __name__ == "__main__":
+    main()

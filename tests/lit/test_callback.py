@@ -1,0 +1,177 @@
+"""SparsityCallback: on schedule, exact, and nothing but what is in scope."""
+
+from __future__ import annotations
+
+import copy
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from kd_prune.lit import SparsityCallback
+from kd_prune.pruning import Schedule, Scope, cubic, update_plan
+
+from .toy import (
+    ROWS,
+    SCOPE,
+    STEPS_PER_EPOCH,
+    Toy,
+    adamw,
+    make_module,
+    make_trainer,
+    sgd,
+    train_loader,
+    validation_loader,
+)
+
+IN_SCOPE = ("student.encoder.0.weight", "student.encoder.3.weight")
+
+
+class Watch(L.Callback):
+    """Notes, after every batch, the step, the sparsity counted and whether pruned weights are 0."""
+
+    def __init__(self, pruning: SparsityCallback) -> None:
+        self.pruning = pruning
+        self.counted: dict[int, float] = {}
+        self.leaks: list[int] = []
+        self.logged: dict[int, tuple[float, float]] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        parameters = dict(pl_module.named_parameters())
+        zeros = sum(int((parameters[name] == 0).sum()) for name in IN_SCOPE)
+        step = trainer.global_step
+        if step not in self.counted:
+            self.counted[step] = zeros / sum(parameters[name].numel() for name in IN_SCOPE)
+        for name, mask in self.pruning.pruner.masks.items():
+            if parameters[name][~mask].any():
+                self.leaks.append(step)
+        values = trainer.callback_metrics
+        if "sparsity/target" in values:
+            self.logged[step] = tuple(float(values[f"sparsity/{k}"]) for k in ("target", "counted"))
+
+
+def expected(plan: dict[int, float], total: int) -> dict[int, float]:
+    """Sparsity after each step, from the plan and exact counts of the two matrices."""
+    reached, trace = 0.0, {}
+    for step in range(1, total + 1):
+        reached = plan.get(step, reached)
+        trace[step] = 2 * round(reached * 512) / 1024
+    return trace
+
+
+@pytest.mark.parametrize("optimizer", [adamw, sgd])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_sparsity_follows_the_plan_in_optimizer_steps(tmp_path, optimizer, accumulate):
+    pruning = SparsityCallback(0.9, scope=SCOPE, updates=5, begin=0.2, end=0.8)
+    watch = Watch(pruning)
+    module = make_module(optimizer=optimizer)
+    trainer = make_trainer(
+        tmp_path, pruning, watch, max_epochs=3, accumulate_grad_batches=accumulate
+    )
+    trainer.fit(module, train_loader(), validation_loader())
+
+    total = 3 * -(-STEPS_PER_EPOCH // accumulate)
+    assert trainer.global_step == total
+    plan = update_plan(
+        Schedule(final=0.9, begin=0.2, end=0.8, shape=cubic), total_steps=total, updates=5
+    )
+    assert len(plan) >= 3
+    watch.counted.pop(0, None)  # batches before the first optimizer step
+    assert watch.counted == expected(plan, total)
+    assert watch.leaks == []
+    for step, sparsity in plan.items():
+        assert watch.logged[step] == pytest.approx((sparsity, watch.counted[step]))
+    assert pruning.pruned == 2 * round(0.9 * 512)
+
+
+def test_pruned_weights_stay_zero_in_mixed_precision(tmp_path):
+    pruning = SparsityCallback(0.5, scope=SCOPE, updates=2)
+    watch = Watch(pruning)
+    trainer = make_trainer(tmp_path, pruning, watch, max_epochs=1, precision="bf16-mixed")
+    trainer.fit(make_module(), train_loader(), validation_loader())
+    assert watch.leaks == []
+    assert watch.counted[STEPS_PER_EPOCH] == 0.5
+
+
+def test_what_is_out_of_scope_is_not_touched(tmp_path):
+    """With a learning rate of 0 only pruning changes anything."""
+    teacher = Toy(seed=7)
+    taught = copy.deepcopy(teacher.state_dict())
+    module = make_module(teacher=teacher, optimizer=lambda m, n: sgd_at_rest(m))
+    before = copy.deepcopy(module.student.state_dict())
+    trainer = make_trainer(tmp_path, SparsityCallback(0.9, scope=SCOPE))
+    trainer.fit(module, train_loader(), validation_loader())
+    for name, tensor in module.student.state_dict().items():
+        if f"student.{name}" in IN_SCOPE:
+            kept = tensor != 0
+            assert int(kept.sum()) == 512 - round(0.9 * 512)
+            assert torch.equal(tensor[kept], before[name][kept])
+        else:
+            assert torch.equal(tensor, before[name]), name
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, taught[name]), name
+
+
+def sgd_at_rest(model):
+    optimizer, schedule = sgd(model, 1)
+    schedule.lr_lambdas = [lambda step: 0.0]
+    optimizer.param_groups[0]["lr"] = 0.0
+    return optimizer, schedule
+
+
+def test_one_callback_serves_two_fits(tmp_path):
+    pruning = SparsityCallback(0.75, scope=SCOPE, updates=4)
+    watches = []
+    for epochs in (1, 2):
+        watches.append(Watch(pruning))
+        module = make_module(student=Toy(seed=epochs))
+        make_trainer(tmp_path, pruning, watches[-1], max_epochs=epochs).fit(module, train_loader())
+        assert pruning.pruner.sparsity == 0.75
+    first, second = (watch.counted for watch in watches)
+    assert first[1] > 0
+    assert 0 < second[STEPS_PER_EPOCH] < 0.75  # half-way on a ramp of its own
+    assert second[2 * STEPS_PER_EPOCH] == 0.75
+
+
+def test_a_plain_lightning_module_is_pruned(tmp_path):
+    """Plug-in use: no DistillModule, manual optimization, two optimizer steps in five batches."""
+
+    class Plain(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.layer = torch.nn.Linear(10, 10)
+
+        def training_step(self, batch, index):
+            self.manual_backward(self.layer(batch).square().mean())
+            if index % 2:
+                self.optimizers().step()
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    pruning = SparsityCallback(0.9, scope=Scope(include=["layer.weight"]), end=0.4)
+    module = Plain()
+    data = torch.utils.data.DataLoader(torch.ones(5, 10), batch_size=1)
+    make_trainer(tmp_path, pruning, max_epochs=1).fit(module, data)
+    assert int((module.layer.weight == 0).sum()) == 90
+    assert module.layer.bias.count_nonzero() == 10
+
+
+def test_a_scope_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"scope: say what may be pruned.*Scope\(include="):
+        make_trainer(tmp_path, SparsityCallback(0.5)).fit(make_module(), train_loader())
+
+
+def test_a_ramp_without_a_step_is_refused_before_training(tmp_path):
+    module = make_module()
+    pruning = SparsityCallback(0.5, scope=SCOPE, begin=0.01, end=0.02)
+    with pytest.raises(ValueError, match=r"begin=0\.01, end=0\.02.*train for more steps"):
+        make_trainer(tmp_path, pruning).fit(module, train_loader())
+    assert module.student.calls == 0
+
+
+def test_the_toy_is_what_the_counts_assume():
+    assert -(-ROWS // 8) == STEPS_PER_EPOCH
+    assert list(SCOPE.select(make_module())) == list(IN_SCOPE)
+    assert all(p.numel() == 512 for p in SCOPE.select(make_module()).values())
