@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
+import os
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Carry out the composed job; returns the metric that a sweep looks at."""
     from kd_prune.lit import NonFiniteError  # after composing: a misspelt key need not wait for it
+    from kd_prune.lit.resume import Interrupted
     from kd_prune.run import run
 
     quiet()
     try:
         plain = OmegaConf.to_container(config, resolve=True)
-        job = instantiate(config, _convert_="all")
         out = Path(HydraConfig.get().runtime.output_dir)
+        job = instantiate(config, _convert_="all")
         job = dataclasses.replace(job, out=out, config=plain)
         return run(job)["student"][job.task.monitor]
     except (ValueError, InstantiationException, OmegaConfBaseException, NonFiniteError) as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # Hydra notes the failure and goes on with the next job
         logging.getLogger(__name__).debug("refused", exc_info=True)
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {one_line(error, config)}")
+    except Interrupted as interrupted:
+        sys.stderr.write(f"{interrupted}\n{how_to_go_on(interrupted.path, out)}\n")
+        sys.exit(128 + interrupted.number)
 
 
 def quiet() -> None:
@@ -48,12 +54,46 @@ def quiet() -> None:
         disable_progress_bars()
 
 
-def one_line(error: BaseException) -> str:
-    """What was wrong, without Hydra's wrapping."""
+def how_to_go_on(saved: Path, out: Path) -> str:
+    """The command that continues; an unfinished teacher is found by whoever needs it next."""
+    if saved.parent == out:
+        return f"To go on, give the same command with ckpt_path={saved}"
+    return "To go on, give the same command again"
+
+
+def one_line(error: BaseException, config: DictConfig | None = None) -> str:
+    """What was wrong, without Hydra's wrapping; arguments by their full key."""
+    key = ""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        _, _, key = str(error).rpartition("full_key: ")
         error = error.__cause__
-    return " ".join(str(error).split())
+    message = " ".join(str(error).split())
+    argument = message.partition("=")[0]
+    key = key.strip()
+    if not isinstance(error, ValueError):  # Python's own words, which name no key
+        return f"{key}: {message}" if key else message
+    known = OmegaConf.select(config, key) if config is not None and key else None
+    return f"{key}.{message}" if known is not None and argument in known else message
+
+
+def misspelt(error: BaseException) -> str:
+    """Hydra's word on an override that fits nothing, with the key that may have been meant."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        cause = cause.__cause__
+    message = one_line(error)
+    if cause is None or cause.parent_node is None:
+        return message
+    keys = [str(key) for key in cause.parent_node]
+    prefix = cause.full_key.removesuffix(str(cause.key))
+    if meant := difflib.get_close_matches(str(cause.key), keys, n=1):
+        return f"{cause.full_key}: there is no such key; did you mean {prefix}{meant[0]}?"
+    return f"{cause.full_key}: there is no such key; there are {', '.join(keys)}"
 
 
 if __name__ == "__main__":
-    main()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here instead of being printed
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as problem:
+        sys.exit(f"error: {misspelt(problem)}")

@@ -1,6 +1,6 @@
 """What distillation and gradual pruning buy on the embedded task: ``make demo-ablation``.
 
-Four rows at 95 % sparsity, three seeds each; a table after every run. Results go to
+Teacher and students take the same steps, three seeds each; a table after every run. Results go to
 ``benchmarks/results/ablation.json``.
 """
 

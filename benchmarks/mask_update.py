@@ -3,8 +3,10 @@
 Side by side in one process: Pruner.update against the same layerwise selection with torch.topk, a
 global update against numpy.partition alone on as many scores, projection against masked_fill_.
 Medians over the repeats; a ratio is the median of the ratios within each repeat. Memory is the peak
-of the resident set during one global update. Other load on the machine spoils the figures, those
-of torch's threads most; its average is written down with them.
+of the resident set during one global update.
+
+One thread, as numpy's selection and torch's topk of a flat tensor have anyway, and its CPU seconds,
+which are those of the clock on an idle machine and suffer least from other load on a busy one.
 
     python benchmarks/mask_update.py
 
@@ -39,12 +41,11 @@ def main() -> None:
     """Measure, write the JSON, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "mask_update.json"
     )
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     weights = {
         f"{i}.weight": nn.Parameter(torch.empty(shape).normal_(std=0.02))
@@ -143,10 +144,10 @@ def times(
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+    """CPU time of one call."""
+    start = time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 class TopK:
@@ -223,7 +224,10 @@ def print_table(result: dict) -> None:
     print(json.dumps(result["machine"]))
     where = list(result["times"])
     for part, unit in (("seconds", "s"), ("ratios", "x")):
-        print(f"\n{'median ' + part:<44}" + "".join(f"{name:>12}" for name in where))
+        print(
+            f"\n{'median ' + ('CPU ' if part == 'seconds' else '') + part:<44}"
+            + "".join(f"{name:>12}" for name in where)
+        )
         for row in result["times"][where[0]][part]:
             values = (result["times"][name][part][row] for name in where)
             print(f"{row:<44}" + "".join(f"{value:>10.3f} {unit}" for value in values))

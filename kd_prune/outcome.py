@@ -20,27 +20,32 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
     scratch.replace(path)
 
 
-def draw_curves(rows: Sequence[Mapping[str, float]], path: Path, monitor: str) -> None:
+def draw_curves(
+    rows: Sequence[Mapping[str, float]], path: Path, *, monitor: str, teacher: float
+) -> None:
     """Draw sparsity, each loss term and the validation metric over optimizer steps.
 
     Args:
         rows: `History.rows`.
         path: PNG file.
         monitor: The validation metric to show.
+        teacher: The teacher's value of it.
     """
     figure = Figure(figsize=(7, 8), layout="constrained")
     sparsity, losses, metric = figure.subplots(3, 1, sharex=True)
     terms = sorted({name for row in rows for name in row if name.startswith("train/")})
-    for name in ("sparsity/target", "sparsity/counted"):
-        sparsity.plot(*series(rows, name), label=name.split("/")[1], drawstyle="steps-post")
+    for name, style in (("sparsity/counted", "-"), ("sparsity/target", "--")):
+        sparsity.plot(*series(rows, name), style, label=name.split("/")[1], drawstyle="steps-post")
     for name in terms:
         width = 2.0 if name == "train/loss" else 1.0
         losses.plot(*series(rows, name), label=name.split("/")[1], linewidth=width)
-    metric.plot(*series(rows, f"val/{monitor}"), marker="o", markersize=3)
+    metric.plot(*series(rows, f"val/{monitor}"), marker="o", markersize=3, label="student")
+    metric.axhline(teacher, color="gray", linestyle="--", label="teacher")
     sparsity.set(ylabel="sparsity in scope", ylim=(0, 1))
     losses.set(ylabel="loss (terms unweighted)", yscale="log")
     metric.set(ylabel=f"validation {monitor}", xlabel="optimizer steps")
     sparsity.legend(loc="lower right")
+    metric.legend(loc="lower right")
     losses.legend(fontsize="small", ncols=2)
     for axes in (sparsity, losses, metric):
         axes.grid(alpha=0.3)

@@ -19,7 +19,7 @@ from filelock import FileLock
 from filelock import Timeout as LockTaken
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
 from kd_prune.distillation import HardLabels, Objective
@@ -129,7 +129,7 @@ def run(job: Job) -> dict[str, Any]:
         data = hf.load(job.task, tokenizer, cache)
     L.seed_everything(job.seed, verbose=False)
     student = job.model.load(num_labels=data.num_labels)
-    checkpoint = read_checkpoint(job.ckpt_path, student) if job.ckpt_path else None
+    checkpoint = read_checkpoint(job.ckpt_path, job, student) if job.ckpt_path else None
     check(job, data, tokenizer, student)
 
     with timed(seconds, "teacher"):
@@ -148,7 +148,12 @@ def run(job: Job) -> dict[str, Any]:
     report = SparsityReport.count(reloaded, scope)
     verify(job, report)
     report.write_csv(job.out / "sparsity.csv")
-    draw_curves(history.rows, job.out / "curves.png", job.task.monitor)
+    draw_curves(
+        history.rows,
+        job.out / "curves.png",
+        monitor=job.task.monitor,
+        teacher=teacher_metrics[job.task.monitor],
+    )
     result = {
         "task": job.task.name,
         "seed": job.seed,
@@ -199,10 +204,13 @@ def check(
         if job.sparsity.scope is None:
             job.sparsity.scope = job.model.scope or models.encoder_scope(student)
         job.sparsity.scope.select(student)
-        job.sparsity.plan(optimizer_steps(job.trainer(logger=False), len(train)))
+        try:
+            job.sparsity.plan(optimizer_steps(job.trainer(logger=False), len(train)))
+        except ValueError as error:
+            raise ValueError(f"sparsity.{error}") from error
     teacher = student
     if job.teacher.path:
-        teacher = hf.Pretrained(path=job.teacher.path).load(num_labels=data.num_labels)
+        teacher = load_teacher(job.teacher.path, data)
         models.check_pair(student, teacher)
     requires = job.distillation.requires
     for model in (student, teacher):
@@ -218,11 +226,18 @@ def optimizer_steps(trainer: L.Trainer, batches: int) -> int:
     """Optimizer steps of a fit with this trainer over `batches` per epoch."""
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 1000)
-    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+    per_epoch = -(-batches // trainer.accumulate_grad_batches)
+    limits = []
+    if trainer.max_epochs not in (None, -1):
+        limits.append(per_epoch * trainer.max_epochs)
+    if trainer.max_steps != -1:
+        limits.append(trainer.max_steps)
+    if not limits:
+        raise ValueError("trainer.max_epochs=-1: a run needs an end; set it, or trainer.max_steps")
+    return min(limits)
 
 
-def read_checkpoint(path: str, student: PreTrainedModel) -> dict[str, Any]:
+def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, Any]:
     """Read a checkpoint of a student's fit, without unpickling anything but plain data.
 
     Raises:
@@ -239,6 +254,13 @@ def read_checkpoint(path: str, student: PreTrainedModel) -> dict[str, Any]:
     wanted = {f"student.{name}": tensor.shape for name, tensor in student.state_dict().items()}
     if {name: t.shape for name, t in state.items() if name.startswith("student.")} != wanted:
         raise ValueError(f"ckpt_path={path}: not a checkpoint of this student (other weights)")
+    pruned = "SparsityCallback" in checkpoint.get("callbacks", {})
+    if pruned != (job.sparsity is not None):
+        kinds = ("dense", "pruned")
+        raise ValueError(
+            f"ckpt_path={path}: a checkpoint of a {kinds[pruned]} fit, and this one is "
+            f"{kinds[not pruned]}; take the last.ckpt of a run folder"
+        )
     return checkpoint
 
 
@@ -293,12 +315,42 @@ def fit_student(
     return history
 
 
+def load_teacher(path: str, data: hf.TaskData) -> PreTrainedModel:
+    """A model that was fine-tuned on the task.
+
+    Raises:
+        ValueError: It cannot be reached, was not fine-tuned, or on other labels; it would be given
+            a random head.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise models.unreachable("teacher.path", path, error) from error
+    if not any("ForSequenceClassification" in name for name in config.architectures or ()):
+        raise ValueError(
+            f"teacher.path={path}: {', '.join(config.architectures or ['it'])} has no "
+            "classification head; fine-tune it on the task, or set teacher.path=null"
+        )
+    if config.num_labels != data.num_labels:
+        raise ValueError(
+            f"teacher.path={path}: the teacher has {config.num_labels} labels, the task "
+            f"{data.num_labels}; take a teacher that was fine-tuned on this task"
+        )
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    if set(names) == set(data.labels) and names != list(data.labels):
+        raise ValueError(
+            f"teacher.path={path}: the teacher's labels are in the order {names[:5]}, the task's "
+            f"in the order {list(data.labels)[:5]}; set task.labels to the teacher's"
+        )
+    return hf.Pretrained(path=path).load(num_labels=data.num_labels)
+
+
 def obtain_teacher(
     job: Job, data: hf.TaskData, tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> tuple[PreTrainedModel, Metrics]:
     """The teacher and its metrics: loaded, found again, or fine-tuned under a lock."""
     if job.teacher.path:
-        model = hf.Pretrained(path=job.teacher.path).load(num_labels=data.num_labels)
+        model = load_teacher(job.teacher.path, data)
         return model, {**evaluate(job, data, tokenizer, model), "path": job.teacher.path}
     L.seed_everything(job.seed, verbose=False)
     model = job.model.load(num_labels=data.num_labels)

@@ -18,8 +18,8 @@ def layer_pairs(student: int, teacher: int, layer_map: Mapping[int, int] | None 
         layer_map: Student layer → teacher layer; layers left out are not compared.
 
     Raises:
-        ValueError: The map names a layer that is not there, or there is none and `teacher` is no
-            multiple of `student`.
+        ValueError: The map is empty or names a layer that is not there, or there is no map and
+            `teacher` is no multiple of `student`.
 
     >>> layer_pairs(2, 6)
     [(1, 3), (2, 6)]
@@ -33,6 +33,8 @@ def layer_pairs(student: int, teacher: int, layer_map: Mapping[int, int] | None 
                 "student layers; give a layer_map {student layer: teacher layer}"
             )
         return [(layer, layer * teacher // student) for layer in range(1, student + 1)]
+    if not layer_map:
+        raise ValueError("layer_map={}: compares no layers; set the term's weight to 0 instead")
     for name, count, layers in (
         ("student", student, layer_map.keys()),
         ("teacher", teacher, layer_map.values()),
@@ -41,6 +43,7 @@ def layer_pairs(student: int, teacher: int, layer_map: Mapping[int, int] | None 
             if not 0 <= layer <= count:
                 raise ValueError(
                     f"layer_map={dict(layer_map)}: the {name} has layers 1 … {count} "
-                    f"(0 = embeddings), not {layer}"
+                    f"(0 = embeddings), not {layer}; correct the map, or leave it out to spread "
+                    "the layers evenly"
                 )
     return list(layer_map.items())

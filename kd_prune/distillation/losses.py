@@ -1,10 +1,12 @@
 """Distillation losses: pure functions of tensors, each a scalar mean.
 
-Token-level losses are masked means: padding never changes them.
+Token-level losses are masked means: padding never changes them, nor their gradients, whatever it
+holds. Half precision is computed in float32; float64 stays.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,8 +30,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
     >>> float(soft_cross_entropy(logits, logits, temperature=2.0))
     0.0
     """
-    log_q = F.log_softmax(student / temperature, dim=-1)
-    log_p = F.log_softmax(teacher / temperature, dim=-1)
+    log_q = F.log_softmax(_at_least_float32(student) / temperature, dim=-1)
+    log_p = F.log_softmax(_at_least_float32(teacher) / temperature, dim=-1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -43,9 +45,8 @@ def hidden_state_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -
         teacher: Hidden states, (batch, length, d).
         attention_mask: 1 for real tokens, 0 for padding, (batch, length).
     """
-    per_token = (student.float() - teacher.float()).square().mean(dim=-1)
-    mask = attention_mask.to(per_token.dtype)
-    return (per_token * mask).sum() / mask.sum()
+    real = attention_mask.bool()
+    return _masked_mse(student, teacher, real[:, :, None])
 
 
 def attention_score_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
@@ -59,10 +60,8 @@ def attention_score_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor
         teacher: Scores, of the same shape.
         attention_mask: 1 for real tokens, 0 for padding, (batch, length).
     """
-    per_pair = (student.float() - teacher.float()).square().mean(dim=1)
-    mask = attention_mask.to(per_pair.dtype)
-    pairs = mask[:, :, None] * mask[:, None, :]
-    return (per_pair * pairs).sum() / pairs.sum()
+    real = attention_mask.bool()
+    return _masked_mse(student, teacher, real[:, None, :, None] & real[:, None, None, :])
 
 
 def hard_label_loss(student: Tensor, labels: Tensor) -> Tensor:
@@ -73,5 +72,18 @@ def hard_label_loss(student: Tensor, labels: Tensor) -> Tensor:
         labels: Class indices (long) or values (float), (batch,).
     """
     if student.shape[-1] == 1:
-        return F.mse_loss(student.squeeze(-1).float(), labels.float())
-    return F.cross_entropy(student.float(), labels)
+        values = _at_least_float32(student).squeeze(-1)
+        return F.mse_loss(values, labels.to(values.dtype))
+    return F.cross_entropy(_at_least_float32(student), labels)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _masked_mse(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    """Mean squared difference where `keep`, which is broadcast over a dimension of size 1."""
+    difference = _at_least_float32(student) - _at_least_float32(teacher)
+    # Filled, not multiplied by 0, and before squaring: NaN · 0 is NaN, in the gradient too.
+    squares = difference.masked_fill_(~keep, 0.0).square()
+    return squares.sum() / (keep.sum() * (difference.numel() // keep.numel()))

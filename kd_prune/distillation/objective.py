@@ -33,7 +33,9 @@ class Objective:
     def __init__(self, terms: Mapping[str, Term]) -> None:
         for name, term in terms.items():
             if not (math.isfinite(term.weight) and term.weight >= 0):
-                raise ValueError(f"{name}.weight={term.weight}: expected a finite number ≥ 0")
+                raise ValueError(
+                    f"{name}.weight={term.weight}: expected a finite number ≥ 0 (0 = off)"
+                )
             if unknown := set(term.requires) - KINDS:
                 raise ValueError(
                     f"{name}.requires={sorted(unknown)}: expected some of {sorted(KINDS)}"
@@ -55,23 +57,31 @@ class Objective:
             batch: The batch, with ``attention_mask`` and, for hard labels, ``labels``.
 
         Raises:
-            ValueError: A model did not give what a term requires, or the two do not fit together.
+            ValueError: A model did not give what a term requires, or the two do not fit together;
+                names the term.
         """
         if teacher is None:
             teacher = Activations(logits=student.logits.new_empty(0))
+        self._check(student, teacher)
+        losses = {}
         for name, term in self.terms.items():
-            for kind in term.requires:
-                if len(getattr(student, kind)) == 0:
-                    self._refuse(name, kind, "student")
-                if term.of_teacher and len(getattr(teacher, kind)) == 0:
-                    self._refuse(name, kind, "teacher")
-        losses = {name: term(student, teacher, batch) for name, term in self.terms.items()}
+            try:
+                losses[name] = term(student, teacher, batch)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         total = torch.stack([self.terms[name].weight * loss for name, loss in losses.items()]).sum()
         return total, losses
 
-    def _refuse(self, name: str, kind: str, who: str) -> None:
-        others = [other for other, term in self.terms.items() if kind not in term.requires]
-        raise ValueError(
-            f"{name} requires {kind}, which the {who} does not give; set {name}.weight to 0 "
-            f"({', '.join(others or ['soft_targets', 'hard_labels'])} still work)"
-        )
+    def _check(self, student: Activations, teacher: Activations) -> None:
+        missing = {
+            name: f"{name} requires {kind}, which the {who} does not give"
+            for name, term in self.terms.items()
+            for kind in sorted(term.requires)
+            for who, model in (("student", student), ("teacher", teacher))
+            if len(getattr(model, kind)) == 0 and (who == "student" or term.of_teacher)
+        }
+        if missing:
+            name, reason = next(iter(missing.items()))
+            others = [other for other in self.terms if other not in missing]
+            still = f" ({', '.join(others)} still work)" if others else ""
+            raise ValueError(f"{reason}; set {name}.weight to 0{still}")

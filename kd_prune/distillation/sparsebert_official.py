@@ -22,7 +22,7 @@ from kd_prune.distillation.activations import Activations, Batch
 def soft_cross_entropy(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
     """``-mean_{b,c} softmax(teacher) · log_softmax(student)``; one output: MSE to the labels."""
     if student.logits.shape[-1] == 1:
-        return F.mse_loss(student.logits.flatten(), batch["labels"].float())
+        return F.mse_loss(student.logits.flatten(), batch["labels"].to(student.logits.dtype))
     return -(teacher.logits.softmax(-1) * student.logits.log_softmax(-1)).mean()
 
 

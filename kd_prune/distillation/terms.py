@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_prune.distillation.activations import Activations, Batch
@@ -54,13 +54,22 @@ class SoftTargets:
 
     def __post_init__(self) -> None:
         """Check the temperature."""
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: expected a number above 0")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"soft_targets.temperature={self.temperature}: expected a finite number above 0"
+            )
 
     def __call__(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
         """See `soft_cross_entropy`."""
-        s, t = student.logits.float(), teacher.logits.float()
-        return F.mse_loss(s, t) if s.shape[-1] == 1 else soft_cross_entropy(s, t, self.temperature)
+        s, t = student.logits, teacher.logits
+        if s.shape[-1] != t.shape[-1]:
+            raise ValueError(
+                f"the student has {s.shape[-1]} outputs, the teacher {t.shape[-1]}; take a teacher "
+                "of the same task, or set the term's weight to 0"
+            )
+        if s.shape[-1] == 1:
+            return hard_label_loss(s, t.squeeze(-1))
+        return soft_cross_entropy(s, t, self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +134,15 @@ class AttentionScores:
         s, t = student.attention_scores, teacher.attention_scores
         if s[0].shape[1] != t[0].shape[1]:
             raise ValueError(
-                f"attention_scores: the student has {s[0].shape[1]} heads, the teacher "
-                f"{t[0].shape[1]}; set the term's weight to 0"
+                f"the student has {s[0].shape[1]} heads, the teacher {t[0].shape[1]}; "
+                "set the term's weight to 0"
             )
         pairs = layer_pairs(len(s), len(t), self.layer_map)
         if any(i == 0 or j == 0 for i, j in pairs):
-            raise ValueError("attention_scores: layer_map counts layers from 1; 0 has no attention")
+            raise ValueError(
+                f"layer_map={self.layer_map}: 0, the embeddings, has no attention; "
+                "name layers from 1 on"
+            )
         return torch.stack(
             [attention_score_mse(s[i - 1], t[j - 1], batch["attention_mask"]) for i, j in pairs]
         ).sum()
@@ -161,6 +173,6 @@ def same_width(student: Tensor, teacher: Tensor) -> None:
     """Raise ValueError unless both have the same number of features."""
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
-            f"hidden_states: the student is {student.shape[-1]} wide, the teacher "
-            f"{teacher.shape[-1]}; set the weight of the terms on hidden states to 0"
+            f"the student is {student.shape[-1]} wide, the teacher {teacher.shape[-1]}; "
+            "set the term's weight to 0"
         )

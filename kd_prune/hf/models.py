@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,34 +40,50 @@ class Pretrained:
         """The model in float32, with a new head unless the files hold one that fits.
 
         Raises:
-            ValueError: It cannot be reached or read.
+            ValueError: It cannot be reached or read, or its weights are not those of its config.
         """
         try:
-            return AutoModelForSequenceClassification.from_pretrained(
+            model: PreTrainedModel
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 self.path,
                 revision=self.revision or "main",
                 num_labels=num_labels,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # each way to be broken raises a type of its own
             raise unreachable("model.path", self.path, error) from error
+        anew = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+        encoder = re.compile(rf"{model.base_model_prefix}\.(?!pooler\.)")  # a pooler may be new
+        if lacking := sorted(filter(encoder.match, anew)):
+            raise ValueError(  # transformers would begin with random layers, and only log it
+                f"model.path={self.path}: {lacking[0]} is missing or of another shape than "
+                "config.json says; the weights are of another model"
+            )
+        return model
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that comes with the model.
 
         Raises:
-            ValueError: It cannot be reached or read.
+            ValueError: It cannot be reached or read, or has no words.
         """
         try:
-            return AutoTokenizer.from_pretrained(self.path, revision=self.revision or "main")
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision or "main")
+        except Exception as error:  # each way to be broken raises a type of its own
             raise unreachable("model.path", self.path, error) from error
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(  # without its files transformers gives one that knows no word
+                f"model.path={self.path}: no tokenizer comes with the model; save it there too "
+                "(tokenizer.json, tokenizer_config.json)"
+            )
+        return tokenizer
 
 
 def unreachable(key: str, path: str, error: Exception) -> ValueError:
     """One line for whatever the hub or the disk said."""
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if Path(path).is_dir():
         return ValueError(f"{key}={path}: the folder cannot be read ({reason})")
     return ValueError(
@@ -137,6 +154,18 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             )
 
 
+# What of a config is about the head, or where and by what it was written.
+OTHER_THAN_ENCODER = {
+    "_name_or_path",
+    "architectures",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "transformers_version",
+}
+
+
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of a pre-trained encoder: its weights (without the head), config and tokenizer."""
     digest = hashlib.sha256()
@@ -144,6 +173,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
-    config = re.sub(r"'(_name_or_path|transformers_version)': '[^']*',?", "", str(model.config))
-    digest.update(config.encode())
+    config = model.config.to_dict()
+    encoder = {key: value for key, value in config.items() if key not in OTHER_THAN_ENCODER}
+    digest.update(json.dumps(encoder, sort_keys=True, default=str).encode())
     return digest.hexdigest()

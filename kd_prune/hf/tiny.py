@@ -72,7 +72,7 @@ def make_model(
     cache_dir: str,
     *,
     layers: int = 2,
-    hidden_size: int = 32,
+    hidden_size: int = 64,
     heads: int = 4,
     seed: int = 0,
 ) -> str:

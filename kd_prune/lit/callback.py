@@ -18,8 +18,8 @@ class SparsityCallback(L.Callback):
     """Raises the sparsity of a module's weights from `initial` to `final` during training.
 
     After every optimizer step pruned weights are set to zero; at the schedule's steps the masks are
-    updated. Logs ``sparsity/target`` and ``sparsity/counted`` at every update. Masks are part of the
-    checkpoint; a resumed run goes on with the ramp it began.
+    updated. Logs ``sparsity/target`` and ``sparsity/counted`` (from the weights, at the last update)
+    after every step. Masks are part of the checkpoint; a resumed run goes on with the ramp it began.
 
     Args:
         final: Sparsity at the end of the ramp, in [0, 1).
@@ -61,6 +61,7 @@ class SparsityCallback(L.Callback):
         self.pruner: Pruner | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._step = 0
+        self._counted = 0.0
 
     def plan(self, total_steps: int) -> Plan:
         """Update steps and sparsities of a run of `total_steps` optimizer steps.
@@ -86,9 +87,11 @@ class SparsityCallback(L.Callback):
             **self._how,
         )
         self._step = trainer.global_step
+        self._counted = self.pruner.sparsity
         if self._resumed is not None:
             self.pruner.load_state_dict(self._resumed["pruner"])
             self._step = self._resumed["step"]
+            self._counted = self._resumed["counted"]
             self._resumed = None
 
     def on_train_batch_end(
@@ -101,8 +104,9 @@ class SparsityCallback(L.Callback):
         updated = self.pruner.update(self._step)
         self.pruner.project()
         if updated:
-            pl_module.log("sparsity/target", self.pruner.target)
-            pl_module.log("sparsity/counted", self.pruner.sparsity, prog_bar=True)
+            self._counted = self.pruner.sparsity
+        pl_module.log("sparsity/target", self.pruner.target)
+        pl_module.log("sparsity/counted", self._counted, prog_bar=True)
 
     @property
     def pruned(self) -> int:
@@ -112,7 +116,13 @@ class SparsityCallback(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, ramp and step: plain tensors and numbers."""
-        return {"pruner": self.pruner.state_dict(), "step": self._step} if self.pruner else {}
+        if self.pruner is None:
+            return {}
+        return {
+            "pruner": self.pruner.state_dict(),
+            "step": self._step,
+            "counted": self._counted,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the masks are made."""

@@ -21,7 +21,7 @@ class History(L.Callback):
 
     Args:
         path: The CSV file.
-        every: Training values are recorded every so many optimizer steps.
+        every: Training values are recorded every so many optimizer steps, and at an epoch's end.
     """
 
     def __init__(self, path: Path, every: int = 10) -> None:
@@ -32,9 +32,11 @@ class History(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        """Record training values and the learning rate."""
+        """After an optimizer step: record training values and the learning rate."""
         step = trainer.global_step
-        if step % self.every and step != trainer.max_steps:
+        if step == (self.rows[-1]["step"] if self.rows else 0):
+            return  # gradients are being accumulated
+        if step % self.every and step != trainer.max_steps and not trainer.is_last_batch:
             return
         values = self._values(trainer, ("train/", "sparsity/"))
         self._record(step, values | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})

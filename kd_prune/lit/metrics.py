@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     BinaryF1Score,
     MulticlassAccuracy,
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 
 class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
@@ -29,7 +30,50 @@ class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
         return super().compute()
 
 
-NAMES = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman")
+class PearsonCorrCoef(Metric):
+    """Pearson correlation over all rows; 0 for constant predictions or labels.
+
+    torchmetrics gives NaN there, and pruned students do collapse to one value.
+    """
+
+    full_state_update = False
+    predictions: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("predictions", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        """Keep values, (rows,) each."""
+        self.predictions.append(predictions)
+        self.labels.append(labels)
+
+    def compute(self) -> Tensor:
+        """The coefficient in [-1, 1]."""
+        columns = (dim_zero_cat(self.predictions), dim_zero_cat(self.labels))
+        device = columns[0].device
+        x, y = (self.values(column.cpu()).double() for column in columns)  # MPS has no float64
+        if (x == x[0]).all() or (y == y[0]).all():
+            return torch.zeros((), device=device)
+        return torch.corrcoef(torch.stack([x, y]))[0, 1].float().to(device)
+
+    @staticmethod
+    def values(column: Tensor) -> Tensor:
+        """What is correlated: the values themselves."""
+        return column
+
+
+class SpearmanCorrCoef(PearsonCorrCoef):
+    """Spearman correlation, Pearson's of the ranks; 0 for constant predictions or labels."""
+
+    @staticmethod
+    def values(column: Tensor) -> Tensor:
+        """What is correlated: ranks, ties sharing their mean."""
+        _, index, counts = torch.unique(column, return_inverse=True, return_counts=True)
+        ranks: Tensor = counts.cumsum(0) - (counts.double() - 1) / 2
+        return ranks[index]
 
 
 def metric_collection(names: Sequence[str], num_labels: int) -> MetricCollection:
@@ -44,7 +88,7 @@ def metric_collection(names: Sequence[str], num_labels: int) -> MetricCollection
         ValueError: An unknown name, or one that does not suit the task.
     """
     regression = num_labels == 1
-    makers = {
+    makers: dict[str, Callable[[], Metric]] = {
         "accuracy": lambda: MulticlassAccuracy(num_labels, average="micro"),
         "f1": BinaryF1Score,
         "macro_f1": lambda: MulticlassF1Score(num_labels, average="macro"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import threading
 import time
@@ -13,13 +13,28 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+
+class Interrupted(BaseException):
+    """A signal ended the fit after its state was saved.
+
+    No `Exception`: like KeyboardInterrupt it ends a sweep, not just the job. `number` is the
+    signal's.
+    """
+
+    def __init__(self, path: Path, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}; saved {path}")
+        self.path = path
+        self.number = number
 
 
 class ResumePoint(Checkpoint):
     """Saves the run to one file after every epoch, every few minutes, and on Ctrl-C or SIGTERM.
 
-    A signal lets the step under way finish, so that the checkpoint lies between two steps; a second
-    Ctrl-C ends at once. The file is written beside and renamed: a kill while it is being
+    A signal lets the optimizer step under way finish, with all the batches that it accumulates, so
+    that the checkpoint lies between two steps; then the fit ends with `Interrupted`. A second
+    signal ends it at once. The file is written beside and renamed: a kill while it is being
     written leaves the one before. The state of torch's random generators is in it, so that dropout
     goes on as if nothing had happened.
 
@@ -34,11 +49,23 @@ class ResumePoint(Checkpoint):
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
         self._saved_at = 0.0
+        self._step = 0
         self._generators: dict[str, Any] | None = None
+        self._loaders: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals."""
+        """Listen for signals; on resume, set the loaders where they were.
+
+        Lightning (2.6) forgets the loaders' states where anything asked for the number of steps
+        before training began, as every learning-rate schedule does.
+        """
+        loaders = CombinedLoader(trainer.train_dataloader).flattened
+        stateful = [loader for loader in loaders if hasattr(loader, "load_state_dict")]
+        for loader, state in zip(stateful, self._loaders, strict=False):
+            loader.load_state_dict(state)
+        self._loaders = []
         self._saved_at = time.monotonic()
+        self._step = trainer.global_step
         self._signal = None
         if threading.current_thread() is threading.main_thread():
             self._before = {
@@ -55,6 +82,10 @@ class ResumePoint(Checkpoint):
             signal.signal(number, handler)
         self._before = {}
 
+    def _end_if_told_to(self) -> None:
+        if self._signal is not None:
+            raise Interrupted(self.path, self._signal)
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
@@ -68,16 +99,20 @@ class ResumePoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        """Save if it is time, or if a signal came."""
-        if self._signal is not None:
+        """After an optimizer step: save if it is time, or if a signal came."""
+        if trainer.global_step == self._step:
+            return  # accumulated gradients are not part of a checkpoint
+        self._step = trainer.global_step
+        if trainer.is_last_batch:
+            return  # resumed from here Lightning would skip the validation; the epoch's end is near
+        if self._signal is not None or time.monotonic() - self._saved_at > 60 * self.minutes:
             self.save(trainer)
-            raise KeyboardInterrupt(f"saved {self.path}")
-        if time.monotonic() - self._saved_at > 60 * self.minutes:
-            self.save(trainer)
+        self._end_if_told_to()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save after every epoch."""
+        """Save after every epoch; end if a signal came while it was being validated."""
         self.save(trainer)
+        self._end_if_told_to()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop listening for signals."""
@@ -91,11 +126,23 @@ class ResumePoint(Checkpoint):
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint; the file is whole or the one before."""
-        scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        trainer.save_checkpoint(scratch)
+        scratch = self.path.with_name(f"{self.path.name}.part")
+        try:
+            trainer.save_checkpoint(scratch)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+            raise
         if trainer.is_global_zero:
             scratch.replace(self.path)
         self._saved_at = time.monotonic()
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the loaders' states until training starts."""
+        fit_loop = checkpoint["loops"]["fit_loop"]["state_dict"]
+        self._loaders = fit_loop.get("combined_loader", [])
 
     def state_dict(self) -> dict[str, Any]:
         """States of torch's random generators."""

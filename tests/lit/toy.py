@@ -108,7 +108,7 @@ def make_trainer(out: Path, *callbacks: L.Callback, **settings: Any) -> L.Traine
         devices=1,
         logger=False,
         callbacks=list(callbacks),
-        enable_checkpointing=False if not any_checkpoint(callbacks) else True,
+        enable_checkpointing=any_checkpoint(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -119,3 +119,7 @@ def make_trainer(out: Path, *callbacks: L.Callback, **settings: Any) -> L.Traine
 
 def any_checkpoint(callbacks: tuple[L.Callback, ...]) -> bool:
     return any(isinstance(callback, L.callbacks.Checkpoint) for callback in callbacks)
+
+
+def fit(trainer: L.Trainer, module: L.LightningModule, **settings: Any) -> None:
+    trainer.fit(module, train_loader(), validation_loader(), **settings)

@@ -1,0 +1,84 @@
+# `make` or `make help` lists the targets. PYTHON, DATA, MODEL and ARGS are set on the command line:
+#   make test PYTHON=python3.13 ARGS="-k schedule"
+PYTHON ?= python3
+DATA ?=
+MODEL ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# Stamps: when the run-time packages, and those for tests and development, were last installed.
+RUN := $(VENV)/.installed-run
+DEV := $(VENV)/.installed-dev
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-ablation smoke test lint types format clean \
+	bench-masks bench-steps bench-padding bench-glue
+
+help:  ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(DEV)  ## make .venv with the pinned packages, test and development ones included
+
+demo: $(RUN)  ## prune 95 % of a tiny BERT while it learns; offline, under 90 s, ends with the result's folder
+	$(BIN)/python train.py $(ARGS)
+
+demo-ablation: $(RUN)  ## the same with and without distillation and at one stroke, three seeds each
+	$(BIN)/python benchmarks/ablation.py $(ARGS)
+
+smoke: $(RUN)  ## every stage in under 30 s, offline; fails if the result is not as promised
+	$(BIN)/python train.py experiment=smoke $(ARGS)
+
+test: $(DEV)  ## the whole test suite; ARGS go to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)  ## mypy, strict
+	$(BIN)/mypy kd_prune
+
+format: $(DEV)  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-masks: $(RUN)  ## time of a mask update and of projection at BERT-base's size
+	$(BIN)/python benchmarks/mask_update.py $(ARGS)
+
+bench-steps: need-MODEL $(RUN)  ## time of a step, plain against distilled and pruned: MODEL=
+	$(BIN)/python benchmarks/step_time.py --model "$(MODEL)" $(ARGS)
+
+bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task>/train.parquet, MODEL= optional
+	$(BIN)/python benchmarks/padding.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench-glue: $(RUN)  ## the table on real tasks, hours: DATA= and MODEL= (without them: from the hub)
+	$(BIN)/python benchmarks/glue.py $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+clean:  ## remove .venv and the tools' caches; outputs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+need-%:
+	@test -n "$($*)" || { echo "error: $* is missing; say: make $(firstword $(MAKECMDGOALS)) $*=<folder>" >&2; exit 1; }
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: kd_prune needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1 || true);" \
+			"name another: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Torch on its own and first: from its pinned version the rest takes no other build of it.
+$(RUN): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing the pinned packages into $(VENV); this happens once and takes a few minutes."
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(RUN)
+	@echo "Installing the packages for tests and development into $(VENV)."
+	$(PIP) install -q -c constraints.txt -e '.[test,dev]'
+	@touch $@

@@ -1,0 +1,62 @@
+"""Tiny random encoders of the families that are supported."""
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertTokenizer,
+    DistilBertConfig,
+    ElectraConfig,
+    RobertaConfig,
+)
+
+LAYERS = 3
+HEADS = 2
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz")
+FAMILIES = ("bert", "roberta", "distilbert", "electra")
+
+
+def config(family, **changes):
+    sizes = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 8,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 12,
+        "max_position_embeddings": 40,
+        "initializer_range": 0.5,  # large: attention far from uniform, logits far from equal
+    } | changes
+    match family:
+        case "bert":
+            return BertConfig(**sizes)
+        case "roberta":
+            return RobertaConfig(**sizes)
+        case "electra":
+            return ElectraConfig(**sizes, embedding_size=6)
+        case "distilbert":
+            names = {
+                "hidden_size": "dim",
+                "num_hidden_layers": "n_layers",
+                "num_attention_heads": "n_heads",
+                "intermediate_size": "hidden_dim",
+            }
+            return DistilBertConfig(**{names.get(k, k): v for k, v in sizes.items()})
+
+
+def model(family="bert", *, seed=0, **changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = AutoModelForSequenceClassification.from_config(config(family, **changes))
+    return made.eval()
+
+
+def tokenizer(words=VOCABULARY):
+    return BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+
+
+def batch():
+    """Three rows of 6, 4 and 1 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[int(i < length) for i in range(6)] for length in (6, 4, 1)])
+    ids = torch.randint(5, len(VOCABULARY), mask.shape, generator=generator)
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 0])}

@@ -1,0 +1,263 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import BertModel
+
+from kd_prune.hf.models import (
+    Pretrained,
+    check_pair,
+    encoder_layers,
+    encoder_scope,
+    fingerprint,
+    unreachable,
+)
+
+from .families import FAMILIES, LAYERS, VOCABULARY, batch, model, tokenizer
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """The environment variable is read when huggingface_hub is imported, by then long ago."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "bert"
+    model(num_labels=3).save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+def load(path, num_labels=3):
+    return Pretrained(path=str(path)).load(num_labels=num_labels)
+
+
+LINEARS = {
+    "bert": [
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ],
+    "distilbert": [
+        "attention.q_lin",
+        "attention.k_lin",
+        "attention.v_lin",
+        "attention.out_lin",
+        "ffn.lin1",
+        "ffn.lin2",
+    ],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_scope_is_six_matrices_per_layer(family):
+    made = model(family)
+    stack = {"distilbert": "distilbert.transformer.layer"}.get(family, f"{family}.encoder.layer")
+    linears = LINEARS.get(family, LINEARS["bert"])
+    expected = {f"{stack}.{i}.{name}.weight" for i in range(LAYERS) for name in linears}
+    assert len(expected) == 6 * LAYERS
+    assert set(encoder_scope(made).select(made)) == expected
+    assert encoder_layers(made)[0] == stack
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_scope_fits_a_model_inside_another(family):
+    """A Lightning module holds the student as an attribute."""
+    made = model(family)
+    outer = torch.nn.ModuleDict({"student": made})
+    selected = encoder_scope(made).select(outer)
+    assert set(selected) == {f"student.{name}" for name in encoder_scope(made).select(made)}
+
+
+def test_a_model_without_layers_asks_for_a_scope():
+    made = model()
+    made.bert.encoder.layer = torch.nn.ModuleList(made.bert.encoder.layer[:2])
+    with pytest.raises(ValueError, match=r"model_type=bert: .*model\.scope"):
+        encoder_scope(made)
+
+
+def test_loaded_weights_are_those_saved(folder):
+    assert_same_weights(load(folder), model(num_labels=3))
+
+
+def assert_same_weights(actual, expected):
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(actual.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_in_half_precision_is_loaded_in_float32(tmp_path, dtype):
+    saved = model(num_labels=3).to(dtype)
+    saved.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert_same_weights(loaded.to(dtype), saved)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 5])
+def test_a_head_of_another_size_is_made_anew(folder, num_labels):
+    loaded = load(folder, num_labels)
+    assert loaded.classifier.weight.shape[0] == loaded.config.num_labels == num_labels
+    assert loaded.classifier.weight.isfinite().all()
+    assert_same_weights(loaded.bert, model(num_labels=3).bert)
+
+
+def test_an_encoder_without_head_and_pooler_loads(tmp_path):
+    whole = model().bert
+    bare = BertModel(whole.config, add_pooling_layer=False)
+    bare.load_state_dict(whole.state_dict(), strict=False)
+    bare.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert_same_weights(loaded.bert.encoder, whole.encoder)
+
+
+def one_line(caught, *parts):
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("model.path=", *map(str, parts)):
+        assert part in message
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./no-such-folder", "no-such", "no/such"])
+@pytest.mark.parametrize("what", ["model", "tokenizer"])
+def test_what_cannot_be_reached_raises(path, what):
+    pretrained = Pretrained(path=path)
+    with pytest.raises(ValueError, match=r"^model.path=\S+: not a local folder") as caught:
+        pretrained.load(num_labels=2) if what == "model" else pretrained.tokenizer()
+    one_line(caught, path, "pass model.path=<folder>")
+
+
+BROKEN = {
+    "empty": lambda folder: [file.unlink() for file in folder.iterdir()],
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "a config of nothing": lambda folder: (folder / "config.json").write_text("{}"),
+    "a truncated config": lambda folder: (folder / "config.json").write_text('{"model_type":'),
+    "an unknown family": lambda folder: change_config(folder, model_type="no-such-type"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "truncated weights": lambda folder: truncate(folder / "model.safetensors"),
+    "pickled weights, empty": lambda folder: (
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin").write_bytes(b"")
+    ),
+    "pickled weights, broken": lambda folder: (folder / "model.safetensors").rename(
+        folder / "pytorch_model.bin"
+    ),
+}
+
+
+def change_config(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def truncate(file):
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_folder_raises(folder, how):
+    BROKEN[how](folder)
+    with pytest.raises(ValueError, match="the folder cannot be read") as caught:
+        load(folder)
+    one_line(caught, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"hidden_size": 16}, r"bert\.\S+"),
+        ({"intermediate_size": 16}, r"bert\.encoder\.layer\.0\.intermediate\.dense\.\w+"),
+        ({"num_hidden_layers": LAYERS + 1}, rf"bert\.encoder\.layer\.{LAYERS}\.\S+"),
+        ({"vocab_size": 50}, r"bert\.embeddings\.word_embeddings\.weight"),
+        ({"model_type": "roberta"}, r"roberta\.\S+"),
+    ],
+)
+def test_weights_of_another_model_raise(folder, changes, name):
+    """transformers begins with random weights in their place, and only logs it."""
+    change_config(folder, **changes)
+    with pytest.raises(ValueError, match=f": {name} is missing or of another shape") as caught:
+        load(folder)
+    one_line(caught, folder)
+
+
+def test_a_tokenizer_is_read(folder):
+    assert Pretrained(path=str(folder)).tokenizer().get_vocab() == tokenizer().get_vocab()
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}"])
+def test_a_broken_tokenizer_raises(folder, text):
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="the folder cannot be read") as caught:
+        Pretrained(path=str(folder)).tokenizer()
+    one_line(caught, folder)
+
+
+def test_a_folder_without_tokenizer_raises(folder):
+    """transformers would make one up, to which every word is unknown."""
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="no tokenizer comes with the model; save it") as caught:
+        Pretrained(path=str(folder)).tokenizer()
+    one_line(caught, folder)
+
+
+def test_an_error_without_words_is_named_by_its_type(tmp_path):
+    assert "(EOFError)" in str(unreachable("task.path", str(tmp_path), EOFError()))
+
+
+def test_a_pair_that_fits_passes():
+    check_pair(model(seed=1, num_labels=3), model(seed=2, num_labels=3, num_hidden_layers=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_labels": 2}, "number of labels is 2, the student's 3"),
+        ({"num_labels": 1}, "number of labels is 1, the student's 3"),
+        ({"num_labels": 3, "vocab_size": 99}, f"vocabulary is 99, the student's {len(VOCABULARY)}"),
+    ],
+)
+def test_a_pair_that_does_not_fit_raises(changes, message):
+    with pytest.raises(ValueError, match=f"^teacher.path: the teacher's {message}; take a teacher"):
+        check_pair(model(num_labels=3), model(**changes))
+
+
+def test_the_fingerprint_is_of_the_encoder(folder, tmp_path):
+    expected = fingerprint(load(folder), tokenizer())
+    assert fingerprint(load(folder), tokenizer()) == expected
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert fingerprint(load(copy), tokenizer()) == expected
+    assert fingerprint(load(folder, num_labels=7), tokenizer()) == expected
+
+    other_head = load(folder)
+    with torch.no_grad():
+        other_head.classifier.weight.add_(1)
+    assert fingerprint(other_head, tokenizer()) == expected
+
+
+def test_the_fingerprint_changes_with_a_weight_the_config_and_the_tokenizer(folder):
+    original = load(folder)
+    prints = {"original": fingerprint(original, tokenizer())}
+    for name in ("embeddings.word_embeddings.weight", "encoder.layer.2.output.dense.weight"):
+        changed = load(folder)
+        with torch.no_grad():
+            changed.bert.get_parameter(name).view(-1)[-1].add_(1e-3)
+        prints[name] = fingerprint(changed, tokenizer())
+    prints["words"] = fingerprint(original, tokenizer(reversed(VOCABULARY)))
+    change_config(folder, hidden_dropout_prob=0.3)
+    prints["dropout"] = fingerprint(load(folder), tokenizer())
+    assert len(set(prints.values())) == len(prints)
+
+
+def test_the_fingerprint_is_the_same_of_a_model_that_was_run(folder):
+    made = load(folder)
+    before = fingerprint(made, tokenizer())
+    made(**batch() | {"labels": torch.tensor([0, 1, 2])})
+    assert fingerprint(made, tokenizer()) == before

@@ -1,0 +1,126 @@
+"""DistillModule: the teacher stays out of it, and a diverged run saves nothing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from kd_prune.distillation import HardLabels, SoftTargets
+from kd_prune.lit import NonFiniteError, ResumePoint
+
+from .toy import STEPS_PER_EPOCH, WIDTH, Toy, fit, make_module, make_trainer
+
+
+def test_the_teacher_is_no_part_of_the_module(tmp_path):
+    teacher = Toy(seed=7, dropout=0.5)
+    module = make_module(teacher=teacher)
+    before = copy.deepcopy(teacher.state_dict())
+    trainer = make_trainer(tmp_path, ResumePoint(tmp_path / "last.ckpt"), max_epochs=1)
+    fit(trainer, module)
+
+    assert not any(child is teacher for child in module.modules())
+    ours = {id(p) for p in teacher.parameters()}
+    optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert ours.isdisjoint(id(p) for p in module.parameters())
+    assert ours.isdisjoint(optimized)
+    assert optimized == {id(p) for p in module.student.parameters()}
+    assert all(name.startswith("student.") for name in module.state_dict())
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"].keys() == module.state_dict().keys()
+    assert teacher.calls == STEPS_PER_EPOCH
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_the_teacher_is_in_eval_and_without_gradient_whatever_the_module_is(tmp_path):
+    teacher = Toy(seed=7, dropout=0.5).train()
+    module = make_module(teacher=teacher)
+    fit(make_trainer(tmp_path, max_epochs=1), module)
+    module.train()
+    assert module.student.training
+    assert not any(child.training for child in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("terms", [
+    {"hard_labels": HardLabels()},
+    {"hard_labels": HardLabels(), "soft_targets": SoftTargets(weight=0.0)},
+])
+def test_a_teacher_nobody_reads_is_not_run(tmp_path, terms):
+    teacher = Toy(seed=7)
+    fit(make_trainer(tmp_path, max_epochs=1), make_module(teacher=teacher, terms=terms))
+    assert teacher.calls == 0
+
+
+def test_a_missing_teacher_is_refused():
+    module = make_module()
+    with pytest.raises(ValueError, match="learns from a teacher, and none was given"):
+        type(module)(
+            Toy(),
+            objective=module.objective,
+            forward=module._forward,
+            optimizer=module._optimizer,
+            metrics=module.metrics[0],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreaksAt:
+    """A term that is NaN at its n-th call."""
+
+    calls: list[int]
+    at: int
+    weight: float = 1.0
+    requires = frozenset({"logits"})
+    of_teacher = False
+
+    def __call__(self, student, teacher, batch):
+        self.calls.append(1)
+        loss = student.logits.square().mean()
+        return loss * float("nan") if len(self.calls) == self.at else loss
+
+
+def test_a_loss_that_is_nan_names_step_and_term_and_leaves_the_last_good_checkpoint(tmp_path):
+    path = tmp_path / "last.ckpt"
+    breaks = BreaksAt(calls=[], at=STEPS_PER_EPOCH + 3)
+    module = make_module(terms={"hard_labels": HardLabels(), "fragile": breaks})
+    trainer = make_trainer(tmp_path, ResumePoint(path), max_epochs=3)
+    with pytest.raises(
+        NonFiniteError, match=rf"at step {STEPS_PER_EPOCH + 3} \(fragile=nan\).*optimizer\.lr"
+    ):
+        fit(trainer, module)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["global_step"] == STEPS_PER_EPOCH
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+
+    again = make_module(terms={"hard_labels": HardLabels()})
+    trainer = make_trainer(tmp_path, ResumePoint(path), max_epochs=2)
+    fit(trainer, again, ckpt_path=path)
+    assert trainer.global_step == 2 * STEPS_PER_EPOCH
+
+
+def test_weights_that_are_nan_are_not_saved(tmp_path):
+    """The loss of the epoch's last batch was still finite, the step after it broke a weight."""
+
+    class Poison(torch.nn.Module):
+        """Never read in training: only saving can notice."""
+
+        def __init__(self):
+            super().__init__()
+            self.never_read = torch.nn.Parameter(torch.zeros(WIDTH))
+
+    path = tmp_path / "last.ckpt"
+    module = make_module()
+    module.student.extra = Poison()
+    point = ResumePoint(path)
+    fit(make_trainer(tmp_path, point, max_epochs=1), module)
+    good = path.read_bytes()
+    with torch.no_grad():
+        module.student.extra.never_read[3] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"extra\.never_read is not finite at step 7"):
+        fit(make_trainer(tmp_path, point, max_epochs=1), module)
+    assert path.read_bytes() == good
+    assert list(tmp_path.iterdir()) == [path]

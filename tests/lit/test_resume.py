@@ -1,0 +1,229 @@
+"""ResumePoint: interrupted and resumed equals undisturbed, bit by bit, and no kill costs a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from kd_prune.lit import History, ResumePoint, SparsityCallback
+from kd_prune.lit.resume import Interrupted
+from kd_prune.pruning import Schedule, update_plan
+
+from .toy import SCOPE, STEPS_PER_EPOCH, fit, make_module, make_trainer
+
+EPOCHS = 3
+
+
+class At(L.Callback):
+    """Does something once, at a batch (counted over the run) or while an epoch is validated."""
+
+    def __init__(self, action, *, batch=None, validation_of=None):
+        self.action, self.batch, self.validation_of = action, batch, validation_of
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch * STEPS_PER_EPOCH + batch_idx == self.batch:
+            self.action()
+
+    def on_validation_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.validation_of:
+            self.action()
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+class Run:
+    """One toy run with dropout, pruning, history and a resume point, in a folder of its own."""
+
+    def __init__(self, folder: Path, *, accumulate=1, end=1.0, epochs=EPOCHS, minutes=5.0):
+        folder.mkdir(exist_ok=True)
+        self.path = folder / "last.ckpt"
+        self.module = make_module(dropout=0.3)
+        self.pruning = SparsityCallback(0.8, scope=SCOPE, updates=7, end=end)
+        self.history = History(folder / "metrics.csv", every=2)
+        self.folder, self.epochs, self.accumulate = folder, epochs, accumulate
+        self.minutes = minutes
+
+    def go(self, *callbacks, resume=False, seed=11):
+        L.seed_everything(seed, verbose=False)
+        self.trainer = make_trainer(
+            self.folder,
+            self.pruning,
+            self.history,
+            ResumePoint(self.path, self.minutes),
+            *callbacks,
+            max_epochs=self.epochs,
+            accumulate_grad_batches=self.accumulate,
+        )
+        # weights_only: a checkpoint holds plain data only, or this raises
+        fit(self.trainer, self.module, ckpt_path=self.path if resume else None, weights_only=True)
+        return self
+
+
+def assert_equal_runs(one: Run, other: Run):
+    for name, tensor in one.module.state_dict().items():
+        assert torch.equal(tensor, other.module.state_dict()[name]), name
+    for name, mask in one.pruning.pruner.masks.items():
+        assert torch.equal(mask, other.pruning.pruner.masks[name]), name
+    ours, theirs = (run.trainer.optimizers[0].state_dict() for run in (one, other))
+    assert ours["param_groups"] == theirs["param_groups"]
+    for index, state in ours["state"].items():
+        assert all(torch.equal(value, theirs["state"][index][k]) for k, value in state.items())
+    assert one.history.rows == other.history.rows
+    assert one.history.path.read_bytes() == other.history.path.read_bytes()
+    assert one.trainer.global_step == other.trainer.global_step
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["every_batch", "accumulate_3"])
+def undisturbed(request, tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("undisturbed"), accumulate=request.param).go()
+    assert run.trainer.global_step == EPOCHS * -(-STEPS_PER_EPOCH // request.param)
+    assert len(run.history.rows) > 3
+    return run
+
+
+def test_epochs_have_orders_of_their_own(tmp_path):
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch["input_ids"])
+
+    Run(tmp_path, epochs=2).go(Look())
+    first, second = seen[:STEPS_PER_EPOCH], seen[STEPS_PER_EPOCH:]
+    assert not any(torch.equal(batch, other) for batch in first for other in second)
+    assert sum(int(batch.sum()) for batch in first) == sum(int(batch.sum()) for batch in second)
+
+
+@pytest.mark.parametrize("batch", range(STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH))
+def test_interrupted_within_an_epoch(tmp_path, undisturbed, batch):
+    first = Run(tmp_path, accumulate=undisturbed.accumulate)
+    with pytest.raises(Interrupted, match=r"SIGTERM; saved .*last\.ckpt"):
+        first.go(At(send(signal.SIGTERM), batch=batch))
+    assert first.trainer.global_step < undisturbed.trainer.global_step
+    second = Run(tmp_path, accumulate=undisturbed.accumulate).go(resume=True, seed=99)
+    assert_equal_runs(undisturbed, second)
+
+
+def test_crashed_in_the_next_epoch(tmp_path, undisturbed):
+    """What was done after the epoch's checkpoint is done again, rows of the history included."""
+
+    def crash():
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        Run(tmp_path, accumulate=undisturbed.accumulate).go(At(crash, batch=STEPS_PER_EPOCH + 5))
+    second = Run(tmp_path, accumulate=undisturbed.accumulate).go(resume=True, seed=99)
+    assert_equal_runs(undisturbed, second)
+
+
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+def test_interrupted_while_validating(tmp_path, undisturbed, epoch):
+    """The last epoch too: whoever was told to stop does not go on to what follows the fit."""
+    with pytest.raises(Interrupted, match="SIGINT"):
+        Run(tmp_path, accumulate=undisturbed.accumulate).go(
+            At(send(signal.SIGINT), validation_of=epoch)
+        )
+    second = Run(tmp_path, accumulate=undisturbed.accumulate).go(resume=True, seed=99)
+    for name, tensor in undisturbed.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
+    assert undisturbed.history.rows == second.history.rows
+
+
+def test_interrupted_after_the_ramp(tmp_path):
+    """The curves of sparsity go on though no mask is updated any more."""
+    whole = Run(tmp_path / "a", end=0.4).go()
+    with pytest.raises(Interrupted):
+        Run(tmp_path / "b", end=0.4).go(At(send(signal.SIGINT), batch=2 * STEPS_PER_EPOCH + 1))
+    again = Run(tmp_path / "b", end=0.4).go(resume=True)
+    assert whole.history.rows == again.history.rows
+    assert all("sparsity/counted" in row for row in again.history.rows)
+
+
+def test_saved_every_so_many_minutes(tmp_path):
+    """With no time at all between two checkpoints every optimizer step has one."""
+    steps = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if run.path.is_file():
+                saved = torch.load(run.path, weights_only=True)["global_step"]
+                steps.append((saved, trainer.global_step))
+
+    run = Run(tmp_path, accumulate=3, epochs=1, minutes=0.0)
+    run.go(Look())
+    assert steps == [(1, 1)] * 3 + [(2, 2)]
+
+
+def test_more_epochs_keep_the_ramp_that_was_begun(tmp_path):
+    Run(tmp_path, epochs=1).go()
+    longer = Run(tmp_path, epochs=2).go(resume=True)
+    plan = update_plan(Schedule(final=0.8), total_steps=STEPS_PER_EPOCH, updates=7)
+    assert longer.pruning.pruner.plan == plan
+    sparsities = {row["step"]: row["sparsity/counted"] for row in longer.history.rows}
+    assert sparsities[STEPS_PER_EPOCH] == sparsities[2 * STEPS_PER_EPOCH]
+    assert longer.pruning.pruned == 2 * round(0.8 * 512)
+
+
+@pytest.mark.parametrize("batch", [None, STEPS_PER_EPOCH + 2], ids=["finished", "interrupted"])
+def test_signal_handlers_are_restored(tmp_path, batch):
+    def mine(number, frame):
+        raise AssertionError("not during a fit")
+
+    before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if batch is None:
+            Run(tmp_path).go()
+        else:
+            with pytest.raises(Interrupted):
+                Run(tmp_path).go(At(send(signal.SIGINT), batch=batch))
+        assert all(signal.getsignal(number) is mine for number in before)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+
+    def half(*args, **kwargs):
+        (tmp_path / "last.ckpt.part").write_bytes(b"half a checkpoint")
+        raise OSError("no space left on device")
+
+    def fill_disk():
+        monkeypatch.setattr(run.trainer, "save_checkpoint", half)
+
+    with pytest.raises(OSError, match="no space left"):
+        run.go(At(fill_disk, batch=STEPS_PER_EPOCH))
+    assert torch.load(run.path, weights_only=True)["global_step"] == STEPS_PER_EPOCH
+    assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "metrics.csv"}
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path, undisturbed):
+    """A process that dies in the middle of a write leaves the checkpoint before."""
+    run = Run(tmp_path, accumulate=undisturbed.accumulate)
+
+    def write_half_and_die(checkpoint, path, *args, **kwargs):
+        torch.save(checkpoint, path)
+        os.truncate(path, 5000)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def set_trap():
+        run.trainer.strategy.checkpoint_io.save_checkpoint = write_half_and_die
+
+    child = os.fork()
+    if child == 0:
+        try:
+            run.go(At(set_trap, batch=STEPS_PER_EPOCH + 1))
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert (tmp_path / "last.ckpt.part").stat().st_size == 5000
+    resumed = Run(tmp_path, accumulate=undisturbed.accumulate).go(resume=True)
+    assert_equal_runs(undisturbed, resumed)

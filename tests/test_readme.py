@@ -1,0 +1,90 @@
+"""What the README tells people to type works as it stands."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from kd_prune.distillation import Objective
+from kd_prune.hf import Task
+from kd_prune.lit import SparsityCallback
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands():
+    """Every ``python train.py …`` and ``make …`` in the README, code blocks and prose alike."""
+    found = re.findall(r"(?:python train\.py|make) [^`#\n]*", README)
+    return sorted({command.strip() for command in found})
+
+
+def overrides():
+    """Every override named in the tables and in prose."""
+    return sorted(
+        {
+            part
+            for code in re.findall(r"`([^`\n]+)`", README)
+            for part in code.split()
+            if re.fullmatch(r"(sparsity|distillation|student|trainer)[\w.]*=[\w.-]+", part)
+        }
+    )
+
+
+def composed(words):
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return compose("train", overrides=words)
+
+
+def test_it_shows_commands_and_overrides():
+    assert len(commands()) >= 5
+    assert len(overrides()) >= 8
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python")])
+def test_train_commands_compose(command):
+    words = command.split()[2:]
+    composed([word for word in words if word not in ("task=reviews", "sparsity.final=95")])
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make")])
+def test_make_targets_exist(command):
+    target = command.split()[1]
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("override", overrides())
+def test_overrides_compose_and_build(override):
+    config = composed([override])
+    assert isinstance(instantiate(config.sparsity, _convert_="all"), SparsityCallback)
+    assert isinstance(instantiate(config.distillation, _convert_="all"), Objective)
+
+
+def test_the_task_file_is_a_task():
+    (text,) = [block for block in blocks("yaml") if "kd_prune.hf.Task" in block]
+    assert len(text.splitlines()) <= 9
+    task = instantiate(yaml.safe_load(text))
+    assert isinstance(task, Task)
+    assert list(task.text) == ["title", "body"]
+
+
+def test_the_ci_workflow_is_one():
+    (text,) = [block for block in blocks("yaml") if "runs-on" in block]
+    assert yaml.safe_load(text)["jobs"]["smoke"]["steps"][-1] == {"run": "make smoke"}
+
+
+def test_the_callback_example_runs():
+    (code,) = blocks("python")
+    names = {}
+    exec(code, names)  # noqa: S102 - our own README
+    assert isinstance(names["callback"], SparsityCallback)
+    assert names["trainer"].max_epochs == 10

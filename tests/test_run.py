@@ -1,0 +1,503 @@
+"""One run, in process and tiny: what it leaves, what it refuses, what it finds again."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from kd_prune import hf
+from kd_prune.distillation import (
+    AttentionScores,
+    Embeddings,
+    HardLabels,
+    HiddenStates,
+    Objective,
+    SoftTargets,
+)
+from kd_prune.hf.tiny import make_model, make_task
+from kd_prune.lit import DistillModule, SparsityCallback
+from kd_prune.lit.resume import Interrupted
+from kd_prune.pruning import Scope, SparsityReport
+from kd_prune.run import Job, Student, Teacher, run, verify
+
+ROWS, BATCH, EPOCHS = 96, 16, 2
+STEPS = EPOCHS * ROWS // BATCH
+
+
+def trainer(**settings):
+    return partial(
+        L.Trainer,
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": EPOCHS,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+        }
+        | settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def make_job(cache):
+    """Jobs that differ where a test says so; a fresh callback each time."""
+    model = make_model(str(cache), layers=2, hidden_size=16, heads=2)
+    rows = make_task(str(cache), train=ROWS, validation=32)
+
+    def make(out, *, final=0.9, trainer_settings=None, task=None, **settings):
+        defaults = {
+            "task": hf.Task(
+                name="tiny",
+                path=rows,
+                text=["things", "which"],
+                max_length=32,
+                batch_size=BATCH,
+                **(task or {}),
+            ),
+            "model": hf.Pretrained(path=model),
+            "teacher": Teacher(max_epochs=1, optimizer=hf.FineTuning(lr=2e-3)),
+            "distillation": Objective(
+                {
+                    "embeddings": Embeddings(),
+                    "hidden_states": HiddenStates(),
+                    "attention_scores": AttentionScores(),
+                    "soft_targets": SoftTargets(),
+                }
+            ),
+            "sparsity": SparsityCallback(final, updates=4, end=0.5),
+            "optimizer": hf.FineTuning(lr=2e-3),
+            "trainer": trainer(**(trainer_settings or {})),
+            "cache_dir": str(cache),
+            "config": {"seed": 0},
+            "out": out,
+        }
+        return Job(**(defaults | settings))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def done(make_job, tmp_path_factory):
+    """A finished run: its folder, job and result."""
+    out = tmp_path_factory.mktemp("done")
+    job = make_job(out)
+    return out, job, run(job)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Whatever is trained fails the test."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(L.Trainer, "fit", refuse)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+# What a run leaves
+
+
+def test_result_json(done):
+    out, job, result = done
+    stored = json.loads((out / "result.json").read_text())
+    assert stored == json.loads(json.dumps(result))
+    assert {
+        "task", "seed", "teacher", "student", "sparsity", "model_sparsity", "seconds", "versions",
+        "config",
+    } <= stored.keys()  # fmt: skip
+    assert (stored["task"], stored["seed"], stored["config"]) == ("tiny", 0, {"seed": 0})
+    assert 0 <= stored["teacher"]["accuracy"] <= 1
+    assert 0 <= stored["student"]["accuracy"] <= 1
+    assert stored["student"].keys() == {"accuracy"}
+    assert {"data", "teacher", "student", "evaluation"} <= stored["seconds"].keys()
+    assert stored["versions"]["torch"] == torch.__version__
+
+
+def test_sparsity_csv_adds_up(done):
+    out, job, result = done
+    model = AutoModelForSequenceClassification.from_pretrained(out / "student")
+    with (out / "sparsity.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert int(rows[name]["size"]) == parameter.numel()
+        assert int(rows[name]["zeros"]) == int((parameter == 0).sum())
+    scoped = [row for row in rows.values() if row["in_scope"] == "True"]
+    assert len(scoped) == 2 * 6
+    for row in scoped:
+        assert int(row["zeros"]) == round(0.9 * int(row["size"]))
+
+    def total(rows, column):
+        return sum(int(row[column]) for row in rows)
+
+    assert result["sparsity"] == total(scoped, "zeros") / total(scoped, "size")
+    assert result["model_sparsity"] == total(rows.values(), "zeros") / total(rows.values(), "size")
+    assert result["parameters"] == total(rows.values(), "size")
+    assert result["nonzero"] == result["parameters"] - total(rows.values(), "zeros")
+
+
+def test_curves(done):
+    out, job, result = done
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == STEPS
+    assert float(rows[-1]["val/accuracy"]) == pytest.approx(result["student"]["accuracy"])
+    assert float(rows[-1]["sparsity/counted"]) == pytest.approx(result["sparsity"])
+    terms = {"loss", "embeddings", "hidden_states", "attention_scores", "soft_targets"}
+    assert {f"train/{name}" for name in terms} <= rows[0].keys()
+
+
+def test_the_student_is_read_where_kd_prune_is_not(done, tmp_path):
+    """Another process, another folder, kd_prune barred: the same logits to the bit."""
+    out, job, _ = done
+    script = textwrap.dedent(
+        """
+        import sys
+
+        class Bar:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] == "kd_prune":
+                    raise ImportError("barred")
+
+        sys.meta_path.insert(0, Bar())
+        try:
+            import kd_prune
+        except ImportError:
+            pass
+        else:
+            raise SystemExit("kd_prune was imported")
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder, target = sys.argv[1:]
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        batch = tokenizer("the fox , pear and old hammer", "second", return_tensors="pt")
+        with torch.no_grad():
+            torch.save(model(**batch).logits, target)
+        """
+    )
+    subprocess.run(
+        [sys.executable, "-I", "-c", script, str(out / "student"), str(tmp_path / "logits")],
+        cwd=tmp_path,
+        check=True,
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(out / "student").eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "student")
+    batch = tokenizer("the fox , pear and old hammer", "second", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, torch.load(tmp_path / "logits"))
+    assert list(model.config.label2id)[:3] == ["animal", "fruit", "garment"]
+
+
+def test_the_teacher_is_dense_and_as_it_was(done, cache):
+    out, _, result = done
+    teacher = AutoModelForSequenceClassification.from_pretrained(result["teacher"]["path"])
+    report = SparsityReport.count(teacher, ())
+    assert report.model_sparsity < 0.01  # the padding token's embedding
+
+
+# What is found again
+
+
+def test_the_teacher_is_trained_once(done, make_job, tmp_path, monkeypatch):
+    _, _, first = done
+    before = weights(Path(first["teacher"]["path"]))
+    fits = []
+    fit = L.Trainer.fit
+    monkeypatch.setattr(
+        L.Trainer, "fit", lambda self, *args, **kw: (fits.append(1), fit(self, *args, **kw))[1]
+    )
+    second = run(make_job(tmp_path, final=0.5))
+    assert second["teacher"] == first["teacher"]
+    assert len(fits) == 1  # the student's
+    assert weights(Path(first["teacher"]["path"])) == before
+    third = run(make_job(tmp_path, final=0.5, seed=1))
+    assert third["teacher"]["path"] != first["teacher"]["path"]
+    assert len(fits) == 3
+
+
+def test_two_processes_that_start_at_once_train_one_teacher(make_job, tmp_path):
+    job = make_job(tmp_path, seed=77)
+    log = tmp_path / "fits"
+    children = []
+    for name in ("a", "b"):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                fit = L.Trainer.fit
+
+                def noted(self, *args, **kwargs):
+                    with log.open("a") as file:
+                        file.write(f"{self.max_epochs}\n")
+                    return fit(self, *args, **kwargs)
+
+                L.Trainer.fit = noted
+                run(dataclasses.replace(job, out=tmp_path / name))
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert sorted(log.read_text().split()) == ["1", "2", "2"]  # a teacher's epoch, two students'
+    one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
+    assert one["teacher"] == other["teacher"]
+    assert weights(tmp_path / "a" / "student") == weights(tmp_path / "b" / "student")
+
+
+def test_an_interrupted_teacher_is_gone_on_with(done, make_job, tmp_path, cache):
+    """Stopped in its first epoch's end, and the same teacher in the end."""
+
+    class Stop(Exception):
+        pass
+
+    job = make_job(tmp_path / "whole", teacher=Teacher(max_epochs=2), cache_dir=str(tmp_path / "1"))
+    whole = run(job)
+    again = dataclasses.replace(
+        job, out=tmp_path / "again", cache_dir=str(tmp_path / "2"), sparsity=None
+    )
+    original = DistillModule.training_step
+
+    def stop(self, batch, batch_idx):
+        if self.trainer.current_epoch == 1 and batch_idx == 3:
+            raise Stop
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillModule, "training_step", stop)
+        with pytest.raises(Stop):
+            run(again)
+    result = run(again)
+    path = Path(result["teacher"]["path"])
+    assert weights(path) == weights(Path(whole["teacher"]["path"]))
+    assert not path.with_suffix(".ckpt").exists()
+
+
+def test_a_teacher_by_path(done, make_job, tmp_path):
+    _, _, first = done
+    path = first["teacher"]["path"]
+    result = run(make_job(tmp_path, teacher=Teacher(path=path)))
+    assert result["teacher"]["path"] == path
+    assert result["teacher"]["accuracy"] == pytest.approx(first["teacher"]["accuracy"])
+    assert result["student"] == first["student"]
+
+
+def test_a_student_that_begins_as_the_teacher(done, make_job, tmp_path):
+    """With next to no learning and no pruning it ends as the teacher."""
+    _, _, first = done
+    job = make_job(
+        tmp_path,
+        sparsity=None,
+        student=Student(init="teacher"),
+        optimizer=hf.FineTuning(lr=1e-12),
+        trainer_settings={"max_epochs": 1},
+    )
+    result = run(job)
+    ours, theirs = (
+        AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+        for folder in (tmp_path / "student", first["teacher"]["path"])
+    )
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name], tensor, atol=1e-8), name
+    assert result["sparsity"] == 0
+    with pytest.raises(ValueError, match=r"student\.init=other: expected pretrained or teacher"):
+        Student(init="other")
+
+
+def test_a_job_does_not_depend_on_what_ran_before(done, make_job, tmp_path):
+    """Bit by bit, though the global generators are elsewhere by then."""
+    out, _, first = done
+    run(make_job(tmp_path / "a", final=0.3, seed=5))
+    torch.rand(7)
+    second = run(make_job(tmp_path / "b"))
+    assert weights(tmp_path / "b" / "student") == weights(out / "student")
+    assert second["student"] == first["student"]
+    assert (tmp_path / "b" / "metrics.csv").read_bytes() == (out / "metrics.csv").read_bytes()
+
+
+def test_an_interrupted_student_is_gone_on_with(done, make_job, tmp_path):
+    out, _, first = done
+    job = make_job(tmp_path)
+
+    class Signal(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == STEPS - 2:
+                os.kill(os.getpid(), 15)
+
+    with pytest.raises(Interrupted):
+        run(dataclasses.replace(job, callbacks={"signal": Signal()}))
+    assert not (tmp_path / "result.json").exists()
+    second = run(make_job(tmp_path, ckpt_path=str(tmp_path / "last.ckpt")))
+    assert weights(tmp_path / "student") == weights(out / "student")
+    assert second["student"] == first["student"]
+    assert (tmp_path / "metrics.csv").read_bytes() == (out / "metrics.csv").read_bytes()
+
+
+def test_accumulation_counts_optimizer_steps(done, make_job, tmp_path):
+    result = run(make_job(tmp_path, trainer_settings={"accumulate_grad_batches": 4}))
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert int(rows[-1].split(",")[0]) == EPOCHS * 2
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+# What is refused, before anything is trained
+
+
+def other_teacher(done, tmp_path, **changes):
+    """The teacher's folder with another config, and weights that fit it."""
+    source = Path(done[2]["teacher"]["path"])
+    config = AutoConfig.from_pretrained(source)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    folder = tmp_path / "teacher"
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    shutil.copy(source / "tokenizer.json", folder)
+    return Teacher(path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"vocab_size": 200}, r"teacher\.path.*vocabulary is 200, the student's 119; take a"),
+        ({"num_labels": 3}, r"teacher\.path=.*has 3 labels, the task 8; take a teacher"),
+        (
+            {"id2label": {i: name for i, name in enumerate(
+                ["fruit", "animal", "garment", "instrument", "metal", "tool", "tree", "vessel"]
+            )}},
+            r"teacher\.path=.*order \['fruit', 'animal'.*set task\.labels",
+        ),
+        ({"num_hidden_layers": 3}, r"layer_map=null: 3 teacher layers.*give a layer_map"),
+        ({"hidden_size": 32}, r"embeddings: the student is 16 wide, the teacher 32"),
+    ],
+)  # fmt: skip
+def test_a_teacher_that_does_not_fit(done, make_job, tmp_path, no_training, changes, says):
+    teacher = other_teacher(done, tmp_path, **changes)
+    with pytest.raises(ValueError, match=says):
+        run(make_job(tmp_path / "out", teacher=teacher))
+
+
+def test_a_teacher_that_was_not_fine_tuned(done, make_job, tmp_path, no_training):
+    """It would be given a random head, and the student would learn from noise."""
+    model = AutoModelForSequenceClassification.from_pretrained(done[2]["teacher"]["path"])
+    model.base_model.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match=r"teacher\.path=.*BertModel has no classification head"):
+        run(make_job(tmp_path, teacher=Teacher(path=str(tmp_path / "encoder"))))
+    with pytest.raises(ValueError, match=r"teacher\.path=.*nowhere: not a local folder"):
+        run(make_job(tmp_path, teacher=Teacher(path=str(tmp_path / "nowhere"))))
+
+
+def test_a_job_that_cannot_work(make_job, tmp_path, no_training):
+    def refused(match, **settings):
+        with pytest.raises(ValueError, match=match):
+            run(make_job(tmp_path, **settings))
+
+    layer_map = {1: 7}
+    refused(
+        r"layer_map=\{1: 7\}: the teacher has layers 1 … 2",
+        distillation=Objective({"hidden_states": HiddenStates(layer_map=layer_map)}),
+    )
+    refused(
+        r"'\*decoder\*' matches no parameter; there are for example bert\.emb",
+        sparsity=SparsityCallback(0.5, scope=Scope(include=["*decoder*"])),
+    )
+    refused(
+        r"sparsity\.begin=0\.01, end=0\.02: no step of this run of 12",
+        sparsity=SparsityCallback(0.5, begin=0.01, end=0.02),
+    )
+    refused(r"sparsity\.updates=0: a ramp needs", sparsity=SparsityCallback(0.5, updates=0))
+    refused(
+        r"trainer\.max_epochs=-1: a run needs an end",
+        trainer_settings={"max_epochs": -1},
+    )
+    refused(r"task\.metrics=pearson does not suit", task={"metrics": ["accuracy", "pearson"]})
+    refused(r"task\.label=nope: the train split has no such column", task={"label": "nope"})
+    refused(
+        r"model\.path=.*nowhere: not a local folder.*pass model\.path=<folder>",
+        model=hf.Pretrained(path=str(tmp_path / "nowhere")),
+    )
+
+
+def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
+    out, _, first = done
+
+    def refused(match, path, **settings):
+        with pytest.raises(ValueError, match=match) as refusal:
+            run(make_job(tmp_path / "out", ckpt_path=str(path), **settings))
+        assert "\n" not in str(refusal.value)
+
+    whole = (out / "last.ckpt").read_bytes()
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(whole[: len(whole) // 2])
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {"layer.weight": torch.ones(2)}, "epoch": 1}, foreign)
+    text = tmp_path / "text.ckpt"
+    text.write_text("not a checkpoint")
+    refused(r"ckpt_path=.*nowhere\.ckpt: no such file", tmp_path / "nowhere.ckpt")
+    refused(r"ckpt_path=.*cut\.ckpt: truncated or no checkpoint", cut)
+    refused(r"ckpt_path=.*text\.ckpt: truncated or no checkpoint", text)
+    refused(r"ckpt_path=.*foreign\.ckpt: not a checkpoint of this student", foreign)
+    refused(r"of a pruned fit, and this one is dense", out / "last.ckpt", sparsity=None)
+
+
+# What is promised
+
+
+def test_fewer_zeros_than_promised_is_an_error(done):
+    out, job, _ = done
+    model = AutoModelForSequenceClassification.from_pretrained(out / "student")
+    scope = job.sparsity.scope.select(model)
+    verify(job, SparsityReport.count(model, scope.keys()))
+    with torch.no_grad():
+        next(iter(scope.values())).fill_(1.0)
+    with pytest.raises(RuntimeError, match=r"zeros in scope where the masks prune"):
+        verify(job, SparsityReport.count(model, scope.keys()))
+
+
+def test_a_run_whose_student_was_refilled_reports_nothing(done, make_job, tmp_path, monkeypatch):
+    save = hf.save
+
+    def refill(model, *args):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter[parameter == 0] = 1e-9
+        save(model, *args)
+
+    monkeypatch.setattr(hf, "save", refill)
+    with pytest.raises(RuntimeError, match=r"0 zeros in scope"):
+        run(make_job(tmp_path))
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_labels_alone(make_job, tmp_path):
+    job = make_job(tmp_path, distillation=Objective({"hard_labels": HardLabels()}))
+    job = dataclasses.replace(job, sparsity=copy.copy(job.sparsity))
+    assert run(job)["sparsity"] == pytest.approx(0.9, abs=1e-3)
