@@ -51,8 +51,12 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--epochs-times", type=float, default=1.0, help="times the student's epochs")
-    parser.add_argument("--precision", default="32-true", help="bf16-mixed where the hardware has it")
+    parser.add_argument(
+        "--epochs-times", type=float, default=1.0, help="times the student's epochs"
+    )
+    parser.add_argument(
+        "--precision", default="32-true", help="bf16-mixed where the hardware has it"
+    )
     parser.add_argument("--work", type=Path, default=Path("outputs/bench-glue"))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()

@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from common import machine, print_table, save
@@ -116,7 +117,7 @@ def main() -> None:
     for round_ in range(1, arguments.rounds + 1):
         for name, (step, _) in steppers.items():
             times[name].append(seconds(step, device))
-        times["mask update"].append(seconds(lambda: pruner.update(round_ * 100), device))
+        times["mask update"].append(seconds(partial(pruner.update, round_ * 100), device))
         times["projection"].append(seconds(pruner.project, device))
     plain = times["plain fine-tuning"]
     ratios = {

@@ -34,7 +34,7 @@ from kd_prune.lit import (
 from kd_prune.outcome import draw_curves, print_summary, write_json
 from kd_prune.pruning import SparsityReport
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]  # name → value, and the teacher's path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +215,12 @@ def check(
     requires = job.distillation.requires
     for model in (student, teacher):
         models.prepare(model, requires)
-    rows = [data.splits[job.task.train][i] for i in range(min(2, len(train.dataset)))]
-    batch = train.collate_fn(rows)
+        model.train(False)
+    rows = data.splits[job.task.train]
+    batch = train.collate_fn([rows[i] for i in range(min(2, len(rows)))])
     with torch.no_grad():
-        pair = (models.forward(model.eval(), batch, requires) for model in (student, teacher))
-        job.distillation(*pair, batch)
+        ours, theirs = (models.forward(model, batch, requires) for model in (student, teacher))
+        job.distillation(ours, theirs, batch)
 
 
 def optimizer_steps(trainer: L.Trainer, batches: int) -> int:
@@ -261,7 +262,7 @@ def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, 
             f"ckpt_path={path}: a checkpoint of a {kinds[pruned]} fit, and this one is "
             f"{kinds[not pruned]}; take the last.ckpt of a run folder"
         )
-    return checkpoint
+    return dict(checkpoint)
 
 
 def make_trainer(job: Job, callbacks: Sequence[Callback], **settings: Any) -> L.Trainer:
@@ -463,6 +464,6 @@ def verify(job: Job, report: SparsityReport) -> None:
     counted = sum(tensor.zeros for tensor in report.tensors if tensor.in_scope)
     if counted < promised or abs(report.sparsity - job.sparsity.schedule.final) > 1e-3:
         raise RuntimeError(
-            f"the student in {job.out} has {counted} zeros in scope where the masks prune {promised} "
-            f"and sparsity.final={job.sparsity.schedule.final} was asked for"
+            f"the student in {job.out} has {counted} zeros in scope where the masks prune "
+            f"{promised} and sparsity.final={job.sparsity.schedule.final} was asked for"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import dataclasses
 import json
@@ -35,6 +34,7 @@ from kd_prune.pruning import Scope, SparsityReport
 from kd_prune.run import Job, Student, Teacher, run, verify
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
+LABELS = ["animal", "fruit", "garment", "instrument", "metal", "tool", "tree", "vessel"]
 STEPS = EPOCHS * ROWS // BATCH
 
 
@@ -123,7 +123,7 @@ def weights(folder: Path) -> bytes:
 
 
 def test_result_json(done):
-    out, job, result = done
+    out, _, result = done
     stored = json.loads((out / "result.json").read_text())
     assert stored == json.loads(json.dumps(result))
     assert {
@@ -139,7 +139,7 @@ def test_result_json(done):
 
 
 def test_sparsity_csv_adds_up(done):
-    out, job, result = done
+    out, _, result = done
     model = AutoModelForSequenceClassification.from_pretrained(out / "student")
     with (out / "sparsity.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
@@ -162,7 +162,7 @@ def test_sparsity_csv_adds_up(done):
 
 
 def test_curves(done):
-    out, job, result = done
+    out, _, result = done
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -177,7 +177,7 @@ def test_curves(done):
 
 def test_the_student_is_read_where_kd_prune_is_not(done, tmp_path):
     """Another process, another folder, kd_prune barred: the same logits to the bit."""
-    out, job, _ = done
+    out, _, _ = done
     script = textwrap.dedent(
         """
         import sys
@@ -215,11 +215,11 @@ def test_the_student_is_read_where_kd_prune_is_not(done, tmp_path):
     batch = tokenizer("the fox , pear and old hammer", "second", return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, torch.load(tmp_path / "logits"))
-    assert list(model.config.label2id)[:3] == ["animal", "fruit", "garment"]
+    assert list(model.config.label2id) == LABELS
 
 
 def test_the_teacher_is_dense_and_as_it_was(done, cache):
-    out, _, result = done
+    _, _, result = done
     teacher = AutoModelForSequenceClassification.from_pretrained(result["teacher"]["path"])
     report = SparsityReport.count(teacher, ())
     assert report.model_sparsity < 0.01  # the padding token's embedding
@@ -254,9 +254,8 @@ def test_two_processes_that_start_at_once_train_one_teacher(make_job, tmp_path):
         if child == 0:
             code = 1
             try:
-                fit = L.Trainer.fit
 
-                def noted(self, *args, **kwargs):
+                def noted(self, *args, fit=L.Trainer.fit, **kwargs):
                     with log.open("a") as file:
                         file.write(f"{self.max_epochs}\n")
                     return fit(self, *args, **kwargs)
@@ -277,9 +276,6 @@ def test_two_processes_that_start_at_once_train_one_teacher(make_job, tmp_path):
 def test_an_interrupted_teacher_is_gone_on_with(done, make_job, tmp_path, cache):
     """Stopped in its first epoch's end, and the same teacher in the end."""
 
-    class Stop(Exception):
-        pass
-
     job = make_job(tmp_path / "whole", teacher=Teacher(max_epochs=2), cache_dir=str(tmp_path / "1"))
     whole = run(job)
     again = dataclasses.replace(
@@ -289,12 +285,12 @@ def test_an_interrupted_teacher_is_gone_on_with(done, make_job, tmp_path, cache)
 
     def stop(self, batch, batch_idx):
         if self.trainer.current_epoch == 1 and batch_idx == 3:
-            raise Stop
+            raise RuntimeError("power cut")
         return original(self, batch, batch_idx)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DistillModule, "training_step", stop)
-        with pytest.raises(Stop):
+        with pytest.raises(RuntimeError, match="power cut"):
             run(again)
     result = run(again)
     path = Path(result["teacher"]["path"])
@@ -312,11 +308,11 @@ def test_a_teacher_by_path(done, make_job, tmp_path):
 
 
 def test_a_student_that_begins_as_the_teacher(done, make_job, tmp_path):
-    """With next to no learning and no pruning it ends as the teacher."""
+    """With next to no learning it ends as the teacher, but for what is pruned."""
     _, _, first = done
     job = make_job(
         tmp_path,
-        sparsity=None,
+        final=0.5,
         student=Student(init="teacher"),
         optimizer=hf.FineTuning(lr=1e-12),
         trainer_settings={"max_epochs": 1},
@@ -327,8 +323,9 @@ def test_a_student_that_begins_as_the_teacher(done, make_job, tmp_path):
         for folder in (tmp_path / "student", first["teacher"]["path"])
     )
     for name, tensor in theirs.items():
-        assert torch.allclose(ours[name], tensor, atol=1e-8), name
-    assert result["sparsity"] == 0
+        kept = ours[name] != 0
+        assert torch.allclose(ours[name][kept], tensor[kept], atol=1e-8), name
+    assert result["sparsity"] == 0.5
     with pytest.raises(ValueError, match=r"student\.init=other: expected pretrained or teacher"):
         Student(init="other")
 
@@ -390,9 +387,7 @@ def other_teacher(done, tmp_path, **changes):
         ({"vocab_size": 200}, r"teacher\.path.*vocabulary is 200, the student's 119; take a"),
         ({"num_labels": 3}, r"teacher\.path=.*has 3 labels, the task 8; take a teacher"),
         (
-            {"id2label": {i: name for i, name in enumerate(
-                ["fruit", "animal", "garment", "instrument", "metal", "tool", "tree", "vessel"]
-            )}},
+            {"id2label": dict(enumerate(["fruit", "animal", *LABELS[2:]]))},
             r"teacher\.path=.*order \['fruit', 'animal'.*set task\.labels",
         ),
         ({"num_hidden_layers": 3}, r"layer_map=null: 3 teacher layers.*give a layer_map"),
@@ -447,7 +442,7 @@ def test_a_job_that_cannot_work(make_job, tmp_path, no_training):
 
 
 def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
-    out, _, first = done
+    out, _, _ = done
 
     def refused(match, path, **settings):
         with pytest.raises(ValueError, match=match) as refusal:
@@ -497,7 +492,8 @@ def test_a_run_whose_student_was_refilled_reports_nothing(done, make_job, tmp_pa
     assert not (tmp_path / "result.json").exists()
 
 
-def test_labels_alone(make_job, tmp_path):
-    job = make_job(tmp_path, distillation=Objective({"hard_labels": HardLabels()}))
-    job = dataclasses.replace(job, sparsity=copy.copy(job.sparsity))
-    assert run(job)["sparsity"] == pytest.approx(0.9, abs=1e-3)
+def test_labels_alone_and_dense(make_job, tmp_path):
+    job = make_job(tmp_path, sparsity=None, distillation=Objective({"hard_labels": HardLabels()}))
+    result = run(job)
+    assert result["sparsity"] == 0
+    assert result["model_sparsity"] < 0.01

@@ -51,7 +51,8 @@ def load(task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path) -> TaskDat
             is missing, NaN or out of range; the message names the key, value and remedy.
     """
     rows = {
-        split: read_split(task, split, cache) for split in dict.fromkeys((task.train, *task.validation))
+        split: read_split(task, split, cache)
+        for split in dict.fromkeys((task.train, *task.validation))
     }
     for split, dataset in rows.items():
         check_columns(task, split, dataset)
@@ -70,16 +71,15 @@ def load(task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path) -> TaskDat
 def read_split(task: Task, split: str, cache: Path) -> Dataset:
     """One split as it comes, from a local folder or the hub."""
     folder = Path(task.path).expanduser()
+    source: dict[str, Any] = {"path": task.path, "name": task.subset}
     if folder.is_dir():
         file = split_file(task, folder, split)
-        name, options = FORMATS[file.suffix], {"data_files": {split: str(file)}}
-        source = {"path": name, **options}
-    else:
-        source = {"path": task.path, "name": task.subset}
+        source = {"path": FORMATS[file.suffix], "data_files": {split: str(file)}}
     try:
         return load_dataset(**source, split=split, cache_dir=str(cache / "datasets"))
     except Exception as error:  # the hub, the disk and every parser raise their own
-        cause = error.__cause__ or error  # datasets wraps what a parser said in what it did
+        cause = error.__cause__  # datasets wraps what a parser said in what it did
+        cause = cause if isinstance(cause, Exception) else error
         if any(sign in str(cause) for sign in NO_ROWS):
             raise empty(task, split) from error
         raise unreachable("task.path", task.path, cause) from error
@@ -176,7 +176,7 @@ def target_values(task: Task, split: str, dataset: Dataset, labels: tuple[str, .
 
 def column_values(dataset: Dataset, name: str) -> list[Any]:
     """A column as plain values; through Arrow, a hundred times faster than row by row."""
-    return dataset.with_format("arrow")[:][name].to_pylist()
+    return list(dataset.with_format("arrow")[:][name].to_pylist())
 
 
 def number(value: Any) -> float | None:
@@ -404,4 +404,4 @@ def loaders(
 
 def row_lengths(tokens: Dataset) -> np.ndarray:
     """Tokens of every row."""
-    return pc.list_value_length(tokens.with_format("arrow")[:]["input_ids"]).to_numpy()
+    return np.asarray(pc.list_value_length(tokens.with_format("arrow")[:]["input_ids"]))

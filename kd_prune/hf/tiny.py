@@ -54,9 +54,7 @@ def sentences(count: int, *, seed: int) -> list[dict[str, str]]:
     return rows
 
 
-def make_task(
-    cache_dir: str, *, train: int = 8000, validation: int = 1000, seed: int = 0
-) -> str:
+def make_task(cache_dir: str, *, train: int = 8000, validation: int = 1000, seed: int = 0) -> str:
     """Write the task as ``train.jsonl`` and ``validation.jsonl``; return the folder."""
 
     def write(folder: Path) -> None:

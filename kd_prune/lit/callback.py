@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
@@ -18,8 +19,9 @@ class SparsityCallback(L.Callback):
     """Raises the sparsity of a module's weights from `initial` to `final` during training.
 
     After every optimizer step pruned weights are set to zero; at the schedule's steps the masks are
-    updated. Logs ``sparsity/target`` and ``sparsity/counted`` (from the weights, at the last update)
-    after every step. Masks are part of the checkpoint; a resumed run goes on with the ramp it began.
+    updated. Logs ``sparsity/target`` and ``sparsity/counted`` (from the weights, at the last
+    update) after every step. Masks are part of the checkpoint; a resumed run goes on with the ramp
+    it began.
 
     Args:
         final: Sparsity at the end of the ramp, in [0, 1).
@@ -57,7 +59,15 @@ class SparsityCallback(L.Callback):
         self.scope = scope
         self.updates = updates
         self._plan = plan
-        self._how = {"criterion": criterion, "allocation": allocation, "select": select}
+        self._make_pruner = partial(
+            Pruner,
+            schedule=self.schedule,
+            updates=updates,
+            criterion=criterion,
+            allocation=allocation,
+            select=select,
+            plan=plan,
+        )
         self.pruner: Pruner | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._step = 0
@@ -78,13 +88,8 @@ class SparsityCallback(L.Callback):
                 "scope: say what may be pruned, for example "
                 'Scope(include=["*encoder.layer.*.weight"])'
             )
-        self.pruner = Pruner(
-            self.scope.select(pl_module),
-            self.schedule,
-            total_steps=int(trainer.estimated_stepping_batches),
-            updates=self.updates,
-            plan=self._plan,
-            **self._how,
+        self.pruner = self._make_pruner(
+            self.scope.select(pl_module), total_steps=int(trainer.estimated_stepping_batches)
         )
         self._step = trainer.global_step
         self._counted = self.pruner.sparsity

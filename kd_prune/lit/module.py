@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -27,8 +27,8 @@ class NonFiniteError(RuntimeError):
 class DistillModule(L.LightningModule):
     """Trains `student` on `objective`; prunes nothing (that is SparsityCallback's part).
 
-    The teacher is kept out of the module's parameters, its optimizer and its checkpoints; it runs in
-    eval mode without gradients and only where a term asks for it.
+    The teacher is kept out of the module's parameters, its optimizer and its checkpoints; it runs
+    in eval mode without gradients and only where a term asks for it.
 
     Args:
         student: The model that learns.
@@ -63,7 +63,9 @@ class DistillModule(L.LightningModule):
         self._forward = forward
         self._optimizer = optimizer
         # Behind a function: a module assigned as an attribute would be registered as a child.
-        self._teacher = lambda: teacher if objective.needs_teacher else None
+        self._teacher: Callable[[], nn.Module | None] = lambda: (
+            teacher if objective.needs_teacher else None
+        )
         prefixes = ["val/", *(f"val/{name}/" for name in validation[1:])]
         self.metrics = nn.ModuleList([metrics.clone(prefix=prefix) for prefix in prefixes])
 
@@ -103,13 +105,16 @@ class DistillModule(L.LightningModule):
         """Gather predictions of the student."""
         logits = self._forward(self.student, batch, frozenset({"logits"})).logits.float()
         predictions = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
-        self.metrics[dataloader_idx].update(predictions, batch["labels"])
+        self._metrics()[dataloader_idx].update(predictions, batch["labels"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of all validation rows."""
-        for metrics in self.metrics:
+        for metrics in self._metrics():
             self.log_dict(metrics.compute(), prog_bar=True)
             metrics.reset()
+
+    def _metrics(self) -> list[MetricCollection]:
+        return cast("list[MetricCollection]", list(self.metrics))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with its schedule, stepped after every optimizer step."""

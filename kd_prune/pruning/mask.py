@@ -3,15 +3,15 @@
 Masks are bool tensors, True = kept. Counts are exact, whatever the ties, and masks are nested:
 what is pruned already counts first and never comes back. Only the kept weights are ranked.
 
-On the CPU numpy works on the tensors' memory: partition, comparison and counting take it a fifth to
-a tenth of torch's time (``benchmarks/mask_update.py``).
+On the CPU numpy works on the tensors' memory: comparing, counting and sorting take it a tenth of
+torch's time.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ Counts = dict[str, int]
 """Name → how many of that tensor's weights are pruned after the update, old ones included."""
 Allocation = Callable[[Masks, Score, float], Counts]
 Select = Callable[[Tensor, int, Tensor], Tensor]
+Parts = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Pairs (scores, mask of those that count), made anew at each call: all at once may be too much."""
 
 
 def count_of(sparsity: float, size: int) -> int:
@@ -79,7 +81,7 @@ def exact(scores: Tensor, count: int, kept: Tensor) -> Tensor:
     if more <= 0:
         return kept
     scores = rankable(scores)
-    threshold = nth_smallest(kept_scores(scores, kept), more)
+    threshold = nth_smallest(lambda: [(scores, kept)], more)
     mask = hits(scores, operator.gt, threshold, kept)
     spared = pruned_in(mask) - count
     if spared:
@@ -94,6 +96,48 @@ def rankable(scores: Tensor) -> Tensor:
     return scores.float() if scores.element_size() < 4 else scores
 
 
+def nth_smallest(parts: Parts, n: int) -> float:
+    """The n-th smallest kept score of all parts together, n from 1.
+
+    A sample brackets it, and only what lies between the brackets is sorted: a few percent, so that
+    neither time nor memory is spent on the rest. Source: Floyd & Rivest 1975, "Expected time bounds
+    for selection".
+
+    >>> everything = torch.ones(3, dtype=torch.bool)
+    >>> nth_smallest(lambda: [(torch.tensor([3.0, 1.0, 2.0]), everything)], 2)
+    2.0
+    """
+    for low, high in (brackets(parts, n), (-math.inf, math.inf)):
+        below, between = 0, []
+        for scores, kept in parts():
+            above = hits(scores, operator.ge, low, kept)
+            below += count_true(kept) - count_true(above)
+            between.append(pick(scores, hits(scores, operator.le, high, above)))
+        values = torch.cat(between)
+        if below < n <= below + values.numel():  # else the sample misled
+            break
+    return float(ordered(values)[n - below - 1])
+
+
+def brackets(parts: Parts, n: int) -> tuple[float, float]:
+    """Two scores that the n-th smallest lies between, almost surely.
+
+    They are m/N · n ± 2√m in the order of a sample of m among N: four standard deviations.
+    """
+    size, sample = 0, []
+    for scores, kept in parts():
+        size += count_true(kept)
+        # A prime stride: one that divides the width would look at a few columns only.
+        sample.append(pick(scores.flatten()[::61], kept.flatten()[::61]))
+    values = ordered(torch.cat(sample))
+    middle, margin = n / size * len(values), 2 * math.sqrt(len(values)) + 1
+    low, high = math.floor(middle - margin), math.ceil(middle + margin)
+    return (
+        float(values[low]) if low >= 0 else -math.inf,
+        float(values[high]) if high < len(values) else math.inf,
+    )
+
+
 def hits(
     scores: Tensor, compare: Callable[[Any, float], Any], threshold: float, kept: Tensor
 ) -> Tensor:
@@ -103,47 +147,30 @@ def hits(
     tensor([ True, False])
     """
     if on_cpu(scores):
-        return torch.from_numpy(compare(scores.numpy(), threshold) & kept.numpy())
-    found: Tensor = compare(scores, threshold) & kept
-    return found
+        found: Tensor = torch.from_numpy(compare(scores.numpy(), threshold))
+    else:
+        found = compare(scores, threshold)
+    return found.logical_and_(kept)
 
 
-def kept_scores(scores: Tensor, kept: Tensor) -> Tensor:
-    """A flat copy of the scores where `kept` is True, in order.
+def pick(scores: Tensor, mask: Tensor) -> Tensor:
+    """The scores where the mask is True, flat.
 
-    The pruned ones could instead stay in the ranking as -inf, but selecting among that many equal
-    values takes 20 times as long.
-
-    >>> kept_scores(torch.tensor([3.0, 1.0]), torch.tensor([False, True]))
+    >>> pick(torch.tensor([3.0, 1.0]), torch.tensor([False, True]))
     tensor([1.])
     """
-    if not pruned_in(kept):
-        return scores.flatten().clone()
     if on_cpu(scores):
-        return torch.from_numpy(scores.numpy().compress(kept.numpy().ravel()))
-    return scores[kept]
+        return torch.from_numpy(scores.numpy().compress(mask.numpy().ravel()))
+    return scores[mask]
 
 
-def lowest(values: Tensor, n: int) -> Tensor:
-    """The n lowest of flat values, the largest of them last; reorders `values`.
+def ordered(values: Tensor) -> Tensor:
+    """Flat values, rising.
 
-    >>> lowest(torch.tensor([3.0, 1.0, 2.0]), 1)
-    tensor([1.])
+    >>> ordered(torch.tensor([3.0, 1.0, 2.0]))
+    tensor([1., 2., 3.])
     """
-    if not on_cpu(values):
-        return values.sort().values[:n]
-    if n:
-        values.numpy().partition(n - 1)
-    return values[:n]
-
-
-def nth_smallest(values: Tensor, n: int) -> float:
-    """The n-th smallest of flat values, n from 1; reorders `values`.
-
-    >>> nth_smallest(torch.tensor([3.0, 1.0, 2.0]), 2)
-    2.0
-    """
-    return float(lowest(values, n)[-1])
+    return torch.from_numpy(np.sort(values.numpy())) if on_cpu(values) else values.sort().values
 
 
 def layerwise(masks: Masks, score: Score, sparsity: float) -> Counts:
@@ -158,8 +185,6 @@ def layerwise(masks: Masks, score: Score, sparsity: float) -> Counts:
 @dataclass(frozen=True, kw_only=True)
 class Global:
     """One threshold for all tensors together: ``round(sparsity · N)`` of the N weights in scope.
-
-    Beside the weights it needs memory for one copy of their scores.
 
     Args:
         ceiling: No tensor of n weights loses more than ``⌈ceiling · n⌉``; what it is spared is
@@ -198,45 +223,24 @@ class Global:
         wanted -= sum(gone.values())
         if wanted <= 0:
             return gone
-        room = {
-            name: max(0, math.ceil(self.ceiling * mask.numel()) - gone[name])
-            for name, mask in masks.items()
-        }
-        threshold = nth_smallest(candidates(masks, score, room), wanted)
+        at_risk = dict(masks) if self.ceiling == 1.0 else self._below_ceiling(masks, score)
+        threshold = nth_smallest(lambda: ((score(name), at_risk[name]) for name in masks), wanted)
 
-        def found(name: str, compare: Callable[[Any, float], Any]) -> int:
-            return min(room[name], count_true(hits(score(name), compare, threshold, masks[name])))
+        def found(compare: Callable[[Any, float], Any], name: str) -> int:
+            return count_true(hits(score(name), compare, threshold, at_risk[name]))
 
-        more = {name: found(name, operator.le) for name in masks}
+        more = {name: found(operator.le, name) for name in masks}
         surplus = sum(more.values()) - wanted
         for name in reversed(more):
             if surplus:
-                spared = min(surplus, more[name] - found(name, operator.lt))
+                spared = min(surplus, more[name] - found(operator.lt, name))
                 more[name] -= spared
                 surplus -= spared
         return {name: gone[name] + more[name] for name in masks}
 
-
-def candidates(masks: Masks, score: Score, room: Mapping[str, int]) -> Tensor:
-    """The ``room[name]`` lowest kept scores of each tensor, in one flat float32 tensor.
-
-    >>> scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([4.0, 3.0])}
-    >>> masks = {name: torch.ones(2, dtype=torch.bool) for name in scores}
-    >>> candidates(masks, scores.get, {"a": 2, "b": 1})
-    tensor([1., 2., 3.])
-    """
-    size, any_mask = sum(room.values()), next(iter(masks.values()))
-    # Filled piece by piece: a list for torch.cat would hold every score twice. On the CPU numpy
-    # allocates, in huge pages: the first touch of torch's small ones takes longer than the ranking.
-    if on_cpu(any_mask):
-        everything = torch.from_numpy(np.empty(size, np.float32))
-    else:
-        everything = torch.empty(size, device=any_mask.device)
-    start = 0
-    for name, mask in masks.items():
-        values = kept_scores(score(name), mask)
-        if room[name] < values.numel():
-            values = lowest(values, room[name])
-        everything[start : start + room[name]] = values
-        start += room[name]
-    return everything
+    def _below_ceiling(self, masks: Masks, score: Score) -> dict[str, Tensor]:
+        """The kept weights less those that would stay with their tensor at the ceiling."""
+        return {
+            name: mask & ~exact(score(name), math.ceil(self.ceiling * mask.numel()), mask)
+            for name, mask in masks.items()
+        }

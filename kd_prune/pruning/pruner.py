@@ -85,10 +85,16 @@ class Pruner:
             Whether the masks were updated. Call `project` afterwards.
 
         Raises:
-            ValueError: A weight in scope is NaN, or its score.
+            ValueError: A weight in scope is NaN.
         """
         if step not in self.plan:
             return False
+        for name, weight in self.parameters.items():
+            if weight.max().isnan():  # max passes NaN on, and is one cheap read
+                raise ValueError(
+                    f"{name} holds NaN at step {step}, so its weights cannot be ranked: training "
+                    "has diverged; lower the learning rate or clip the gradients"
+                )
         self.target = self.plan[step]
         counts = self.allocation(self.masks, self._score, self.target)
         for name, mask in self.masks.items():
@@ -96,13 +102,7 @@ class Pruner:
         return True
 
     def _score(self, name: str) -> Tensor:
-        scores = self.criterion(self.parameters[name].detach()).float()
-        if scores.max().isnan():  # max passes NaN on, and is one cheap read
-            raise ValueError(
-                f"{name} has a NaN score, so its weights cannot be ranked: training has diverged; "
-                "lower the learning rate or clip gradients"
-            )
-        return scores
+        return self.criterion(self.parameters[name].detach()).float()
 
     @torch.no_grad()
     def project(self) -> None:

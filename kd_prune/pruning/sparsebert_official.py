@@ -17,16 +17,7 @@ import operator
 import torch
 from torch import Tensor
 
-from kd_prune.pruning.mask import (
-    Counts,
-    Masks,
-    Score,
-    hits,
-    kept_scores,
-    nth_smallest,
-    pruned_in,
-    rankable,
-)
+from kd_prune.pruning.mask import Counts, Masks, Score, hits, nth_smallest, pruned_in, rankable
 from kd_prune.pruning.schedule import Plan, Schedule, cubic, ramp_steps
 
 
@@ -81,4 +72,4 @@ def at_least(scores: Tensor, count: int, kept: Tensor) -> Tensor:
     if count == scores.numel():
         return torch.zeros_like(kept)
     scores = rankable(scores)
-    return hits(scores, operator.ge, nth_smallest(kept_scores(scores, kept), more + 1), kept)
+    return hits(scores, operator.ge, nth_smallest(lambda: [(scores, kept)], more + 1), kept)

@@ -206,7 +206,9 @@ def test_missing_files_are_refused(folder, tokenizer, tmp_path):
 
 
 def test_an_unreachable_path_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=r"task\.path=.*nowhere: not a local folder.*pass task\.pa"):
+    with pytest.raises(
+        ValueError, match=r"task\.path=.*nowhere: not a local folder.*pass task\.pa"
+    ):
         load(task(tmp_path / "nowhere"), tokenizer, tmp_path / "cache")
 
 
@@ -322,10 +324,10 @@ def test_every_row_comes_once_per_epoch():
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     torch.manual_seed(5)
     first = batches_of(3, seed=1)
-    np.random.seed(6)  # noqa: NPY002
+    np.random.seed(6)
     torch.manual_seed(6)
     assert batches_of(3, seed=1) == first
     assert batches_of(4, seed=1) != first
@@ -413,8 +415,10 @@ def test_pad_to_gives_one_shape(folder, tokenizer, tmp_path):
     for loader in (train, *validation.values()):
         assert {batch["input_ids"].shape[1] for batch in loader} == {20}
     longest = load(task(folder), tokenizer, tmp_path / "cache")
-    shapes = {b["input_ids"].shape[1] for b in loaders(task(folder, batch_size=1), longest,
-                                                       tokenizer, seed=0)[0]}
+    shapes = {
+        b["input_ids"].shape[1]
+        for b in loaders(task(folder, batch_size=1), longest, tokenizer, seed=0)[0]
+    }
     assert len(shapes) > 1
 
 

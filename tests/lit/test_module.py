@@ -45,10 +45,13 @@ def test_the_teacher_is_in_eval_and_without_gradient_whatever_the_module_is(tmp_
     assert all(p.grad is None for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("terms", [
-    {"hard_labels": HardLabels()},
-    {"hard_labels": HardLabels(), "soft_targets": SoftTargets(weight=0.0)},
-])
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"hard_labels": HardLabels()},
+        {"hard_labels": HardLabels(), "soft_targets": SoftTargets(weight=0.0)},
+    ],
+)
 def test_a_teacher_nobody_reads_is_not_run(tmp_path, terms):
     teacher = Toy(seed=7)
     fit(make_trainer(tmp_path, max_epochs=1), make_module(teacher=teacher, terms=terms))

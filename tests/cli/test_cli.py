@@ -1,0 +1,198 @@
+"""``python train.py``: the smoke run, one line for whatever is wrong, interrupt and go on.
+
+Importing takes longer than these runs, so the first two are processes of their own and the others
+call the script in this one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+SCRIPT = Path(__file__).parents[2] / "train.py"
+SMALL = (
+    "experiment=smoke",
+    "task.path.train=128",
+    "task.path.validation=32",
+    "model.path.hidden_size=16",
+    "model.path.heads=2",
+    "trainer.accelerator=cpu",
+)
+
+
+def start(out: Path, cache: Path, *overrides: str, **options) -> subprocess.Popen:
+    """A process in a folder of its own, as a person would start it."""
+    environment = os.environ | {
+        "KD_PRUNE_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, str(SCRIPT), *overrides, f"hydra.run.dir={out}"]
+    return subprocess.Popen(
+        command,
+        cwd=cache,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def result_of(out: Path) -> dict:
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def smoke(cache, tmp_path_factory):
+    """The documented smoke run, whole, in a process of its own."""
+    out = tmp_path_factory.mktemp("smoke")
+    process = start(out, cache, "experiment=smoke")
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    return out, stdout
+
+
+@pytest.fixture
+def call(cache, monkeypatch, capsys):
+    """Call the script in this process; returns exit code, stdout and stderr."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+
+    def call_script(*overrides: str, cache: Path = cache):
+        monkeypatch.setenv("KD_PRUNE_CACHE", str(cache))
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the script; unset again afterwards
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *overrides])
+        GlobalHydra.instance().clear()
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):  # the interpreter prints it and exits with 1
+                print(code, file=sys.stderr)
+                code = 1
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    yield call_script
+    for handler in set(root.handlers) - set(before):
+        handler.close()
+    root.handlers[:], root.level = before, level
+    GlobalHydra.instance().clear()
+
+
+def test_the_smoke_run_prints_what_it_reached(smoke):
+    out, stdout = smoke
+    result = result_of(out)
+    assert "95.00 %" in stdout
+    assert f"{100 * result['student']['accuracy']:.1f}" in stdout
+    assert str(out) in stdout
+    assert result["config"]["trainer"]["max_epochs"] == 2
+    assert result["sparsity"] == pytest.approx(0.95, abs=1e-4)
+
+
+def test_the_smoke_run_is_deterministic(smoke, call, tmp_path):
+    """Another process, another cache, so another teacher: the same in every bit."""
+    out, _ = smoke
+    code, _, stderr = call("experiment=smoke", f"hydra.run.dir={tmp_path}", cache=tmp_path / "c")
+    assert code == 0, stderr
+    one, other = result_of(out), result_of(tmp_path)
+    assert one["student"] == other["student"]
+    assert one["teacher"]["accuracy"] == other["teacher"]["accuracy"]
+    assert one["teacher"]["path"] != other["teacher"]["path"]
+    for file in ("metrics.csv", "sparsity.csv", "student/model.safetensors"):
+        assert (out / file).read_bytes() == (tmp_path / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sparsity.final=95"], ["sparsity.final=95", "did you mean 0.95?"]),
+        (
+            ["sparsity.begin=0.8", "sparsity.end=0.5"],
+            ["sparsity.begin=0.8", "end=0.5", "needs begin < end"],
+        ),
+        (["sparsity.begin=0.01", "sparsity.end=0.02"], ["sparsity.begin=0.01", "more steps"]),
+        (["sparsity.finl=0.9"], ["sparsity.finl", "no such key", "did you mean sparsity.final?"]),
+        (["sparsity.final=most"], ["sparsity"]),
+        (["task=foo"], ["task/foo", "cola mnli mrpc"]),
+        (["++task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),
+        (["task.path=/nowhere"], ["task.path=/nowhere", "pass task.path=<folder>"]),
+        (["model.path=/nowhere"], ["model.path=/nowhere", "pass model.path=<folder>"]),
+        (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),
+        (["distillation.terms.soft_targets.weight=-1"], ["soft_targets.weight=-1", "finite"]),
+        (["student.init=nothing"], ["student.init=nothing", "pretrained or teacher"]),
+        (["ckpt_path=/nowhere.ckpt"], ["ckpt_path=/nowhere.ckpt", "no such file"]),
+        (["optimizer.lr=1e30", "trainer.gradient_clip_val=null"], ["not finite", "optimizer.lr"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_and_exit_code_1(call, tmp_path, overrides, says):
+    code, _, stderr = call(*SMALL, f"hydra.run.dir={tmp_path / 'out'}", *overrides)
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert code == 1
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    assert all(part in lines[0] for part in says), lines[0]
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT])
+def test_interrupted_and_gone_on_with(smoke, call, cache, tmp_path, number):
+    """Ctrl-C in the middle; the command it names ends as an undisturbed run does."""
+    out, _ = smoke
+    first = tmp_path / "first"
+    process = start(first, cache, "experiment=smoke", "checkpoint_minutes=0")
+    deadline = time.monotonic() + 120
+    while not (first / "last.ckpt").is_file() and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    saved = first / "last.ckpt"
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-2:] == [
+        f"interrupted by {number.name}; saved {saved}",
+        f"To go on, give the same command with ckpt_path={saved}",
+    ]
+    assert not (first / "result.json").exists()
+
+    second = tmp_path / "second"
+    code, _, stderr = call("experiment=smoke", f"hydra.run.dir={second}", f"ckpt_path={saved}")
+    assert code == 0, stderr
+    assert result_of(second)["student"] == result_of(out)["student"]
+    for file in ("metrics.csv", "sparsity.csv", "student/model.safetensors"):
+        assert (out / file).read_bytes() == (second / file).read_bytes(), file
+
+
+def test_mixed_precision(call, tmp_path):
+    code, _, stderr = call(
+        *SMALL,
+        f"hydra.run.dir={tmp_path}",
+        "trainer.precision=bf16-mixed",
+        "trainer.max_epochs=1",
+        "sparsity.updates=2",
+    )
+    assert code == 0, stderr
+    assert result_of(tmp_path)["sparsity"] == pytest.approx(0.95, abs=1e-3)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert rows[-1].split(",")[0] == "2"

@@ -1,0 +1,73 @@
+"""A saved student: a plain Hugging Face folder, whole or absent."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from kd_prune.hf import Pretrained, save
+from kd_prune.hf.attention import tap_attention_scores
+from kd_prune.hf.tiny import make_model
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = make_model(str(tmp_path_factory.mktemp("tiny")), layers=1, hidden_size=16, heads=2)
+    return Pretrained(path=folder)
+
+
+def test_what_is_saved_is_read_back_to_the_bit(pretrained, tmp_path):
+    """Zeros included, though the model's attention was tapped while it learnt."""
+    model, tokenizer = pretrained.load(num_labels=3), pretrained.tokenizer()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[::2] = 0.0
+    tap_attention_scores(model)
+    save(model, tokenizer, tmp_path / "student", ("a", "b", "c"))
+    read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
+    text = "the fox and pear"
+    again = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert read.config._attn_implementation == "sdpa"
+    assert "kd_scores" not in (tmp_path / "student" / "config.json").read_text()
+
+
+def test_labels_have_their_names(pretrained, tmp_path):
+    save(pretrained.load(num_labels=2), pretrained.tokenizer(), tmp_path / "s", ("bad", "good"))
+    config = json.loads((tmp_path / "s" / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    assert config["label2id"] == {"bad": 0, "good": 1}
+    classify = pipeline("text-classification", model=str(tmp_path / "s"), device="cpu")
+    assert classify("the fox")[0]["label"] in ("bad", "good")
+
+
+def test_an_earlier_folder_is_replaced_whole(pretrained, tmp_path):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "stale.txt").write_text("from before")
+    save(pretrained.load(num_labels=2), pretrained.tokenizer(), folder)
+    assert not (folder / "stale.txt").exists()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in folder.iterdir()
+    }
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_save_that_fails_leaves_the_earlier_folder(pretrained, tmp_path):
+    model, tokenizer = pretrained.load(num_labels=2), pretrained.tokenizer()
+    save(model, tokenizer, tmp_path / "student")
+    before = (tmp_path / "student" / "model.safetensors").read_bytes()
+
+    class Full:
+        def save_pretrained(self, folder):
+            raise OSError("no space left on device")
+
+    with torch.no_grad():
+        model.classifier.bias += 1
+    with pytest.raises(OSError, match="no space"):
+        save(model, Full(), tmp_path / "student")
+    assert (tmp_path / "student" / "model.safetensors").read_bytes() == before

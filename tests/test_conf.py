@@ -1,0 +1,161 @@
+"""conf/: every file is seen, every target is there, every option composes and is made."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_method, get_object, instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd_prune.distillation import Objective
+from kd_prune.pruning import Global, layerwise, linear, one_shot
+from kd_prune.run import Job
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(CONF.rglob("*.yaml"))
+OPTIONS = sorted(
+    str(file.relative_to(CONF).with_suffix("")) for file in FILES if file.parent != CONF
+)
+GROUPS = {"task", "model", "sparsity", "distillation", "optimizer", "trainer", "callbacks"}
+GROUPS |= {"logger", "experiment", "hydra"}
+NEEDS_A_PACKAGE = {"logger/tensorboard", "logger/wandb"}
+TERMS = ("embeddings", "hidden_states", "attention_scores", "soft_targets")
+
+
+@pytest.fixture(autouse=True)
+def _conf(tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_PRUNE_CACHE", str(tmp_path))
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+    GlobalHydra.instance().clear()
+
+
+def composed(*overrides: str) -> DictConfig:
+    """As `train.py` gets it, with a tiny task that is made fast."""
+    config = compose("train", overrides=list(overrides), return_hydra_config=True)
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.runtime.output_dir = "out"
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    if config.task.name == "tiny":
+        config.task.path.train, config.task.path.validation = 8, 4
+    return config
+
+
+def made(*overrides: str) -> Job:
+    return instantiate(composed(*overrides), _convert_="all")
+
+
+def targets(node: Any):
+    """Every node with a `_target_`, at any depth."""
+    if OmegaConf.is_dict(node):
+        if "_target_" in node:
+            yield node
+        for key in node:
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                yield from targets(node[key])
+    elif OmegaConf.is_list(node):
+        for item in node:
+            yield from targets(item)
+
+
+def bind(node: DictConfig, *, whole: bool) -> None:
+    """Raise TypeError unless the target takes these arguments (`whole`: and needs no more)."""
+    target = get_object(node["_target_"])
+    arguments = {key: None for key in node if not key.startswith("_") and key != "defaults"}
+    signature = inspect.signature(target)
+    if whole and not node.get("_partial_", False):
+        signature.bind(**arguments)
+    else:
+        signature.bind_partial(**arguments)
+    if target is get_method:
+        assert callable(get_object(node["path"]))
+
+
+def test_every_file_is_seen():
+    assert {option.split("/")[0] for option in OPTIONS} == GROUPS
+    assert len(FILES) == len(OPTIONS) + 1 >= 36
+    assert all(file.suffix == ".yaml" for file in CONF.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+def test_targets_exist_and_take_their_arguments(file):
+    config = OmegaConf.load(file)
+    for node in targets(config):
+        bind(node, whole=False)
+    named = file.read_text().count("_target_:")
+    assert sum(1 for _ in targets(config)) + (file.parts[-2:] == ("callbacks", "default.yaml")) == (
+        named
+    )
+
+
+def test_a_wrong_argument_would_be_noticed():
+    with pytest.raises(TypeError, match="finl"):
+        bind(OmegaConf.create({"_target_": "kd_prune.lit.SparsityCallback", "finl": 1}), whole=True)
+    with pytest.raises(TypeError, match="path"):
+        bind(OmegaConf.create({"_target_": "kd_prune.hf.Pretrained"}), whole=True)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_is_made(option):
+    group, name = option.split("/", 1)
+    config = composed(f"{group}={name}")
+    nodes = list(targets(config))
+    assert len(nodes) >= 10
+    for node in nodes:
+        bind(node, whole=True)
+    if option in NEEDS_A_PACKAGE:
+        pytest.importorskip(name)
+    job = instantiate(config, _convert_="all")
+    assert isinstance(job, Job)
+    assert isinstance(job.distillation, Objective)
+    if group == "task":
+        assert job.task.name == name
+        assert (job.task.regression, job.task.monitor in job.task.metrics) == (name == "stsb", True)
+    if group == "logger":
+        assert len(job.logger) == (name != "none")
+
+
+def test_the_ablations_are_one_override_each():
+    assert made("distillation=none").distillation.terms.keys() == {"hard_labels"}
+    assert not made("distillation=none").distillation.needs_teacher
+    assert made("distillation=logits").distillation.terms.keys() == {"soft_targets"}
+    assert made().distillation.terms.keys() == set(TERMS)
+    for term in TERMS:
+        left = made(f"distillation.terms.{term}.weight=0").distillation.terms.keys()
+        assert left == set(TERMS) - {term}
+    assert made("student.init=teacher").student.init == "teacher"
+
+
+def test_the_ablations_of_pruning():
+    default = made().sparsity
+    assert (default.schedule.final, default.updates) == (0.95, 100)
+    assert made("sparsity=linear").sparsity.schedule.shape(0.5) == linear(0.5)
+    assert default.schedule.shape(0.5) == 0.875
+    oneshot = made("sparsity=oneshot").sparsity
+    assert oneshot.schedule.shape(0.0) == one_shot(0.0)
+    assert list(oneshot.plan(1000).values()) == [0.95]
+    assert isinstance(instantiate(composed("sparsity=global").sparsity.allocation), Global)
+    assert instantiate(composed().sparsity.allocation) is layerwise
+
+
+def test_a_job_shares_nothing_with_the_next():
+    """A sweep makes its jobs in one process."""
+    one, other = made(), made()
+    assert one.sparsity is not other.sparsity
+    assert one.distillation is not other.distillation
+
+
+def test_sweeps_write_to_folders_of_their_own():
+    config = compose("train", overrides=["seed=3"], return_hydra_config=True)
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.job.num = 7
+    assert config.hydra.sweep.subdir.endswith("tiny/s0.95/seed3/7")
