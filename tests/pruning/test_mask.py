@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 from torch.nn.utils import prune
 
-from kd_prune.pruning.mask import Global, exact, layerwise
+from kd_prune.pruning.mask import Global, brackets, exact, layerwise
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
 # Few distinct values, so that most examples tie.
@@ -46,6 +46,45 @@ def test_exact_against_lexsort(on_cpu, problem, dtype):
     with patch("kd_prune.pruning.mask.on_cpu", return_value=on_cpu):
         mask = exact(torch.from_numpy(scores).to(dtype), count, torch.from_numpy(kept))
     np.testing.assert_array_equal(mask.numpy(), exact_oracle(scores, count, kept))
+
+
+def misleading(rng, size):
+    """Every 61st score is high: a sample of these alone knows nothing of the others."""
+    scores = rng.standard_normal(size)
+    scores[::61] += 10
+    return scores
+
+
+@WAYS
+@pytest.mark.parametrize("fraction", [0.001, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        pytest.param(np.random.Generator.standard_normal, id="distinct"),
+        pytest.param(lambda rng, size: rng.integers(0, 50, size), id="tied"),
+        pytest.param(misleading, id="misleading"),
+        pytest.param(lambda rng, size: np.sort(rng.standard_normal(size)), id="sorted"),
+        pytest.param(lambda rng, size: 1 / rng.integers(0, 3, size), id="infinite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_exact_of_many_against_lexsort(draw, fraction, on_cpu):
+    rng = np.random.default_rng(0)
+    scores = draw(rng, 61 * 300).astype(np.float32).reshape(61, 300)
+    kept = rng.random(scores.shape) < 0.8
+    count = int((~kept).sum() + fraction * kept.sum())
+    with patch("kd_prune.pruning.mask.on_cpu", return_value=on_cpu):
+        mask = exact(torch.from_numpy(scores), count, torch.from_numpy(kept))
+    np.testing.assert_array_equal(mask.numpy(), exact_oracle(scores, count, kept))
+
+
+def test_a_sample_brackets_the_threshold():
+    scores = torch.randn(500, 500, generator=torch.Generator().manual_seed(0))
+    for n in (1, 1000, 125_000, 249_000, 250_000):
+        low, high = brackets(lambda: [(scores, ones(500, 500))], n)
+        assert low <= float(scores.flatten().kthvalue(n).values) <= high
+        between = ((scores >= low) & (scores <= high)).sum()
+        assert between < 0.1 * scores.numel()
 
 
 @given(problems())
