@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_prune.distillation import Objective
+from kd_prune.hf import Task
 from kd_prune.pruning import Global, layerwise, linear, one_shot
 from kd_prune.run import Job
 
@@ -104,7 +106,12 @@ def test_a_wrong_argument_would_be_noticed():
         bind(OmegaConf.create({"_target_": "kd_prune.hf.Pretrained"}), whole=True)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+def test_the_base_of_tasks_names_every_field():
+    base = OmegaConf.load(CONF / "task" / "base.yaml")
+    assert base.keys() - {"_target_"} == {field.name for field in dataclasses.fields(Task)}
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option != "task/base"])
 def test_every_option_composes_and_is_made(option):
     group, name = option.split("/", 1)
     config = composed(f"{group}={name}")

@@ -31,7 +31,8 @@ from kd_prune.hf.tiny import make_model, make_task
 from kd_prune.lit import DistillModule, SparsityCallback
 from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import Scope, SparsityReport
-from kd_prune.run import Job, Student, Teacher, run, verify
+from kd_prune.run import Job, Student, Teacher, run
+from kd_prune.run.check import verify
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
 LABELS = ["animal", "fruit", "garment", "instrument", "metal", "tool", "tree", "vessel"]

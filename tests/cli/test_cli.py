@@ -134,7 +134,7 @@ def test_the_smoke_run_is_deterministic(smoke, call, tmp_path):
         (["sparsity.finl=0.9"], ["sparsity.finl", "no such key", "did you mean sparsity.final?"]),
         (["sparsity.final=most"], ["sparsity"]),
         (["task=foo"], ["task/foo", "cola mnli mrpc"]),
-        (["++task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),
+        (["task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),
         (["task.path=/nowhere"], ["task.path=/nowhere", "pass task.path=<folder>"]),
         (["model.path=/nowhere"], ["model.path=/nowhere", "pass model.path=<folder>"]),
         (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),

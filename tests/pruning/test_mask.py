@@ -48,26 +48,30 @@ def test_exact_against_lexsort(on_cpu, problem, dtype):
     np.testing.assert_array_equal(mask.numpy(), exact_oracle(scores, count, kept))
 
 
-def misleading(rng, size):
-    """Every 61st score is high: a sample of these alone knows nothing of the others."""
-    scores = rng.standard_normal(size)
-    scores[::61] += 10
-    return scores
+def misleading(by):
+    """Every 61st score is different: a sample of these alone knows nothing of the others."""
+
+    def draw(rng, size):
+        scores = rng.standard_normal(size)
+        scores[::61] += by
+        return scores
+
+    return draw
 
 
 @WAYS
-@pytest.mark.parametrize("fraction", [0.001, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("fraction", [0.001, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize(
     "draw",
     [
         pytest.param(np.random.Generator.standard_normal, id="distinct"),
         pytest.param(lambda rng, size: rng.integers(0, 50, size), id="tied"),
-        pytest.param(misleading, id="misleading"),
+        pytest.param(misleading(10), id="misleading, high"),
+        pytest.param(misleading(-10), id="misleading, low"),
         pytest.param(lambda rng, size: np.sort(rng.standard_normal(size)), id="sorted"),
-        pytest.param(lambda rng, size: 1 / rng.integers(0, 3, size), id="infinite"),
+        pytest.param(lambda rng, size: rng.choice([-np.inf, 0, np.inf], size), id="infinite"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:divide by zero")
 def test_exact_of_many_against_lexsort(draw, fraction, on_cpu):
     rng = np.random.default_rng(0)
     scores = draw(rng, 61 * 300).astype(np.float32).reshape(61, 300)

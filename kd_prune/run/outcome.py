@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    packages = ("kd_prune", "torch", "lightning", "transformers", "datasets", "torchmetrics")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:

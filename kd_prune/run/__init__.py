@@ -1,0 +1,6 @@
+"""Top floor: a job and how it is carried out. Where hf and lit meet."""
+
+from kd_prune.run.job import Job, Student, Teacher
+from kd_prune.run.run import run
+
+__all__ = ["Job", "Student", "Teacher", "run"]

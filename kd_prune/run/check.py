@@ -1,0 +1,107 @@
+"""Refusals: what cannot work is found before anything is trained, what did not at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kd_prune import hf
+from kd_prune.hf import models
+from kd_prune.lit import metric_collection
+from kd_prune.pruning import SparsityReport
+from kd_prune.run.job import Job
+from kd_prune.run.teacher import load_teacher
+
+
+def check(
+    job: Job,
+    data: hf.TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PreTrainedModel,
+) -> None:
+    """Refuse what cannot work, before anything is trained.
+
+    Runs student and teacher (the student again where the teacher is yet to be trained) on a few
+    rows, so that every term meets the activations it will get.
+    """
+    metric_collection(job.task.metrics, data.num_labels)
+    train, _ = hf.loaders(job.task, data, tokenizer, seed=job.seed)
+    if job.sparsity:
+        if job.sparsity.scope is None:
+            job.sparsity.scope = job.model.scope or models.encoder_scope(student)
+        job.sparsity.scope.select(student)
+        try:
+            job.sparsity.plan(optimizer_steps(job.trainer(logger=False), len(train)))
+        except ValueError as error:
+            raise ValueError(f"sparsity.{error}") from error
+    teacher = student
+    if job.teacher.path:
+        teacher = load_teacher(job.teacher.path, data)
+        models.check_pair(student, teacher)
+    requires = job.distillation.requires
+    for model in (student, teacher):
+        models.prepare(model, requires)
+        model.train(False)
+    rows = data.splits[job.task.train]
+    batch = train.collate_fn([rows[i] for i in range(min(2, len(rows)))])
+    with torch.no_grad():
+        ours, theirs = (models.forward(model, batch, requires) for model in (student, teacher))
+        job.distillation(ours, theirs, batch)
+
+
+def optimizer_steps(trainer: L.Trainer, batches: int) -> int:
+    """Optimizer steps of a fit with this trainer over `batches` per epoch."""
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    per_epoch = -(-batches // trainer.accumulate_grad_batches)
+    limits = []
+    if trainer.max_epochs not in (None, -1):
+        limits.append(per_epoch * trainer.max_epochs)
+    if trainer.max_steps != -1:
+        limits.append(trainer.max_steps)
+    if not limits:
+        raise ValueError("trainer.max_epochs=-1: a run needs an end; set it, or trainer.max_steps")
+    return min(limits)
+
+
+def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, Any]:
+    """Read a checkpoint of a student's fit, without unpickling anything but plain data.
+
+    Raises:
+        ValueError: It is missing, truncated, or of something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"ckpt_path={path}: no such file") from error
+    except Exception as error:  # torch raises a different type for each way to be broken
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"ckpt_path={path}: truncated or no checkpoint ({reason})") from error
+    state = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
+    wanted = {f"student.{name}": tensor.shape for name, tensor in student.state_dict().items()}
+    if {name: t.shape for name, t in state.items() if name.startswith("student.")} != wanted:
+        raise ValueError(f"ckpt_path={path}: not a checkpoint of this student (other weights)")
+    pruned = "SparsityCallback" in checkpoint.get("callbacks", {})
+    if pruned != (job.sparsity is not None):
+        kinds = ("dense", "pruned")
+        raise ValueError(
+            f"ckpt_path={path}: a checkpoint of a {kinds[pruned]} fit, and this one is "
+            f"{kinds[not pruned]}; take the last.ckpt of a run folder"
+        )
+    return dict(checkpoint)
+
+
+def verify(job: Job, report: SparsityReport) -> None:
+    """Raise RuntimeError unless the student, read back from disk, is as sparse as promised."""
+    if job.sparsity is None:
+        return
+    promised = job.sparsity.pruned
+    counted = sum(tensor.zeros for tensor in report.tensors if tensor.in_scope)
+    if counted < promised or abs(report.sparsity - job.sparsity.schedule.final) > 1e-3:
+        raise RuntimeError(
+            f"the student in {job.out} has {counted} zeros in scope where the masks prune "
+            f"{promised} and sparsity.final={job.sparsity.schedule.final} was asked for"
+        )

@@ -1,0 +1,88 @@
+"""The job: everything a run is made of, checked as it is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from kd_prune import hf
+from kd_prune.distillation import Objective
+from kd_prune.lit import SparsityCallback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Where the teacher comes from: fine-tuned models are kept and found again.
+
+    Args:
+        path: Folder or hub id of a model fine-tuned on the task; None: fine-tune `Job.model`.
+        max_epochs: Epochs of fine-tuning.
+        optimizer: Optimizer of fine-tuning.
+    """
+
+    path: str | None = None
+    max_epochs: int = 3
+    optimizer: hf.FineTuning = field(default_factory=hf.FineTuning)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """How the student begins.
+
+    Args:
+        init: `pretrained` (the weights of `Job.model`) or `teacher` (the teacher's).
+    """
+
+    init: str = "pretrained"
+
+    def __post_init__(self) -> None:
+        """Check the choice."""
+        if self.init not in ("pretrained", "teacher"):
+            raise ValueError(f"student.init={self.init}: expected pretrained or teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a run is made of.
+
+    Args:
+        task: What is learnt.
+        model: The pre-trained encoder, of the student and of a teacher that is fine-tuned here.
+        teacher: Where the teacher comes from.
+        student: How the student begins.
+        sparsity: What prunes the student; None leaves it dense.
+        distillation: What the student learns from.
+        optimizer: The student's optimizer.
+        trainer: Makes a Lightning Trainer, given callbacks, loggers and max_epochs.
+        callbacks: Name → further Lightning callback, for the student's fit.
+        logger: Name → Lightning logger, for the student's fit.
+        seed: Seed of everything random.
+        cache_dir: Where teachers and tokens are kept between runs.
+        ckpt_path: Checkpoint of a student's fit to go on from.
+        checkpoint_minutes: Longest time of training between two checkpoints.
+        out: The run folder.
+        config: The composed configuration as plain data, for the record.
+    """
+
+    task: hf.Task
+    model: hf.Pretrained
+    distillation: Objective
+    trainer: Callable[..., L.Trainer]
+    out: Path = Path()
+    sparsity: SparsityCallback | None = None
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    optimizer: hf.FineTuning = field(default_factory=hf.FineTuning)
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
+    logger: Mapping[str, Logger] = field(default_factory=dict)
+    seed: int = 0
+    cache_dir: str = "~/.cache/kd_prune"
+    ckpt_path: str | None = None
+    checkpoint_minutes: float = 5.0
+    config: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,126 @@
+"""One run: a teacher, a student pruned while it learns from it, and an honest report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kd_prune import hf
+from kd_prune.hf import models
+from kd_prune.lit import History, ResumePoint
+from kd_prune.pruning import SparsityReport
+from kd_prune.run.check import check, read_checkpoint, verify
+from kd_prune.run.fit import evaluate, make_module, make_trainer
+from kd_prune.run.job import Job
+from kd_prune.run.outcome import draw_curves, print_summary, versions, write_json
+from kd_prune.run.teacher import obtain_teacher
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Carry out a job and leave its results in the run folder.
+
+    Returns:
+        What ``result.json`` holds: `task`, `seed`, `teacher` and `student` with their metrics,
+        `sparsity` and `model_sparsity` as counted, `seconds` per stage, `versions`, `config`.
+
+    Raises:
+        ValueError: Something asked for is impossible; raised before anything is trained.
+        NonFiniteError: The loss became NaN.
+        RuntimeError: The finished student is not as sparse as promised.
+    """
+    seconds: dict[str, float] = {}
+    job.out.mkdir(parents=True, exist_ok=True)
+    cache = Path(job.cache_dir).expanduser()
+    with timed(seconds, "data"):
+        tokenizer = job.model.tokenizer()
+        data = hf.load(job.task, tokenizer, cache)
+    L.seed_everything(job.seed, verbose=False)
+    student = job.model.load(num_labels=data.num_labels)
+    checkpoint = read_checkpoint(job.ckpt_path, job, student) if job.ckpt_path else None
+    check(job, data, tokenizer, student)
+
+    with timed(seconds, "teacher"):
+        teacher, teacher_metrics = obtain_teacher(job, data, tokenizer, cache)
+    if job.student.init == "teacher":
+        student.load_state_dict(teacher.state_dict())
+    with timed(seconds, "student"):
+        history = fit_student(job, data, tokenizer, student, teacher, checkpoint)
+    folder = job.out / "student"
+    hf.save(student, tokenizer, folder, data.labels)
+
+    with timed(seconds, "evaluation"):
+        reloaded = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels)
+        student_metrics = evaluate(job, data, tokenizer, reloaded)
+    scope = set(job.sparsity.scope.select(reloaded)) if job.sparsity and job.sparsity.scope else ()
+    report = SparsityReport.count(reloaded, scope)
+    verify(job, report)
+    report.write_csv(job.out / "sparsity.csv")
+    draw_curves(
+        history.rows,
+        job.out / "curves.png",
+        monitor=job.task.monitor,
+        teacher=teacher_metrics[job.task.monitor],
+    )
+    result = {
+        "task": job.task.name,
+        "seed": job.seed,
+        "teacher": teacher_metrics,
+        "student": student_metrics,
+        "sparsity": report.sparsity,
+        "model_sparsity": report.model_sparsity,
+        "parameters": report.parameters,
+        "nonzero": report.nonzero,
+        "bytes": (folder / "model.safetensors").stat().st_size,
+        "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+        "versions": versions(),
+        "config": dict(job.config),
+    }
+    write_json(result, job.out / "result.json")
+    print_summary(result, job.out)
+    return result
+
+
+def fit_student(
+    job: Job,
+    data: hf.TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    checkpoint: Mapping[str, Any] | None,
+) -> History:
+    """Train the student in place, pruning it meanwhile; return its curves."""
+    L.seed_everything(job.seed, verbose=False)
+    for model in (student, teacher):
+        models.prepare(model, job.distillation.requires)
+    module = make_module(job, data, student.train(), teacher=teacher, objective=job.distillation)
+    history = History(job.out / "metrics.csv")
+    callbacks = [
+        *([job.sparsity] if job.sparsity else []),
+        *job.callbacks.values(),
+        history,
+        ResumePoint(job.out / "last.ckpt", job.checkpoint_minutes),
+    ]
+    train, validation = hf.loaders(job.task, data, tokenizer, seed=job.seed)
+    trainer = make_trainer(job, callbacks, logger=list(job.logger.values()) or False)
+    trainer.fit(
+        module,
+        train,
+        list(validation.values()),
+        ckpt_path=job.ckpt_path if checkpoint else None,
+        weights_only=True,
+    )
+    return history
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long a stage took."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

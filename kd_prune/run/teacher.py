@@ -1,0 +1,136 @@
+"""The teacher: loaded, found again, or fine-tuned once for all runs that share it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from filelock import FileLock
+from filelock import Timeout as LockTaken
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kd_prune import hf
+from kd_prune.hf import models
+from kd_prune.lit import ResumePoint
+from kd_prune.run.fit import evaluate, make_module, make_trainer
+from kd_prune.run.job import Job
+from kd_prune.run.outcome import versions, write_json
+
+
+def obtain_teacher(
+    job: Job, data: hf.TaskData, tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The teacher and its metrics: loaded, found again, or fine-tuned under a lock."""
+    if job.teacher.path:
+        model = load_teacher(job.teacher.path, data)
+        return model, {**evaluate(job, data, tokenizer, model), "path": job.teacher.path}
+    L.seed_everything(job.seed, verbose=False)
+    model = job.model.load(num_labels=data.num_labels)
+    key = teacher_key(job, data, models.fingerprint(model, tokenizer))
+    folder = cache / "teachers" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with waiting_lock(folder.with_suffix(".lock")):
+        if not (folder / "metrics.json").is_file():
+            fine_tune(job, data, tokenizer, model, folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels)
+    return found, {**metrics, "path": str(folder)}
+
+
+def load_teacher(path: str, data: hf.TaskData) -> PreTrainedModel:
+    """A model that was fine-tuned on the task.
+
+    Raises:
+        ValueError: It cannot be reached, was not fine-tuned, or on other labels; it would be given
+            a random head.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise models.unreachable("teacher.path", path, error) from error
+    if not any("ForSequenceClassification" in name for name in config.architectures or ()):
+        raise ValueError(
+            f"teacher.path={path}: {', '.join(config.architectures or ['it'])} has no "
+            "classification head; fine-tune it on the task, or set teacher.path=null"
+        )
+    if config.num_labels != data.num_labels:
+        raise ValueError(
+            f"teacher.path={path}: the teacher has {config.num_labels} labels, the task "
+            f"{data.num_labels}; take a teacher that was fine-tuned on this task"
+        )
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    if set(names) == set(data.labels) and names != list(data.labels):
+        raise ValueError(
+            f"teacher.path={path}: the teacher's labels are in the order {names[:5]}, the task's "
+            f"in the order {list(data.labels)[:5]}; set task.labels to the teacher's"
+        )
+    return hf.Pretrained(path=path).load(num_labels=data.num_labels)
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold a file lock, saying so where another process has it; a dead process holds none."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except LockTaken:
+        print("Another run is fine-tuning this teacher; waiting for it.", flush=True)
+        lock.acquire()
+    with lock:
+        lock.release()
+        yield
+
+
+def teacher_key(job: Job, data: hf.TaskData, model: str) -> str:
+    """Hash of everything that a fine-tuned teacher depends on."""
+    trainer = dict(job.config.get("trainer", {}))
+    for of_the_student in ("max_epochs", "max_steps"):
+        trainer.pop(of_the_student, None)
+    depends = {
+        "data": data.fingerprint,
+        "model": model,
+        "max_epochs": job.teacher.max_epochs,
+        "optimizer": repr(job.teacher.optimizer),
+        "batch": (job.task.batch_size, job.task.pad_to),
+        "trainer": trainer,
+        "metrics": list(job.task.metrics),
+        "seed": job.seed,
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fine_tune(
+    job: Job,
+    data: hf.TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    folder: Path,
+) -> None:
+    """Fine-tune `model` on the task and leave it in `folder`; goes on where it was interrupted."""
+    module = make_module(job, data, model.train(), optimizer=job.teacher.optimizer)
+    resume = folder.with_suffix(".ckpt")
+    train, validation = hf.loaders(job.task, data, tokenizer, seed=job.seed)
+    trainer = make_trainer(
+        job,
+        [ResumePoint(resume, job.checkpoint_minutes)],
+        logger=False,
+        max_epochs=job.teacher.max_epochs,
+        max_steps=-1,
+    )
+    print(f"Fine-tuning the teacher on {job.task.name} ({folder.name})", flush=True)
+    trainer.fit(
+        module,
+        train,
+        list(validation.values()),
+        ckpt_path=str(resume) if resume.is_file() else None,
+        weights_only=True,
+    )
+    hf.save(model, tokenizer, folder, data.labels)
+    write_json(evaluate(job, data, tokenizer, model), folder / "metrics.json")
+    resume.unlink(missing_ok=True)
