@@ -9,6 +9,10 @@ import os
 import sys
 from pathlib import Path
 
+# Before torch is loaded: its idle threads sleep rather than spin, or two runs on one machine would
+# slow each other down many times over.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
@@ -23,7 +27,7 @@ def main(config: DictConfig) -> float | None:
     """Carry out the composed job; returns the metric that a sweep looks at."""
     from kd_prune.lit import NonFiniteError  # after composing: a misspelt key need not wait for it
     from kd_prune.lit.resume import Interrupted
-    from kd_prune.run import run
+    from kd_prune.run import PromiseError, run
 
     quiet()
     try:
@@ -32,7 +36,13 @@ def main(config: DictConfig) -> float | None:
         job = instantiate(config, _convert_="all")
         job = dataclasses.replace(job, out=out, config=plain)
         return run(job)["student"][job.task.monitor]
-    except (ValueError, InstantiationException, OmegaConfBaseException, NonFiniteError) as error:
+    except (
+        ValueError,
+        InstantiationException,
+        OmegaConfBaseException,
+        NonFiniteError,
+        PromiseError,
+    ) as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # Hydra notes the failure and goes on with the next job
         logging.getLogger(__name__).debug("refused", exc_info=True)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does
+
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate

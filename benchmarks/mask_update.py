@@ -16,6 +16,7 @@ Writes benchmarks/results/mask_update.json.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -212,8 +213,9 @@ def global_memory(weights: dict[str, nn.Parameter]) -> dict[str, float] | None:
         return next(1024 * int(words[1]) for words in lines if words[0] == f"{field}:")
 
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # else it would use what the first update left behind
         clear.write_text("5")  # VmHWM starts again from what is resident now
-    except OSError:
+    except (OSError, AttributeError):
         return None
     before = resident("VmRSS")
     pruner.update(2)

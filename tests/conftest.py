@@ -1,4 +1,9 @@
-"""Hypothesis draws the same examples every time: a red test is red for everybody."""
+"""What every test relies on: no hub, threads that sleep when idle, the same examples every time."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does, before torch is loaded
 
 from hypothesis import settings
 

@@ -31,7 +31,7 @@ from kd_prune.hf.tiny import make_model, make_task
 from kd_prune.lit import DistillModule, SparsityCallback
 from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import Scope, SparsityReport
-from kd_prune.run import Job, Student, Teacher, run
+from kd_prune.run import Job, PromiseError, Student, Teacher, run
 from kd_prune.run.check import verify
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
@@ -474,7 +474,7 @@ def test_fewer_zeros_than_promised_is_an_error(done):
     verify(job, SparsityReport.count(model, scope.keys()))
     with torch.no_grad():
         next(iter(scope.values())).fill_(1.0)
-    with pytest.raises(RuntimeError, match=r"zeros in scope where the masks prune"):
+    with pytest.raises(PromiseError, match=r"zeros in scope where the masks prune"):
         verify(job, SparsityReport.count(model, scope.keys()))
 
 
@@ -488,9 +488,15 @@ def test_a_run_whose_student_was_refilled_reports_nothing(done, make_job, tmp_pa
         save(model, *args)
 
     monkeypatch.setattr(hf, "save", refill)
-    with pytest.raises(RuntimeError, match=r"0 zeros in scope"):
+    with pytest.raises(PromiseError, match=r"0 zeros in scope"):
         run(make_job(tmp_path))
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_student_that_learnt_too_little_fails_but_is_reported(make_job, tmp_path):
+    with pytest.raises(PromiseError, match=r"student\.min_retained=1000.*did not learn enough"):
+        run(make_job(tmp_path, student=Student(min_retained=1000)))
+    assert json.loads((tmp_path / "result.json").read_text())["student"]["accuracy"] < 1000
 
 
 def test_labels_alone_and_dense(make_job, tmp_path):

@@ -36,34 +36,49 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def sentences(count: int, *, seed: int) -> list[dict[str, str]]:
-    """Rows ``{"things", "which", "label"}`` of the task, labels evenly spread by chance."""
+def sentences(count: int, *, seed: int, things: int = 5) -> list[dict[str, str]]:
+    """Rows ``{"things", "which", "label"}`` of the task, labels evenly spread by chance.
+
+    Args:
+        count: Number of rows.
+        seed: Seed of all choices.
+        things: How many are listed, 1 … 5; with 1 only the lexicon is left to learn.
+    """
     rng = np.random.default_rng(seed)
     kinds = {kind: nouns.split() for kind, nouns in KINDS.items()}
     adjectives = ADJECTIVES.split()
     rows = []
     for _ in range(count):
-        listed = rng.choice(list(kinds), size=len(ORDINALS))
-        things = []
+        listed = rng.choice(list(kinds), size=things)
+        phrases = []
         for kind in listed:
             noun = str(rng.choice(kinds[kind]))
-            things.append(f"{rng.choice(adjectives)} {noun}" if rng.random() < 0.5 else noun)
-        asked = int(rng.integers(len(ORDINALS)))
-        text = f"the {' , '.join(things[:-1])} and {things[-1]}"
-        rows.append({"things": text, "which": ORDINALS[asked], "label": str(listed[asked])})
+            phrases.append(f"{rng.choice(adjectives)} {noun}" if rng.random() < 0.5 else noun)
+        asked = int(rng.integers(things))
+        text = " and ".join(filter(None, (" , ".join(phrases[:-1]), phrases[-1])))
+        rows.append(
+            {"things": f"the {text}", "which": ORDINALS[asked], "label": str(listed[asked])}
+        )
     return rows
 
 
-def make_task(cache_dir: str, *, train: int = 8000, validation: int = 1000, seed: int = 0) -> str:
+def make_task(
+    cache_dir: str,
+    *,
+    train: int = 8000,
+    validation: int = 1000,
+    things: int = 5,
+    seed: int = 0,
+) -> str:
     """Write the task as ``train.jsonl`` and ``validation.jsonl``; return the folder."""
 
     def write(folder: Path) -> None:
         for split, count, stream in (("train", train, 1), ("validation", validation, 2)):
-            rows = sentences(count, seed=1000 * seed + stream)
+            rows = sentences(count, seed=1000 * seed + stream, things=things)
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{split}.jsonl").write_text(lines)
 
-    return made_once(cache_dir, "task", (train, validation, seed), write)
+    return made_once(cache_dir, "task", (train, validation, things, seed), write)
 
 
 def make_model(

@@ -99,9 +99,8 @@ def rankable(scores: Tensor) -> Tensor:
 def nth_smallest(parts: Parts, n: int) -> float:
     """The n-th smallest kept score of all parts together, n from 1.
 
-    A sample brackets it, and only what lies between the brackets is sorted: a few percent, so that
-    neither time nor memory is spent on the rest. Source: Floyd & Rivest 1975, "Expected time bounds
-    for selection".
+    A sample brackets it, and only what lies between the brackets is copied and sorted: about one
+    percent. Source: Floyd & Rivest 1975, "Expected time bounds for selection".
 
     >>> everything = torch.ones(3, dtype=torch.bool)
     >>> nth_smallest(lambda: [(torch.tensor([3.0, 1.0, 2.0]), everything)], 2)
@@ -122,7 +121,8 @@ def nth_smallest(parts: Parts, n: int) -> float:
 def brackets(parts: Parts, n: int) -> tuple[float, float]:
     """Two scores that the n-th smallest lies between, almost surely.
 
-    They are m/N · n ± 2√m in the order of a sample of m among N: four standard deviations.
+    In a sample of m among N, with ``p = n / N``, they rank ``p·m ± (4·√(p·(1 - p)·m) + 1)``: the
+    mean, and four standard deviations.
     """
     size, sample = 0, []
     for scores, kept in parts():
@@ -130,8 +130,9 @@ def brackets(parts: Parts, n: int) -> tuple[float, float]:
         # A prime stride: one that divides the width would look at a few columns only.
         sample.append(pick(scores.flatten()[::61], kept.flatten()[::61]))
     values = ordered(torch.cat(sample))
-    middle, margin = n / size * len(values), 2 * math.sqrt(len(values)) + 1
-    low, high = math.floor(middle - margin), math.ceil(middle + margin)
+    mean = n / size * len(values)
+    margin = 4 * math.sqrt(mean * (1 - n / size)) + 1
+    low, high = math.floor(mean - margin), math.ceil(mean + margin)
     return (
         float(values[low]) if low >= 0 else -math.inf,
         float(values[high]) if high < len(values) else math.inf,

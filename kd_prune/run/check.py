@@ -94,14 +94,27 @@ def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, 
     return dict(checkpoint)
 
 
+class PromiseError(RuntimeError):
+    """A finished student is not what was promised."""
+
+
 def verify(job: Job, report: SparsityReport) -> None:
-    """Raise RuntimeError unless the student, read back from disk, is as sparse as promised."""
-    if job.sparsity is None:
+    """Raise PromiseError unless the student, read back from disk, is as sparse as promised."""
+    if job.sparsity is None or job.sparsity.pruner is None:
         return
-    promised = job.sparsity.pruned
+    masked, promised = job.sparsity.pruned, job.sparsity.pruner.target
     counted = sum(tensor.zeros for tensor in report.tensors if tensor.in_scope)
-    if counted < promised or abs(report.sparsity - job.sparsity.schedule.final) > 1e-3:
-        raise RuntimeError(
-            f"the student in {job.out} has {counted} zeros in scope where the masks prune "
-            f"{promised} and sparsity.final={job.sparsity.schedule.final} was asked for"
+    if counted < masked or abs(report.sparsity - promised) > 1e-3:
+        raise PromiseError(
+            f"the student in {job.out} has {counted} zeros in scope where the masks prune {masked} "
+            f"and sparsity {promised} was promised"
+        )
+
+
+def verify_retained(job: Job, student: float, teacher: float) -> None:
+    """Raise PromiseError if the student has less than `min_retained` of the teacher's metric."""
+    if student < job.student.min_retained * teacher:
+        raise PromiseError(
+            f"student.min_retained={job.student.min_retained}: the student in {job.out} has "
+            f"{job.task.monitor} {student:.4f}, the teacher {teacher:.4f}; it did not learn enough"
         )

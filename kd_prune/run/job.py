@@ -33,16 +33,19 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """How the student begins.
+    """How the student begins, and what is asked of it.
 
     Args:
         init: `pretrained` (the weights of `Job.model`) or `teacher` (the teacher's).
+        min_retained: The run fails unless the finished student has this share of the teacher's
+            value of the task's `monitor`; 0 asks for nothing.
     """
 
     init: str = "pretrained"
+    min_retained: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the choice."""
+        """Check the choices."""
         if self.init not in ("pretrained", "teacher"):
             raise ValueError(f"student.init={self.init}: expected pretrained or teacher")
 

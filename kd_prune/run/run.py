@@ -15,7 +15,7 @@ from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import History, ResumePoint
 from kd_prune.pruning import SparsityReport
-from kd_prune.run.check import check, read_checkpoint, verify
+from kd_prune.run.check import check, read_checkpoint, verify, verify_retained
 from kd_prune.run.fit import evaluate, make_module, make_trainer
 from kd_prune.run.job import Job
 from kd_prune.run.outcome import draw_curves, print_summary, versions, write_json
@@ -32,7 +32,8 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         ValueError: Something asked for is impossible; raised before anything is trained.
         NonFiniteError: The loss became NaN.
-        RuntimeError: The finished student is not as sparse as promised.
+        PromiseError: The finished student is not as sparse as promised (nothing is reported then),
+            or retains less than was asked for.
     """
     seconds: dict[str, float] = {}
     job.out.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,8 @@ def run(job: Job) -> dict[str, Any]:
     }
     write_json(result, job.out / "result.json")
     print_summary(result, job.out)
+    monitor = job.task.monitor
+    verify_retained(job, student_metrics[monitor], teacher_metrics[monitor])
     return result
 
 
