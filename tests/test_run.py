@@ -246,34 +246,6 @@ def test_the_teacher_is_trained_once(done, make_job, tmp_path, monkeypatch):
     assert len(fits) == 3
 
 
-def test_two_processes_that_start_at_once_train_one_teacher(make_job, tmp_path):
-    job = make_job(tmp_path, seed=77)
-    log = tmp_path / "fits"
-    children = []
-    for name in ("a", "b"):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-
-                def noted(self, *args, fit=L.Trainer.fit, **kwargs):
-                    with log.open("a") as file:
-                        file.write(f"{self.max_epochs}\n")
-                    return fit(self, *args, **kwargs)
-
-                L.Trainer.fit = noted
-                run(dataclasses.replace(job, out=tmp_path / name))
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    assert sorted(log.read_text().split()) == ["1", "2", "2"]  # a teacher's epoch, two students'
-    one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
-    assert one["teacher"] == other["teacher"]
-    assert weights(tmp_path / "a" / "student") == weights(tmp_path / "b" / "student")
-
-
 def test_an_interrupted_teacher_is_gone_on_with(done, make_job, tmp_path, cache):
     """Stopped in its first epoch's end, and the same teacher in the end."""
 

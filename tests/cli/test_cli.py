@@ -123,6 +123,18 @@ def test_the_smoke_run_is_deterministic(smoke, call, tmp_path):
         assert (out / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
+def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
+    outs = [tmp_path / "a", tmp_path / "b"]
+    processes = [start(out, tmp_path, *SMALL) for out in outs]
+    said = "".join(process.communicate(timeout=200)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert said.count("Fine-tuning the teacher") == 1
+    one, other = map(result_of, outs)
+    assert one["teacher"] == other["teacher"]
+    saved = [(out / "student" / "model.safetensors").read_bytes() for out in outs]
+    assert saved[0] == saved[1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -205,9 +206,9 @@ def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "metrics.csv"}
 
 
-def test_killed_while_a_checkpoint_is_written(tmp_path, undisturbed):
-    """A process that dies in the middle of a write leaves the checkpoint before."""
-    run = Run(tmp_path, accumulate=undisturbed.accumulate)
+def die_in_the_middle_of_a_write(folder: Path, accumulate: int):
+    """In a process of its own: train until a checkpoint is half written, then be killed."""
+    run = Run(folder, accumulate=accumulate)
 
     def write_half_and_die(checkpoint, path, *args, **kwargs):
         torch.save(checkpoint, path)
@@ -217,13 +218,17 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, undisturbed):
     def set_trap():
         run.trainer.strategy.checkpoint_io.save_checkpoint = write_half_and_die
 
-    child = os.fork()
-    if child == 0:
-        try:
-            run.go(At(set_trap, batch=STEPS_PER_EPOCH + 1))
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    run.go(At(set_trap, batch=STEPS_PER_EPOCH + 1))
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path, undisturbed):
+    """A process that dies in the middle of a write leaves the checkpoint before."""
+    child = multiprocessing.get_context("spawn").Process(
+        target=die_in_the_middle_of_a_write, args=(tmp_path, undisturbed.accumulate)
+    )
+    child.start()
+    child.join(timeout=120)
+    assert child.exitcode == -signal.SIGKILL
     assert (tmp_path / "last.ckpt.part").stat().st_size == 5000
     resumed = Run(tmp_path, accumulate=undisturbed.accumulate).go(resume=True)
     assert_equal_runs(undisturbed, resumed)
