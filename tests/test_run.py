@@ -32,7 +32,7 @@ from kd_prune.lit import DistillModule, SparsityCallback
 from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import Scope, SparsityReport
 from kd_prune.run import Job, PromiseError, Student, Teacher, run
-from kd_prune.run.check import verify
+from kd_prune.run.check import verify, verify_retained
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
 LABELS = ["animal", "fruit", "garment", "instrument", "metal", "tool", "tree", "vessel"]
@@ -469,6 +469,10 @@ def test_a_student_that_learnt_too_little_fails_but_is_reported(make_job, tmp_pa
     with pytest.raises(PromiseError, match=r"student\.min_retained=1000.*did not learn enough"):
         run(make_job(tmp_path, student=Student(min_retained=1000)))
     assert json.loads((tmp_path / "result.json").read_text())["student"]["accuracy"] < 1000
+
+
+def test_nothing_is_asked_of_a_student_by_default(make_job, tmp_path):
+    verify_retained(make_job(tmp_path), student=-0.2, teacher=-0.1)  # correlations may be negative
 
 
 def test_labels_alone_and_dense(make_job, tmp_path):

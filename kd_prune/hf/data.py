@@ -87,11 +87,12 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
 
 def split_file(task: Task, folder: Path, split: str) -> Path:
     """The file of a split: ``<split>.<format>`` in the folder or its subfolder `subset`."""
+    files = task.files or {}
     folders = [folder / task.subset] if task.subset else []
     folders.append(folder)
     for place in folders:
-        if split in task.files:
-            candidates = [place / task.files[split]]
+        if split in files:
+            candidates = [place / files[split]]
         else:
             candidates = [place / f"{split}{suffix}" for suffix in FORMATS]
         for file in candidates:
@@ -99,10 +100,10 @@ def split_file(task: Task, folder: Path, split: str) -> Path:
                 if file.suffix not in FORMATS:
                     raise ValueError(f"task.files.{split}={file.name}: expected {list(FORMATS)}")
                 return file
-    wanted = task.files.get(split, f"{split}.parquet, .csv, .jsonl or .json")
+    wanted = files.get(split, f"{split}.parquet, .csv, .jsonl or .json")
     raise ValueError(
         f"task.path={task.path}: found no {wanted} in {' or '.join(map(str, folders))}; "
-        f"name the file with task.files.{split}=…"
+        f"name the file: 'task.files={{{split}: <file>}}'"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Task:
     pad_to: int | None = None
     batch_size: int = 32
     eval_batch_size: int = 128
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Check what can be known without the data."""

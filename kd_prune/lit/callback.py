@@ -32,8 +32,8 @@ class SparsityCallback(L.Callback):
         shape: Share of the way over the ramp: `cubic`, `linear`, `one_shot`, or your own.
         updates: Mask updates on the ramp.
         criterion: Weight → score, larger = keep.
-        allocation: How the target is shared between tensors: `layerwise` or `Global()`.
-        select: Scores and count → mask.
+        allocation: How the target is shared between tensors: `layerwise`, `Global()`, or your own.
+        select: Scores, count and the mask so far → mask.
         plan: Schedule → update steps.
 
     Raises:

@@ -113,7 +113,7 @@ def verify(job: Job, report: SparsityReport) -> None:
 
 def verify_retained(job: Job, student: float, teacher: float) -> None:
     """Raise PromiseError if the student has less than `min_retained` of the teacher's metric."""
-    if student < job.student.min_retained * teacher:
+    if job.student.min_retained and student < job.student.min_retained * teacher:
         raise PromiseError(
             f"student.min_retained={job.student.min_retained}: the student in {job.out} has "
             f"{job.task.monitor} {student:.4f}, the teacher {teacher:.4f}; it did not learn enough"

@@ -198,7 +198,7 @@ def test_missing_files_are_refused(folder, tokenizer, tmp_path):
     (folder / "validation.jsonl").unlink()
     with pytest.raises(ValueError, match=r"task\.path=.*no validation\.parquet.*task\.files"):
         load(task(folder), tokenizer, tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"found no dev\.csv .*task\.files\.validation="):
+    with pytest.raises(ValueError, match=r"found no dev\.csv .*task\.files=\{validation: "):
         load(task(folder, files={"validation": "dev.csv"}), tokenizer, tmp_path / "cache")
     (folder / "dev.txt").write_text("fox")
     with pytest.raises(ValueError, match=r"task\.files\.validation=dev\.txt: expected .*parquet"):
