@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does
 
 import torch
+from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -69,6 +71,29 @@ def record(result: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     shown = [o for o in overrides if not o.startswith(("task.path", "model.path", "cache_dir"))]
     kept = {key: result[key] for key in keys}
     return {"overrides": shown, "teacher": teacher, **kept, "machine": machine()}
+
+
+def run_once(result: Path, overrides: Sequence[str], work: Path, **extra: Any) -> None:
+    """Run a job and keep its figures in `result`, unless they are there or in the making.
+
+    What was cut off goes on from its last checkpoint, so a table is made by starting its command
+    again, or several times at once.
+    """
+    out = work / result.stem
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out.with_name(f"{out.name}.lock"), timeout=0):
+            if result.is_file():
+                return
+            last = out / "last.ckpt"
+            resume = [f"ckpt_path={last}"] if last.is_file() else []
+            found = run_job([*overrides, *resume], out)
+            result.parent.mkdir(parents=True, exist_ok=True)
+            kept = record(found, overrides) | {"resumed": bool(resume)} | extra
+            result.write_text(json.dumps(kept, indent=1) + "\n")
+            shutil.rmtree(out)
+    except Timeout:
+        return
 
 
 def mean_std(values: Iterable[float], scale: float = 100.0) -> str:

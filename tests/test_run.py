@@ -73,8 +73,7 @@ def make_job(cache):
                 path=rows,
                 text=["things", "which"],
                 max_length=32,
-                batch_size=BATCH,
-                **(task or {}),
+                **({"batch_size": BATCH} | (task or {})),
             ),
             "model": hf.Pretrained(path=model),
             "teacher": Teacher(max_epochs=1, optimizer=hf.FineTuning(lr=2e-3)),
@@ -269,6 +268,35 @@ def test_an_interrupted_teacher_is_gone_on_with(done, make_job, tmp_path, cache)
     path = Path(result["teacher"]["path"])
     assert weights(path) == weights(Path(whole["teacher"]["path"]))
     assert not path.with_suffix(".ckpt").exists()
+
+
+def test_a_teacher_keeps_its_own_batch_size(done, make_job, tmp_path):
+    """So that students of other batch sizes share it."""
+    _, _, first = done
+    teacher = Teacher(max_epochs=1, optimizer=hf.FineTuning(lr=2e-3), batch_size=BATCH)
+    result = run(make_job(tmp_path, teacher=teacher, task={"batch_size": 2 * BATCH}))
+    assert result["teacher"] == first["teacher"]
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[-1].startswith(f"{STEPS // 2},")
+    with pytest.raises(ValueError, match=r"teacher\.batch_size=0: expected"):
+        Teacher(batch_size=0)
+
+
+def test_dropout_of_the_student_alone(done, make_job, tmp_path, monkeypatch):
+    seen = []
+    original = DistillModule.training_step
+
+    def look(self, batch, batch_idx):
+        dropouts = (m for m in self.student.modules() if isinstance(m, torch.nn.Dropout))
+        seen.append({module.p for module in dropouts})
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DistillModule, "training_step", look)
+    result = run(make_job(tmp_path, student=Student(dropout=0.25)))
+    assert seen == [{0.25}] * STEPS  # the teacher was found, so all steps are the student's
+    assert result["teacher"] == done[2]["teacher"]
+    assert AutoConfig.from_pretrained(tmp_path / "student").hidden_dropout_prob == 0.0  # its own
+    with pytest.raises(ValueError, match=r"student\.dropout=1\.5: expected a fraction in \[0, 1\)"):
+        Student(dropout=1.5)
 
 
 def test_a_teacher_by_path(done, make_job, tmp_path):

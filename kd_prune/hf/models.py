@@ -143,6 +143,13 @@ def prepare(model: PreTrainedModel, requires: frozenset[str]) -> None:
         tap_attention_scores(model)
 
 
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Give every dropout of `model` this probability; a saved config keeps its own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raise ValueError unless both read the same tokens and give as many outputs."""
     for name, key in (("vocabulary", "vocab_size"), ("number of labels", "num_labels")):

@@ -23,12 +23,19 @@ class Teacher:
     Args:
         path: Folder or hub id of a model fine-tuned on the task; None: fine-tune `Job.model`.
         max_epochs: Epochs of fine-tuning.
+        batch_size: Rows per step of fine-tuning; None: the task's.
         optimizer: Optimizer of fine-tuning.
     """
 
     path: str | None = None
     max_epochs: int = 3
+    batch_size: int | None = None
     optimizer: hf.FineTuning = field(default_factory=hf.FineTuning)
+
+    def __post_init__(self) -> None:
+        """Check the batch size."""
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"teacher.batch_size={self.batch_size}: expected a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +44,21 @@ class Student:
 
     Args:
         init: `pretrained` (the weights of `Job.model`) or `teacher` (the teacher's).
+        dropout: Probability of every dropout while the student learns; None: the model's own.
         min_retained: The run fails unless the finished student has this share of the teacher's
             value of the task's `monitor`; 0 asks for nothing.
     """
 
     init: str = "pretrained"
+    dropout: float | None = None
     min_retained: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the choices."""
         if self.init not in ("pretrained", "teacher"):
             raise ValueError(f"student.init={self.init}: expected pretrained or teacher")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"student.dropout={self.dropout}: expected a fraction in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,8 @@ def run(job: Job) -> dict[str, Any]:
         teacher, teacher_metrics = obtain_teacher(job, data, tokenizer, cache)
     if job.student.init == "teacher":
         student.load_state_dict(teacher.state_dict())
+    if job.student.dropout is not None:
+        models.set_dropout(student, job.student.dropout)
     with timed(seconds, "student"):
         history = fit_student(job, data, tokenizer, student, teacher, checkpoint)
     folder = job.out / "student"

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def obtain_teacher(
     if job.teacher.path:
         model = load_teacher(job.teacher.path, data)
         return model, {**evaluate(job, data, tokenizer, model), "path": job.teacher.path}
+    if job.teacher.batch_size:
+        job = replace(job, task=replace(job.task, batch_size=job.teacher.batch_size))
     L.seed_everything(job.seed, verbose=False)
     model = job.model.load(num_labels=data.num_labels)
     key = teacher_key(job, data, models.fingerprint(model, tokenizer))
