@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_prune.distillation import Objective
 from kd_prune.hf import Task
-from kd_prune.pruning import Global, layerwise, linear, one_shot
+from kd_prune.pruning import Global, layerwise, linear, one_shot, update_plan
 from kd_prune.run import Job
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -149,7 +149,7 @@ def test_the_ablations_of_pruning():
     assert default.schedule.shape(0.5) == 0.875
     oneshot = made("sparsity=oneshot").sparsity
     assert oneshot.schedule.shape(0.0) == one_shot(0.0)
-    assert list(oneshot.plan(1000).values()) == [0.95]
+    assert list(update_plan(oneshot.schedule, total_steps=1000).values()) == [0.95]
     assert isinstance(instantiate(composed("sparsity=global").sparsity.allocation), Global)
     assert instantiate(composed().sparsity.allocation) is layerwise
 

@@ -5,12 +5,14 @@ from kd_prune.lit.history import History
 from kd_prune.lit.metrics import metric_collection
 from kd_prune.lit.module import DistillModule, NonFiniteError
 from kd_prune.lit.resume import ResumePoint
+from kd_prune.lit.rewind import RewindCallback
 
 __all__ = [
     "DistillModule",
     "History",
     "NonFiniteError",
     "ResumePoint",
+    "RewindCallback",
     "SparsityCallback",
     "metric_collection",
 ]

@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from kd_prune.pruning.criterion import Criterion, magnitude
-from kd_prune.pruning.mask import Allocation, Select, exact, layerwise
+from kd_prune.lit.run_length import RunLength
+from kd_prune.pruning.allocation import layerwise
+from kd_prune.pruning.criterion import Criterion, StatefulCriterion, magnitude
+from kd_prune.pruning.granularity import Joint
+from kd_prune.pruning.mask import Allocation, Select, exact
+from kd_prune.pruning.plan import PruningPlan
 from kd_prune.pruning.pruner import Pruner
+from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
-from kd_prune.pruning.scope import Scope
+from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
+
+SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
 class SparsityCallback(L.Callback):
     """Raises the sparsity of a module's weights from `initial` to `final` during training.
 
     After every optimizer step pruned weights are set to zero; at the schedule's steps the masks are
-    updated. Logs ``sparsity/target`` and ``sparsity/counted`` (from the weights, at the last
-    update) after every step. Masks are part of the checkpoint; a resumed run goes on with the ramp
-    it began.
+    updated. Steps that an AMP scaler skips update nothing; the next step makes up for it, and the
+    end of the run for the last. Logs ``sparsity/target`` and ``sparsity/counted`` (from the
+    weights, at the last update) after every step. Masks are part of the checkpoint; a resumed run
+    goes on with the ramp it began.
 
     Args:
-        final: Sparsity at the end of the ramp, in [0, 1).
-        scope: What may be pruned, as patterns over the module's parameter names.
+        final: Sparsity at the end of the ramp, in [0, 1); None: the zeros that the weights have
+            when the fit begins stay, and nothing else is pruned.
+        scope: What may be pruned, as patterns over the module's parameter names; None: the
+            weights of all layers that train, but the output head (see `default_scope`).
         initial: Sparsity at its start.
-        begin: Start of the ramp, as a fraction of the run's optimizer steps.
+        begin: Start of the ramp, as a fraction of the run.
         end: End of the ramp, likewise; what follows is recovery at `final`.
         shape: Share of the way over the ramp: `cubic`, `linear`, `one_shot`, or your own.
         updates: Mask updates on the ramp.
-        criterion: Weight → score, larger = keep.
-        allocation: How the target is shared between tensors: `layerwise`, `Global()`, or your own.
-        select: Scores, count and the mask so far → mask.
+        criterion: Weight → score, larger = keep; or a `StatefulCriterion`.
+        allocation: How the target is shared between tensors: `layerwise`, `Global`, `ERK`,
+            `PerType`, `Bounded`, or your own.
+        select: What goes together: `exact` (single weights), `NM`, `Block`, `Rows`, `Heads`,
+            `AttentionHeads`, or your own.
         plan: Schedule → update steps.
+        regrow: Pruned weights keep their last value and compete again at every update.
+        verbose: Print the plan before training and the counted sparsity of every tensor after it.
 
     Raises:
-        ValueError: A fraction is out of range (see `Schedule`).
+        ValueError: A fraction is out of range (see `Schedule`); at the start of a fit: the ramp
+            does not fit the run, there is nothing to prune, or the strategy shards parameters.
     """
 
     def __init__(
         self,
-        final: float = 0.95,
+        final: float | None = 0.95,
         *,
         scope: Scope | None = None,
         initial: float = 0.0,
@@ -50,68 +72,231 @@ class SparsityCallback(L.Callback):
         end: float = 1.0,
         shape: Shape = cubic,
         updates: int = 100,
-        criterion: Criterion = magnitude,
+        criterion: Criterion | StatefulCriterion = magnitude,
         allocation: Allocation = layerwise,
-        select: Select = exact,
+        select: Select | Joint = exact,
         plan: Callable[..., Plan] = update_plan,
+        regrow: bool = False,
+        verbose: bool = True,
     ) -> None:
-        self.schedule = Schedule(final=final, initial=initial, begin=begin, end=end, shape=shape)
+        self.schedule = None
+        if final is not None:
+            self.schedule = Schedule(
+                final=final, initial=initial, begin=begin, end=end, shape=shape
+            )
         self.scope = scope
         self.updates = updates
+        self.criterion = criterion
+        self.verbose = verbose
         self._plan = plan
         self._make_pruner = partial(
             Pruner,
-            schedule=self.schedule,
             updates=updates,
             criterion=criterion,
             allocation=allocation,
             select=select,
             plan=plan,
+            regrow=regrow,
         )
         self.pruner: Pruner | None = None
+        self._length = RunLength()
         self._resumed: Mapping[str, Any] | None = None
-        self._step = 0
+        self._hooks: list[RemovableHandle] = []
+        self._stepped = False
         self._counted = 0.0
 
-    def plan(self, total_steps: int) -> Plan:
-        """Update steps and sparsities of a run of `total_steps` optimizer steps.
+    def check(self, total_steps: int) -> None:
+        """Raise ValueError unless the ramp fits a run of `total_steps` optimizer steps."""
+        if self.schedule:
+            self._plan(self.schedule, total_steps=total_steps, updates=self.updates)
+
+    def plan(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule | None = None,
+        train_dataloader: Any = None,
+    ) -> PruningPlan:
+        """What a fit would do, or the fit under way does: tensors, ramp, final counts.
+
+        Nothing is trained or changed. Before a fit, give what you are going to give to
+        ``trainer.fit``; without a loader the Trainer's ``max_steps`` says how long the run is.
 
         Raises:
-            ValueError: The ramp does not fit the run.
+            ValueError: As the fit would.
         """
-        return self._plan(self.schedule, total_steps=total_steps, updates=self.updates)
+        if module is None:
+            if self.pruner is None:
+                raise ValueError("module=None: before a fit, give the module that is to be fitted")
+            return self.pruner.preview(self._length.unit)
+        chosen = self._choose(module, None)
+        batches = math.inf if train_dataloader is None else len(train_dataloader)
+        length = RunLength.ahead(trainer, batches, automatic=module.automatic_optimization)
+        pruner = self._prune(trainer, chosen.taken, length)
+        return pruner.preview(length.unit, chosen.left)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or take over those of the checkpoint."""
-        if self.scope is None:
+        strategy = type(trainer.strategy).__name__
+        if strategy in SHARDED:
             raise ValueError(
-                "scope: say what may be pruned, for example "
-                'Scope(include=["*encoder.layer.*.weight"])'
+                f"strategy={strategy}: it shards parameters between processes, and a mask needs "
+                "whole ones; take strategy='ddp'"
             )
-        self.pruner = self._make_pruner(
-            self.scope.select(pl_module), total_steps=int(trainer.estimated_stepping_batches)
-        )
-        self._step = trainer.global_step
+        chosen = self._choose(pl_module, trainer.optimizers)
+        if self._resumed is not None:
+            self._length = RunLength(**self._resumed["length"])
+        else:
+            self._length = RunLength.of(trainer)
+        self.pruner = self._prune(trainer, chosen.taken, self._length)
         self._counted = self.pruner.sparsity
         if self._resumed is not None:
             self.pruner.load_state_dict(self._resumed["pruner"])
-            self._step = self._resumed["step"]
             self._counted = self._resumed["counted"]
             self._resumed = None
+        self._stepped = False
+        self._listen(trainer, pl_module, self.pruner)
+        if self.verbose and trainer.is_global_zero:
+            print(self.pruner.preview(self._length.unit, chosen.left), flush=True)
+
+    def _choose(
+        self, module: L.LightningModule, optimizers: list[Optimizer] | None
+    ) -> DefaultScope:
+        if self.scope is not None:
+            return DefaultScope(self.scope.select(module))
+        networks = None
+        if optimizers is not None:
+            networks = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
+        return default_scope(module, networks)
+
+    def _prune(
+        self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
+    ) -> Pruner:
+        schedule = self.schedule
+        if schedule and getattr(
+            trainer, "fast_dev_run", False
+        ):  # a few steps, for the code's sake: all of them ramp
+            schedule = Schedule(final=schedule.final)
+        return self._make_pruner(parameters, schedule, total_steps=length.total)
+
+    def _listen(self, trainer: L.Trainer, module: L.LightningModule, pruner: Pruner) -> None:
+        """Hear of every step that is really made: a scaler that skips one calls no optimizer."""
+
+        def after_step(*_: Any) -> None:
+            pruner.project()
+            self._stepped = True
+
+        self._deaf()
+        pruner.watch(trainer.optimizers)
+        ours = {id(parameter) for parameter in pruner.parameters.values()}
+        moving = [o for o in trainer.optimizers if ours & {id(p) for p in _parameters(o)}]
+        for optimizer in moving or trainer.optimizers:
+            self._hooks.append(optimizer.register_step_post_hook(after_step))
+        if getattr(self.criterion, "observes", None) == "input":
+            self._hooks += self._tap_inputs(module, pruner)
+
+    def _tap_inputs(self, module: nn.Module, pruner: Pruner) -> list[RemovableHandle]:
+        """Hooks by which the criterion sees the inputs of every layer in scope, in training."""
+        if any("_orig_mod" in name for name, _ in module.named_modules()):
+            raise ValueError(
+                f"criterion={self.criterion}: it looks at layers' inputs, which a compiled model "
+                "does not show; fit the model without torch.compile, or take another criterion"
+            )
+        names = {id(parameter): name for name, parameter in pruner.parameters.items()}
+
+        def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if layer.training:
+                pruner.observe({name: inputs[0].detach()})
+
+        return [
+            layer.register_forward_pre_hook(partial(look, names[id(parameter)]))
+            for layer in module.modules()
+            for parameter in layer.parameters(recurse=False)
+            if id(parameter) in names
+        ]
+
+    def _deaf(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Show the criterion the gradients, unscaled and not yet clipped."""
+        if self.pruner is None or getattr(self.criterion, "observes", None) != "gradient":
+            return
+        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+        if getattr(trainer.precision_plugin, "scaler", None) and not all(
+            bool(gradient.isfinite().all()) for gradient in gradients
+        ):
+            return  # the scaler is going to skip this step
+        of_this = {id(parameter) for parameter in _parameters(optimizer)}
+        self.pruner.observe(
+            {
+                name: parameter.grad
+                for name, parameter in self.pruner.parameters.items()
+                if id(parameter) in of_this and parameter.grad is not None
+            }
+        )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """After an optimizer step: update the masks if it is time, zero what is pruned."""
-        if self.pruner is None or trainer.global_step == self._step:
+        if self.pruner is None or not self._stepped:
             return  # gradients are still being accumulated
-        self._step = trainer.global_step
-        updated = self.pruner.update(self._step)
-        self.pruner.project()
-        if updated:
-            self._counted = self.pruner.sparsity
+        self._stepped = False
+        self._update(self.pruner, self._length.position(trainer))
         pl_module.log("sparsity/target", self.pruner.target)
         pl_module.log("sparsity/counted", self._counted, prog_bar=True)
+
+    def _update(self, pruner: Pruner, position: int) -> None:
+        if dist.is_available() and dist.is_initialized():
+            # Clocks differ between processes, and so may scores of what each has seen.
+            place = torch.tensor(position, device=next(iter(pruner.masks.values())).device)
+            dist.broadcast(place, 0)
+            position = int(place)
+        if pruner.update(position):
+            if dist.is_available() and dist.is_initialized():
+                for mask in pruner.masks.values():
+                    dist.broadcast(mask.view(torch.uint8), 0)
+            pruner.project()
+            self._counted = pruner.sparsity
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the updates that are still due where the run came to its end; say so if it did not.
+
+        A run has fewer steps than planned where a scaler skipped the last, or a training step
+        returned None.
+        """
+        if self.pruner is None:
+            return
+        position = self._length.position(trainer)
+        if position < max(self.pruner.plan, default=0):
+            how = "stopped" if trainer.should_stop else "shorter than planned"
+            warnings.warn(
+                f"the fit was {how}: it ended at {position} of {self._length.total} "
+                f"{self._length.unit}, on the ramp, at sparsity {self.pruner.target:.4g}"
+                + ("" if trainer.should_stop else ", and is pruned to the end at once"),
+                stacklevel=2,
+            )
+        if not trainer.should_stop or position >= self._length.total:
+            self._update(self.pruner, self._length.total)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Zero what is pruned once more: averages of weights may have taken their place."""
+        if self.pruner is None:
+            return
+        self._deaf()
+        self.pruner.project()
+        if self.verbose and trainer.is_global_zero:
+            print(SparsityReport.count(pl_module, self.pruner.parameters), flush=True)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Stop listening to the optimizers."""
+        self._deaf()
 
     @property
     def pruned(self) -> int:
@@ -120,15 +305,19 @@ class SparsityCallback(L.Callback):
         return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, ramp and step: plain tensors and numbers."""
+        """Masks, ramp and place on it: plain tensors and numbers."""
         if self.pruner is None:
             return {}
         return {
             "pruner": self.pruner.state_dict(),
-            "step": self._step,
+            "length": self._length.state_dict(),
             "counted": self._counted,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the masks are made."""
         self._resumed = state_dict or None
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

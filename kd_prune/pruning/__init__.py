@@ -1,19 +1,62 @@
 """Pruning: schedules, criteria, masks, scopes and the Pruner. Torch and numpy only."""
 
-from kd_prune.pruning.criterion import magnitude
-from kd_prune.pruning.mask import Global, exact, layerwise
+from kd_prune.pruning.allocation import ERK, Bounded, Global, PerType, layerwise
+from kd_prune.pruning.criterion import (
+    Movement,
+    Platon,
+    Random,
+    SoftMovement,
+    StatefulCriterion,
+    Taylor,
+    Wanda,
+    magnitude,
+)
+from kd_prune.pruning.fisher import BlockFisher, DiagonalFisher
+from kd_prune.pruning.granularity import NM, AttentionHeads, Block, Heads, Rows
+from kd_prune.pruning.mask import exact
+from kd_prune.pruning.plan import PruningPlan
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.report import SparsityReport
-from kd_prune.pruning.schedule import Schedule, cubic, linear, one_shot, update_plan
-from kd_prune.pruning.scope import Scope
+from kd_prune.pruning.schedule import (
+    Schedule,
+    Stepwise,
+    cosine,
+    cubic,
+    linear,
+    one_shot,
+    update_plan,
+)
+from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
 
 __all__ = [
+    "ERK",
+    "NM",
+    "AttentionHeads",
+    "Block",
+    "BlockFisher",
+    "Bounded",
+    "DefaultScope",
+    "DiagonalFisher",
     "Global",
+    "Heads",
+    "Movement",
+    "PerType",
+    "Platon",
     "Pruner",
+    "PruningPlan",
+    "Random",
+    "Rows",
     "Schedule",
     "Scope",
+    "SoftMovement",
     "SparsityReport",
+    "StatefulCriterion",
+    "Stepwise",
+    "Taylor",
+    "Wanda",
+    "cosine",
     "cubic",
+    "default_scope",
     "exact",
     "layerwise",
     "linear",

@@ -1,4 +1,4 @@
-"""Which weights go: exact selection by score, and how a target is shared between tensors.
+"""Which weights go: exact selection by score.
 
 Masks are bool tensors, True = kept. Counts are exact, whatever the ties, and masks are nested:
 what is pruned already counts first and never comes back. Only the kept weights are ranked.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -172,76 +171,3 @@ def ordered(values: Tensor) -> Tensor:
     tensor([1., 2., 3.])
     """
     return torch.from_numpy(np.sort(values.numpy())) if on_cpu(values) else values.sort().values
-
-
-def layerwise(masks: Masks, score: Score, sparsity: float) -> Counts:
-    """Every tensor alike: ``round(sparsity · n)`` of each.
-
-    >>> layerwise({"a": torch.ones(2, 5, dtype=torch.bool)}, lambda name: torch.empty(0), 0.5)
-    {'a': 5}
-    """
-    return {name: count_of(sparsity, mask.numel()) for name, mask in masks.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Global:
-    """One threshold for all tensors together: ``round(sparsity · N)`` of the N weights in scope.
-
-    Args:
-        ceiling: No tensor of n weights loses more than ``⌈ceiling · n⌉``; what it is spared is
-            taken from the others. At 1.0 a raw global ranking may empty a tensor.
-
-    Raises:
-        ValueError: `ceiling` outside [0, 1], or (when called) below the sparsity asked for.
-
-    >>> scores = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0]), "b": torch.tensor([5.0, 6.0, 7.0, 8.0])}
-    >>> masks = {name: torch.ones(4, dtype=torch.bool) for name in scores}
-    >>> Global()(masks, scores.get, 0.5)
-    {'a': 4, 'b': 0}
-    >>> Global(ceiling=0.75)(masks, scores.get, 0.5)
-    {'a': 3, 'b': 1}
-    """
-
-    ceiling: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the ceiling."""
-        if not 0.0 <= self.ceiling <= 1.0:
-            raise ValueError(f"ceiling={self.ceiling}: expected a fraction in [0, 1]")
-
-    def __call__(self, masks: Masks, score: Score, sparsity: float) -> Counts:
-        """Counts per tensor that add up to ``round(sparsity · N)`` exactly.
-
-        They add up to more only where more is pruned already. Ties at the threshold are taken
-        tensor by tensor, in order.
-        """
-        if sparsity > self.ceiling:
-            raise ValueError(
-                f"ceiling={self.ceiling} is below the sparsity asked for, {sparsity}; raise it"
-            )
-        gone = {name: pruned_in(mask) for name, mask in masks.items()}
-        wanted = count_of(sparsity, sum(mask.numel() for mask in masks.values()))
-        wanted -= sum(gone.values())
-        if wanted <= 0:
-            return gone
-        at_risk = dict(masks) if self.ceiling == 1.0 else self._below_ceiling(masks, score)
-        threshold = nth_smallest(lambda: ((score(name), at_risk[name]) for name in masks), wanted)
-
-        def found(compare: Callable[[Any, float], Any], name: str) -> int:
-            return count_true(hits(score(name), compare, threshold, at_risk[name]))
-
-        more = {name: found(operator.le, name) for name in masks}
-        surplus = sum(more.values()) - wanted
-        for name in reversed(more):
-            if surplus:
-                spared = min(surplus, more[name] - found(operator.lt, name))
-                more[name] -= spared
-                surplus -= spared
-        return {name: gone[name] + more[name] for name in masks}
-
-    def _below_ceiling(self, masks: Masks, score: Score) -> dict[str, Tensor]:
-        """The kept weights less those that would stay with their tensor at the ceiling."""
-        return {
-            name: mask & ~exact(score(name), math.ceil(self.ceiling * mask.numel()), mask)
-            for name, mask in masks.items()
-        }

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from kd_prune.pruning.criterion import Criterion, magnitude
-from kd_prune.pruning.mask import Allocation, Select, exact, layerwise
+from kd_prune.pruning.allocation import layerwise
+from kd_prune.pruning.criterion import Criterion, State, StatefulCriterion, magnitude
+from kd_prune.pruning.granularity import Joint, chosen, pooled, reached
+from kd_prune.pruning.mask import Allocation, Counts, Masks, Select, exact, pruned_in
+from kd_prune.pruning.plan import PlannedTensor, PruningPlan
 from kd_prune.pruning.schedule import Plan, Schedule, update_plan
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -18,32 +23,41 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Pruner:
     """Masks over named parameters, raised to a schedule's sparsity step by step.
 
-    Weights stay plain parameters; pruned ones are set to zero in place. Masks are nested: what is
-    pruned stays pruned, and so does every weight that is zero when the Pruner is made, so that a
-    model pruned before keeps its zeros. After the plan's last update the masks are frozen.
+    Weights stay plain parameters; pruned ones are set to zero in place. Masks are nested, unless
+    `regrow` is asked for: what is pruned stays pruned, and so does every weight that is zero when
+    the Pruner is made, so that a model pruned before keeps its zeros. After the plan's last update
+    the masks are frozen.
+
+    In a plain loop `attach` does everything; who counts steps otherwise calls `observe` before an
+    optimizer step, `update` and `project` after it.
 
     Args:
-        parameters: What may be pruned, name → parameter (see `Scope.select`), loaded and on its
-            device.
-        schedule: Sparsity over progress.
+        parameters: What may be pruned, name → parameter (see `Scope.select`, `default_scope`),
+            loaded and on its device.
+        schedule: Sparsity over progress; None: the masks are the zeros that are there, for good.
         total_steps: Optimizer steps of the run.
         updates: Mask updates on the ramp.
-        criterion: Weight → score of the same shape, larger = keep.
-        allocation: How the target is shared between the tensors: `layerwise`, `Global()`, or your
-            own function ``(masks, score, sparsity) → counts``.
-        select: How a tensor gets its count: `exact`, or your own function
-            ``(scores, count, mask so far) → mask``.
+        criterion: Weight → score of the same shape, larger = keep; or a `StatefulCriterion`.
+        allocation: How the target is shared between the tensors: `layerwise`, `Global`, `ERK`,
+            `PerType`, `Bounded`, or your own function ``(masks, score, sparsity) → counts``.
+        select: What goes together: `exact` (single weights), `NM`, `Block`, `Rows`, `Heads`,
+            `AttentionHeads`, or your own function ``(scores, count, mask so far) → mask``.
         plan: Schedule → update steps.
+        regrow: Pruned weights keep their last value and compete again at every update; where a
+            weight goes or comes back its optimizer state is cleared. Takes one more value per
+            weight.
 
     Raises:
-        ValueError: The ramp does not fit the run (see `update_plan`), or `allocation` refuses the
-            sparsity at its end.
+        ValueError: The ramp does not fit the run (see `update_plan`), or `allocation` or `select`
+            refuses the sparsity at its end.
 
     >>> layer = nn.Linear(10, 10)
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     >>> pruner = Pruner({"weight": layer.weight}, Schedule(final=0.9), total_steps=5)
-    >>> for step in range(1, 6):  # after each optimizer.step()
-    ...     _ = pruner.update(step)
-    ...     pruner.project()
+    >>> pruner.attach(optimizer)
+    >>> for _ in range(5):
+    ...     layer(torch.ones(10)).sum().backward()
+    ...     optimizer.step()
     >>> pruner.sparsity
     0.9
     """
@@ -51,14 +65,15 @@ class Pruner:
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        schedule: Schedule,
+        schedule: Schedule | None,
         *,
         total_steps: int,
         updates: int = 100,
-        criterion: Criterion = magnitude,
+        criterion: Criterion | StatefulCriterion = magnitude,
         allocation: Allocation = layerwise,
-        select: Select = exact,
+        select: Select | Joint = exact,
         plan: Callable[..., Plan] = update_plan,
+        regrow: bool = False,
     ) -> None:
         self.parameters = dict(parameters)
         self.schedule = schedule
@@ -66,20 +81,58 @@ class Pruner:
         self.criterion = criterion
         self.allocation = allocation
         self.select = select
+        self.regrow = regrow
+        self.steps = 0
         self._make_plan = plan
         self._plan_for(total_steps)
         self.masks = {name: weight.detach() != 0 for name, weight in self.parameters.items()}
-        self.target = 0.0
-        # A trial: a sparsity out of the allocation's reach is refused now, not hours into the run.
-        allocation(self.masks, self._score, schedule.final)
+        self.target = 0.0 if schedule else self.sparsity
+        self._updated_at = 0
+        self._optimizers: list[Optimizer] = []
+        # What pruned weights were worth when they went; where a weight is kept it says nothing.
+        self._asleep = self._each(lambda weight: weight.detach().clone()) if regrow else {}
+        self._memory: dict[str, State] = {}
+        if isinstance(criterion, StatefulCriterion):
+            self._memory = self._each(lambda weight: criterion.start(weight.detach()))
+        if schedule:
+            # A trial: what cannot be reached is refused now, not hours into the run.
+            reached(select, self._each(lambda weight: weight.shape), self._counts(schedule.final))
+
+    def _each(self, make: Callable[[nn.Parameter], Any]) -> dict[str, Any]:
+        return {name: make(weight) for name, weight in self.parameters.items()}
 
     def _plan_for(self, total_steps: int) -> None:
         self.total_steps = total_steps
-        self.plan = self._make_plan(self.schedule, total_steps=total_steps, updates=self.updates)
+        self.plan: Plan = (
+            self._make_plan(self.schedule, total_steps=total_steps, updates=self.updates)
+            if self.schedule
+            else {}
+        )
+        self._plan_steps = sorted(self.plan)
+
+    @torch.no_grad()
+    def observe(self, evidence: Mapping[str, Tensor]) -> None:
+        """Let the criterion see what it asks for, if it asks for anything.
+
+        Args:
+            evidence: Name → gradient (before an optimizer step, as it is used in it) or input of
+                the layer, whichever the criterion `observes`; names out of scope are passed over.
+        """
+        if isinstance(self.criterion, StatefulCriterion):
+            for name in evidence.keys() & self.parameters.keys():
+                self.criterion.observe(self._value(name), evidence[name], self._memory[name])
+
+    def observe_gradients(self) -> None:
+        """`observe` the gradients that lie in the parameters, where the criterion asks for them."""
+        if getattr(self.criterion, "observes", None) == "gradient":
+            weights = self.parameters.items()
+            self.observe({name: w.grad for name, w in weights if w.grad is not None})
 
     @torch.no_grad()
     def update(self, step: int) -> bool:
-        """Raise the masks to the plan's sparsity if `step` completed optimizer steps call for it.
+        """Raise the masks to what the plan says for `step` completed optimizer steps.
+
+        An update that was passed over is made up for; of several only the last is made.
 
         Returns:
             Whether the masks were updated. Call `project` afterwards.
@@ -87,7 +140,8 @@ class Pruner:
         Raises:
             ValueError: A weight in scope is NaN.
         """
-        if step not in self.plan:
+        due = bisect_right(self._plan_steps, step)
+        if not due or self._plan_steps[due - 1] <= self._updated_at:
             return False
         for name, weight in self.parameters.items():
             if weight.max().isnan():  # max passes NaN on, and is one cheap read
@@ -95,14 +149,55 @@ class Pruner:
                     f"{name} holds NaN at step {step}, so its weights cannot be ranked: training "
                     "has diverged; lower the learning rate or clip the gradients"
                 )
-        self.target = self.plan[step]
-        counts = self.allocation(self.masks, self._score, self.target)
-        for name, mask in self.masks.items():
-            mask &= self.select(self._score(name), counts[name], mask)
+        self._updated_at = self._plan_steps[due - 1]
+        self.target = self.plan[self._updated_at]
+        rivals = self._rivals()
+        counts = self._counts(self.target)
+        for name, mask in chosen(self.select, rivals, self._score, counts):
+            self._change(name, mask if self.regrow else mask & self.masks[name])
         return True
 
+    def _counts(self, sparsity: float) -> Counts:
+        rivals = self._rivals()
+        return self.allocation(rivals, pooled(self.select, rivals, self._score), sparsity)
+
+    def _rivals(self) -> Masks:
+        """What competes for its place: the weights that are kept, or all if they may regrow."""
+        if not self.regrow:
+            return self.masks
+        return self._each(lambda weight: torch.ones_like(weight, dtype=torch.bool))
+
+    def _value(self, name: str) -> Tensor:
+        """The weights, those that are pruned with the value they had when they went."""
+        weight = self.parameters[name].detach()
+        return weight.where(self.masks[name], self._asleep[name]) if self.regrow else weight
+
     def _score(self, name: str) -> Tensor:
-        return self.criterion(self.parameters[name].detach()).float()
+        if isinstance(self.criterion, StatefulCriterion):
+            return self.criterion(self._value(name), self._memory[name]).float()
+        return self.criterion(self._value(name)).float()
+
+    def _change(self, name: str, mask: Tensor) -> None:
+        """Put `mask` in the place of the tensor's own, with all that hangs on it."""
+        weight = self.parameters[name].detach()
+        changed = mask ^ self.masks[name]
+        if isinstance(self.criterion, StatefulCriterion):
+            dropped = changed & self.masks[name]
+            self.criterion.compensate(weight, dropped, self._memory[name])
+            self.criterion.after_update(self._memory[name])
+        if self.regrow:
+            awake = self._value(name)
+            self._asleep[name].copy_(awake)
+            weight.copy_(awake)  # `project` puts to sleep what is not in the mask
+            self._forget(self.parameters[name], changed)
+        self.masks[name].copy_(mask)
+
+    def _forget(self, weight: nn.Parameter, where: Tensor) -> None:
+        """Clear what optimizers remember of these weights: momentum of another time moves them."""
+        for optimizer in self._optimizers:
+            for value in optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value.masked_fill_(where, 0.0)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -110,7 +205,49 @@ class Pruner:
         for name, weight in self.parameters.items():
             # As integers, times 0 or 1: exact for NaN and -x, and free of the branches that make
             # masked_fill_ three to nine times slower.
-            weight.view(_BITS[weight.element_size()]).mul_(self.masks[name])
+            mask = self.masks[name] = self.masks[name].to(weight.device)  # the model may have moved
+            weight.view(_BITS[weight.element_size()]).mul_(mask)
+
+    def watch(self, optimizers: Iterable[Optimizer]) -> None:
+        """The optimizers whose state is cleared where weights regrow."""
+        self._optimizers = list(optimizers)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Observe, update and project with every step that `optimizer` makes from now on.
+
+        Steps that a GradScaler skips are not made, so they do not count. A closure handed to
+        ``optimizer.step`` is run after gradients are observed: use criteria without memory there.
+        """
+
+        def before(*_: Any) -> None:
+            self.observe_gradients()
+
+        def after(*_: Any) -> None:
+            self.steps += 1
+            self.project()  # momentum moved what is pruned, and an update looks at the weights
+            if self.update(self.steps):
+                self.project()
+
+        self.watch([*self._optimizers, optimizer])
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+    @torch.no_grad()
+    def preview(
+        self, unit: str = "optimizer steps", left: Mapping[str, str] | None = None
+    ) -> PruningPlan:
+        """What is going to be done, to be printed; `left` says why other tensors stay dense."""
+        counts = {name: pruned_in(mask) for name, mask in self.masks.items()}
+        if self.schedule:
+            shapes = self._each(lambda weight: weight.shape)
+            counts = reached(self.select, shapes, self._counts(self.schedule.final))
+        tensors = [
+            PlannedTensor(name=n, shape=tuple(w.shape), size=w.numel(), pruned=counts[n])
+            for n, w in self.parameters.items()
+        ]
+        return PruningPlan(
+            tensors=tensors, updates=self.plan, total=self.total_steps, unit=unit, left=left or {}
+        )
 
     @property
     def sparsity(self) -> float:
@@ -120,27 +257,55 @@ class Pruner:
         return (total - kept) / total
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, the target reached and the length of the planned run: plain tensors and numbers.
+        """Masks, the criterion's memory and the place on the planned ramp: plain data.
 
-        The masks are references, as in `torch.nn.Module.state_dict`.
+        The tensors are references, as in `torch.nn.Module.state_dict`.
         """
-        return {"masks": dict(self.masks), "target": self.target, "total_steps": self.total_steps}
+        return {
+            "masks": dict(self.masks),
+            "memory": {name: dict(state) for name, state in self._memory.items()},
+            "asleep": dict(self._asleep),
+            "target": self.target,
+            "steps": self.steps,
+            "updated_at": self._updated_at,
+            "total_steps": self.total_steps,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state. The ramp planned then is kept, however long the run is now.
 
         Raises:
-            ValueError: The state is of other parameters.
+            ValueError: The state is of other parameters, or of another kind of criterion.
         """
-        saved = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
-        here = {name: tuple(mask.shape) for name, mask in self.masks.items()}
-        if saved != here:
-            name = next(n for n in (*here, *saved) if saved.get(n) != here.get(n))
-            raise ValueError(
-                f"these masks are of another model or scope: {name} is {saved.get(name)} in the "
-                f"state and {here.get(name)} here; resume with the model and scope they are of"
-            )
+        _same_tensors("masks", self.masks, state["masks"])
+        for kind, here in (("asleep", self._asleep), ("memory", self._memory)):
+            if here.keys() != state[kind].keys():
+                raise ValueError(
+                    f"this state was saved {'with' if state[kind] else 'without'} {kind!r} and is "
+                    f"loaded {'with' if here else 'without'} it; resume with the criterion and "
+                    "the regrowth it was saved with"
+                )
         for name, mask in self.masks.items():
             mask.copy_(state["masks"][name])
+            if self.regrow:
+                self._asleep[name].copy_(state["asleep"][name])
+            if self._memory:
+                _same_tensors(f"memory of {name}", self._memory[name], state["memory"][name])
+                for key, value in self._memory[name].items():
+                    value.copy_(state["memory"][name][key])
         self.target = state["target"]
+        self.steps = state["steps"]
+        self._updated_at = state["updated_at"]
         self._plan_for(state["total_steps"])
+
+
+def _same_tensors(what: str, here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless both have tensors of the same names and shapes."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in here.items()}
+    others = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if shapes != others:
+        name = next(n for n in (*shapes, *others) if shapes.get(n) != others.get(n))
+        raise ValueError(
+            f"these {what} are of another model or scope: {name} is {others.get(name)} in the "
+            f"state and {shapes.get(name)} here; resume with the model and scope they are of"
+        )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
+from kd_prune.pruning.scope import named_parameters
+
 
 @dataclass(frozen=True)
 class TensorCount:
@@ -43,7 +45,8 @@ class SparsityReport:
             ValueError: `scope` names a parameter that `model` has not (a sparsity of 0 would be
                 reported as if it had been counted).
         """
-        unknown = set(scope) - {name for name, _ in model.named_parameters()}
+        named = {id(p): name for name, p in reversed(named_parameters(model).items())}
+        unknown = set(scope) - set(named.values())
         if unknown:
             raise ValueError(f"scope: the model has no parameter {min(unknown)!r} to count")
         return cls(
@@ -55,7 +58,8 @@ class SparsityReport:
                     size=parameter.numel(),
                     zeros=parameter.numel() - int(parameter.count_nonzero()),
                 )
-                for name, parameter in model.named_parameters()
+                for parameter in model.parameters()
+                for name in (named[id(parameter)],)
             )
         )
 
@@ -78,6 +82,22 @@ class SparsityReport:
     def nonzero(self) -> int:
         """Number of parameters that are not zero."""
         return self.parameters - sum(tensor.zeros for tensor in self.tensors)
+
+    def __str__(self) -> str:
+        """A line for each tensor in scope, then both sparsities."""
+        rows = [t for t in self.tensors if t.in_scope]
+        width = max((len(t.name) for t in rows), default=0)
+        return "\n".join(
+            [
+                f"{'Sparsity as counted':{width}}  zeros / weights",
+                *(
+                    f"{t.name:{width}}  {100 * t.sparsity:6.2f} %  {t.zeros:,} / {t.size:,}"
+                    for t in rows
+                ),
+                f"{'in scope':{width}}  {100 * self.sparsity:6.2f} %",
+                f"{'whole model':{width}}  {100 * self.model_sparsity:6.2f} %",
+            ]
+        )
 
     def write_csv(self, path: Path) -> None:
         """One row per parameter."""

@@ -6,10 +6,16 @@ optimizer steps at which masks are updated. Nothing here knows torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 
 Shape = Callable[[float], float]
+"""Share of the way, [0, 1] → [0, 1], never falling. One that rises at certain points only may name
+them in an attribute `breakpoints`; see `update_plan`."""
 Plan = dict[int, float]
 
 
@@ -25,7 +31,9 @@ def cubic(u: float) -> float:
 
 
 def linear(u: float) -> float:
-    """Share of the way, ``u``.
+    """Share of the way, ``u``: the same number of weights with every update.
+
+    Source: as `cubic`, with exponent 1.
 
     >>> linear(0.25)
     0.25
@@ -33,13 +41,84 @@ def linear(u: float) -> float:
     return u
 
 
+def cosine(u: float) -> float:
+    """Share of the way, ``½ · (1 - cos(π · u))``: gentle at both ends.
+
+    Source: Loshchilov & Hutter 2017 (arXiv 1608.03983), eq. 5, there for the learning rate.
+
+    >>> [round(cosine(u), 3) for u in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.146, 0.5, 1.0]
+    """
+    return 0.5 * (1.0 - math.cos(math.pi * u))
+
+
 def one_shot(u: float) -> float:
     """Share of the way, 1 from the start: everything is pruned at `begin`, at once.
+
+    This is the constant schedule: `final` from `begin` on.
+
+    Source: Han et al. 2015 (arXiv 1506.02626), section 3: prune, then retrain.
 
     >>> one_shot(0.0)
     1.0
     """
     return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepwise:
+    """Share of the way from a table: ``levels[b]`` for the last ``b ≤ u``, and 0 before the first.
+
+    `update_plan` makes one mask update per level, at the level's own step; `updates` does not
+    matter.
+
+    Args:
+        levels: Point of the ramp → share of the way that is reached there and held until the next;
+            points rising in [0, 1], shares never falling in [0, 1], the last share 1. With
+            ``Schedule(initial=0.0)`` a share is a fraction of `final`.
+
+    Raises:
+        ValueError: The table is empty, or breaks one of these rules.
+
+    Source: Han et al. 2015 (arXiv 1506.02626), section 3.4, iterative pruning.
+
+    >>> shape = Stepwise(levels={0.2: 0.5, 0.6: 1.0})
+    >>> [shape(u) for u in (0.0, 0.2, 0.5, 0.6, 1.0)]
+    [0.0, 0.5, 0.5, 1.0, 1.0]
+    >>> update_plan(Schedule(final=0.8, shape=shape), total_steps=10)
+    {2: 0.4, 6: 0.8}
+    """
+
+    levels: Mapping[float, float]
+
+    def __post_init__(self) -> None:
+        """Check the table, and take a copy: a frozen shape must not change with its argument."""
+        points, shares = list(self.levels), list(self.levels.values())
+        for point, share in self.levels.items():
+            check_fraction("levels: point", point, closed=True)
+            check_fraction(f"levels[{point}]", share, closed=True)
+        if any(one >= other for one, other in pairwise(points)):
+            raise ValueError(f"levels: points {points} do not rise; sort them")
+        if any(one > other for one, other in pairwise(shares)):
+            raise ValueError(
+                f"levels: shares {shares} fall; masks only ever lose weights, so shares must not"
+            )
+        if not shares or shares[-1] != 1.0:
+            raise ValueError(
+                f"levels={dict(self.levels)}: expected a table whose last share is 1.0, that is "
+                "Schedule's final; shares are of the way from initial to final"
+            )
+        object.__setattr__(self, "levels", dict(self.levels))
+
+    def __call__(self, u: float) -> float:
+        """Share of the way at point `u` of the ramp."""
+        reached = bisect_right(self.breakpoints, u)
+        return self.levels[self.breakpoints[reached - 1]] if reached else 0.0
+
+    @property
+    def breakpoints(self) -> Sequence[float]:
+        """The points of the ramp at which the share rises."""
+        return tuple(self.levels)
 
 
 def check_fraction(name: str, value: float, *, closed: bool) -> None:
@@ -65,7 +144,7 @@ class Schedule:
         begin: Start of the ramp as a fraction of training.
         end: End of the ramp as a fraction of training; what follows is recovery at `final`.
         shape: Share of the way from `initial` to `final`, a function [0, 1] → [0, 1] with
-            never falling: `cubic`, `linear`, `one_shot`, or your own.
+            never falling: `cubic`, `linear`, `cosine`, `one_shot`, a `Stepwise`, or your own.
 
     Raises:
         ValueError: A fraction is out of range, ``begin >= end`` or ``initial > final``.
@@ -102,7 +181,14 @@ class Schedule:
         """Sparsity at `progress`, a fraction of training."""
         if progress < self.begin:
             return 0.0
-        u = min((progress - self.begin) / (self.end - self.begin), 1.0)
+        return self.along(min((progress - self.begin) / (self.end - self.begin), 1.0))
+
+    def along(self, u: float) -> float:
+        """Sparsity at point `u` of the ramp, 0 at `begin` and 1 at `end`.
+
+        >>> Schedule(final=0.9, initial=0.7, begin=0.2, end=0.6, shape=linear).along(0.5)
+        0.8
+        """
         if u == 1.0:
             return self.final
         return min(self.initial + (self.final - self.initial) * self.shape(u), self.final)
@@ -112,16 +198,17 @@ def update_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> 
     """The optimizer steps after which masks are updated, and the sparsity each update gives.
 
     The ramp goes from step ``first = round(begin · total_steps)`` to ``last = round(end ·
-    total_steps)``. Update k of ``0 … updates`` falls on ``first + round((last - first) · k /
-    updates)``, at least 1, and gives ``schedule(begin + (end - begin) · k / updates)``. Where
-    several fall on one step the last counts; where the sparsity does not rise there is no update.
+    total_steps)``. Update k of ``0 … updates`` is made at ``u = k / updates``: it falls on step
+    ``first + round((last - first) · u)``, at least 1, and gives ``schedule.along(u)``. A shape with
+    `breakpoints` (`Stepwise`) is updated at these instead, and at 0 and 1. Where several updates
+    fall on one step the last counts; where the sparsity does not rise there is none.
     The last update gives exactly ``final`` and falls on `last`, or earlier if the shape reaches 1
     earlier.
 
     Args:
         schedule: Any `Schedule`.
         total_steps: Optimizer steps of the run.
-        updates: How many updates the ramp is cut into, at least 1.
+        updates: How many updates the ramp is cut into, at least 1; breakpoints go before it.
 
     Returns:
         ``{step: sparsity}``, both rising. Steps count completed optimizer steps, from 1.
@@ -135,13 +222,22 @@ def update_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> 
     first, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
     plan: Plan = {}
     reached = 0.0
-    for k in range(updates + 1):
-        way = k / updates
-        sparsity = schedule((1 - way) * schedule.begin + way * schedule.end)  # exact at both ends
+    for u in _points(schedule.shape, updates):
+        sparsity = schedule.along(float(u))
         if sparsity > reached:
-            plan[max(1, first + round((last - first) * k / updates))] = sparsity
+            plan[max(1, first + round((last - first) * u))] = sparsity
             reached = sparsity
     return plan
+
+
+def _points(shape: Shape, updates: int) -> Iterator[Fraction]:
+    """The points of the ramp that have an update, exact: no step is to hang on a rounding."""
+    breakpoints = getattr(shape, "breakpoints", None)
+    if breakpoints is None:
+        for k in range(updates + 1):
+            yield Fraction(k, updates)
+    else:
+        yield from (Fraction(0), *map(Fraction, breakpoints), Fraction(1))
 
 
 def ramp_steps(schedule: Schedule, *, total_steps: int, updates: int) -> tuple[int, int]:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name → parameter, shared ones under each of their names, in the model's order.
+
+    `torch.compile` puts ``_orig_mod`` into names; it is left out, so that masks and patterns fit
+    the model compiled or not.
+
+    >>> list(named_parameters(nn.Sequential(nn.Linear(1, 1))))
+    ['0.weight', '0.bias']
+    """
+    named = model.named_parameters(remove_duplicate=False)
+    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +58,7 @@ class Scope:
             ValueError: A pattern matches nothing, the scope is empty, or a parameter in scope is
                 shared with one outside it (pruning it would prune the other too).
         """
-        named = dict(model.named_parameters(remove_duplicate=False))
+        named = named_parameters(model)
         for pattern in (*self.include, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in named):
                 raise ValueError(
@@ -74,3 +88,94 @@ class Scope:
     def _matches(self, name: str) -> bool:
         included = any(fnmatchcase(name, pattern) for pattern in self.include)
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+
+LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class DefaultScope:
+    """What is pruned where nobody says so, and why the rest is not.
+
+    Attributes:
+        taken: Name → parameter.
+        left: Name → reason, for the tensors of two or more dimensions that stay dense.
+    """
+
+    taken: dict[str, nn.Parameter] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def default_scope(
+    model: nn.Module, networks: Iterable[Collection[nn.Parameter]] | None = None
+) -> DefaultScope:
+    """The weights of all Linear, convolution, recurrent and attention layers that train.
+
+    Left out are what does not train (frozen, or in no optimizer), embeddings, norms, biases,
+    parameters that a module of your own holds directly, what is tied to any of these, and the
+    output head: the last layer of each network, in the order of the model's modules.
+
+    Args:
+        model: The module.
+        networks: The parameters of each network: one collection per optimizer. None: all that
+            require a gradient are one network.
+
+    Raises:
+        ValueError: Nothing is left to prune.
+
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    >>> scope = default_scope(model)
+    >>> list(scope.taken), scope.left
+    (['1.weight'], {'0.weight': "no layer's weight", '3.weight': 'output head'})
+    """
+    named = {name: p for name, p in named_parameters(model).items() if p.ndim >= 2}
+    groups = [{id(p) for p in group} for group in networks or [list(model.parameters())]]
+    trained = {id(p) for p in named.values() if p.requires_grad} & set[int]().union(*groups)
+    of_layers = {id(p) for module in model.modules() for p in _weights(module)}
+    names: dict[int, list[str]] = {}
+    for name, parameter in named.items():
+        names.setdefault(id(parameter), []).append(name)
+    tied = of_layers & _of_other_modules(model)
+    heads = set[int]()
+    for group in groups:
+        layers = [id(p) for p in named.values() if id(p) in trained & of_layers & group]
+        heads.update(layers[-1:])
+    scope = DefaultScope()
+    for name, parameter in named.items():
+        key = id(parameter)
+        if key not in trained:
+            scope.left[name] = "does not train"
+        elif key not in of_layers:
+            scope.left[name] = "no layer's weight"
+        elif key in tied:
+            scope.left[name] = "tied to no layer"
+        elif key in heads:
+            scope.left[name] = "output head"
+        elif name == names[key][0]:  # what layers share is pruned once
+            scope.taken[name] = parameter
+    if not scope.taken:
+        raise ValueError(
+            "scope: found no layer to prune besides the output head "
+            f"(left: {', '.join(scope.left) or 'nothing'}); say what may be pruned, for example "
+            'Scope(include=["*.weight"])'
+        )
+    return scope
+
+
+def _is_layer(module: nn.Module) -> bool:
+    # Conv1D is the Linear layer of GPT-2 in transformers, which is not imported here.
+    return isinstance(module, LAYERS) or type(module).__name__ == "Conv1D"
+
+
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of a layer: all it holds of two or more dimensions."""
+    return [p for p in module.parameters(recurse=False) if p.ndim >= 2] if _is_layer(module) else []
+
+
+def _of_other_modules(model: nn.Module) -> set[int]:
+    return {
+        id(parameter)
+        for module in model.modules()
+        if not _is_layer(module)
+        for parameter in module.parameters(recurse=False)
+    }

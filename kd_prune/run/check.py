@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import metric_collection
+from kd_prune.lit.run_length import RunLength
 from kd_prune.pruning import SparsityReport
 from kd_prune.run.job import Job
 from kd_prune.run.teacher import load_teacher
@@ -34,7 +34,7 @@ def check(
             job.sparsity.scope = job.model.scope or models.encoder_scope(student)
         job.sparsity.scope.select(student)
         try:
-            job.sparsity.plan(optimizer_steps(job.trainer(logger=False), len(train)))
+            job.sparsity.check(RunLength.ahead(job.trainer(logger=False), len(train)).total)
         except ValueError as error:
             raise ValueError(f"sparsity.{error}") from error
     teacher = student
@@ -50,21 +50,6 @@ def check(
     with torch.no_grad():
         ours, theirs = (models.forward(model, batch, requires) for model in (student, teacher))
         job.distillation(ours, theirs, batch)
-
-
-def optimizer_steps(trainer: L.Trainer, batches: int) -> int:
-    """Optimizer steps of a fit with this trainer over `batches` per epoch."""
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    per_epoch = -(-batches // trainer.accumulate_grad_batches)
-    limits = []
-    if trainer.max_epochs not in (None, -1):
-        limits.append(per_epoch * trainer.max_epochs)
-    if trainer.max_steps != -1:
-        limits.append(trainer.max_steps)
-    if not limits:
-        raise ValueError("trainer.max_epochs=-1: a run needs an end; set it, or trainer.max_steps")
-    return min(limits)
 
 
 def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, Any]:

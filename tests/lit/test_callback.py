@@ -157,9 +157,10 @@ def test_a_plain_lightning_module_is_pruned(tmp_path):
     assert module.layer.bias.count_nonzero() == 10
 
 
-def test_a_scope_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"scope: say what may be pruned.*Scope\(include="):
-        fit(make_trainer(tmp_path, SparsityCallback(0.5)), make_module())
+def test_without_a_scope_all_layers_but_the_head_are_pruned(tmp_path):
+    pruning = SparsityCallback(0.5)
+    fit(make_trainer(tmp_path, pruning), make_module())
+    assert tuple(pruning.pruner.parameters) == IN_SCOPE
 
 
 def test_a_ramp_without_a_step_is_refused_before_training(tmp_path):

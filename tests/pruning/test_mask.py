@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 from torch.nn.utils import prune
 
-from kd_prune.pruning.mask import Global, brackets, exact, layerwise
+from kd_prune.pruning.mask import brackets, count_of, exact
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
 # Few distinct values, so that most examples tie.
@@ -22,6 +22,14 @@ WAYS = pytest.mark.parametrize("on_cpu", [True, False], ids=["numpy", "torch"])
 
 def ones(*shape):
     return torch.ones(*shape, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "size", "count"),
+    [(0.95, 384 * 384, 140_083), (0.29, 100, 29), (0.0, 7, 0), (1.0, 7, 7)],
+)
+def test_counts_are_rounded(sparsity, size, count):
+    assert count_of(sparsity, size) == count
 
 
 def exact_oracle(scores, count, kept):
@@ -160,97 +168,3 @@ def test_exact_against_torch_without_ties(count):
     mask = exact(layer.weight.detach().abs(), count, ones(30, 20))
     prune.l1_unstructured(layer, "weight", amount=count)
     assert torch.equal(mask, layer.weight_mask.bool())
-
-
-@given(st.lists(SHAPES, min_size=1, max_size=4), st.floats(0, 1))
-def test_layerwise_counts(shapes, sparsity):
-    masks = {str(i): ones(*shape) for i, shape in enumerate(shapes)}
-    counts = layerwise(masks, masks.__getitem__, sparsity)
-    assert counts == {name: round(sparsity * mask.numel()) for name, mask in masks.items()}
-
-
-def global_oracle(scores, kept, sparsity, ceiling):
-    """Walk all weights by score, tensor and index; prune where the tensor has room."""
-    wanted = round(sparsity * sum(s.size for s in scores.values()))
-    counts = {name: int((~kept[name]).sum()) for name in scores}
-    limits = {name: int(np.ceil(ceiling * s.size)) for name, s in scores.items()}
-    walk = sorted(
-        (float(score), position, name)
-        for position, name in enumerate(scores)
-        for score in scores[name][kept[name]]
-    )
-    for _, _, name in walk:
-        if sum(counts.values()) < wanted and counts[name] < limits[name]:
-            counts[name] += 1
-    return counts
-
-
-@st.composite
-def models(draw, all_kept=False):
-    scores = {str(i): draw(TIED) for i in range(draw(st.integers(1, 4)))}
-    kept = {
-        name: np.ones(s.shape, bool)
-        if all_kept
-        else draw(hnp.arrays(np.bool_, s.shape, fill=st.nothing()))
-        for name, s in scores.items()
-    }
-    return scores, kept
-
-
-def global_counts(scores, kept, sparsity, ceiling=1.0):
-    masks = {name: torch.from_numpy(mask) for name, mask in kept.items()}
-    return Global(ceiling=ceiling)(masks, lambda name: torch.from_numpy(scores[name]), sparsity)
-
-
-@WAYS
-@given(models(), st.floats(0, 1), st.floats(0, 1))
-def test_global_against_a_walk(on_cpu, model, one, other):
-    sparsity, ceiling = sorted([one, other])
-    scores, kept = model
-    with patch("kd_prune.pruning.mask.on_cpu", return_value=on_cpu):
-        counts = global_counts(scores, kept, sparsity, ceiling)
-    assert counts == global_oracle(scores, kept, sparsity, ceiling)
-
-
-@given(models(all_kept=True), st.floats(0, 1), st.floats(0, 1))
-def test_global_adds_up_exactly_under_its_ceiling(model, one, other):
-    sparsity, ceiling = sorted([one, other])
-    scores, kept = model
-    counts = global_counts(scores, kept, sparsity, ceiling)
-    assert sum(counts.values()) == round(sparsity * sum(s.size for s in scores.values()))
-    assert all(counts[name] <= np.ceil(ceiling * s.size) for name, s in scores.items())
-
-
-@given(TIED, st.floats(0, 1))
-def test_global_of_one_tensor_is_layerwise(scores, sparsity):
-    masks = {"only": ones(*scores.shape)}
-    score = {"only": torch.from_numpy(scores)}.__getitem__
-    assert Global()(masks, score, sparsity) == layerwise(masks, score, sparsity)
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "expected"), [(0.25, [0, 1]), (0.5, [1, 1]), (0.75, [2, 1]), (1.0, [2, 2])]
-)
-def test_global_takes_ties_tensor_by_tensor(sparsity, expected):
-    scores = {"a": np.float32([1, 1]), "b": np.float32([0, 1])}
-    kept = {"a": np.ones(2, bool), "b": np.ones(2, bool)}
-    assert list(global_counts(scores, kept, sparsity).values()) == expected
-
-
-def test_global_takes_nothing_back():
-    kept = {"a": np.zeros(10, bool), "b": np.ones(10, bool)}
-    scores = {"a": np.ones(10, np.float32), "b": np.ones(10, np.float32)}
-    assert global_counts(scores, kept, 0.3) == {"a": 10, "b": 0}
-    assert global_counts(scores, kept, 0.6, ceiling=0.7) == {"a": 10, "b": 2}
-
-
-@pytest.mark.parametrize("ceiling", [-0.1, 1.1, 95, float("nan")])
-def test_global_refuses_a_ceiling(ceiling):
-    with pytest.raises(ValueError, match="ceiling="):
-        Global(ceiling=ceiling)
-
-
-def test_global_refuses_a_sparsity_above_its_ceiling():
-    masks = {"a": ones(4)}
-    with pytest.raises(ValueError, match=r"ceiling=0.5 is below the sparsity asked for, 0.9"):
-        Global(ceiling=0.5)(masks, lambda name: torch.zeros(4), 0.9)

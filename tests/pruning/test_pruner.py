@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_prune.pruning.mask import Global
+from kd_prune.pruning.allocation import Global
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.schedule import Schedule, update_plan
 
@@ -256,3 +256,111 @@ def test_sparsity_is_counted_from_the_weights():
     assert pruner.sparsity == 0.0, "masks alone zero nothing"
     pruner.project()
     assert pruner.sparsity == (round(0.9 * 77) + round(0.9 * 33)) / 110
+
+
+def test_an_update_that_was_passed_over_is_made_up_for():
+    """As where a scaler skips steps: of several the last is made, none twice."""
+    whole, gaps = make_model(), make_model()
+    always, seldom = make_pruner(whole), make_pruner(gaps)
+    steps = sorted(PLAN)
+    for step in steps:
+        always.update(step)
+    assert not seldom.update(steps[0] - 1)
+    assert seldom.update(steps[1] + 1)
+    assert seldom.target == PLAN[steps[1]]
+    assert not seldom.update(steps[1] + 1)
+    assert seldom.update(STEPS)
+    assert not seldom.update(STEPS)
+    for name, mask in always.masks.items():
+        assert torch.equal(mask, seldom.masks[name])
+
+
+def test_attached_to_an_optimizer_it_needs_nothing_else():
+    by_hand, attached = make_model(), make_model()
+    pruners = make_pruner(by_hand), make_pruner(attached)
+    optimizers = [OPTIMIZERS["adamw"](m.parameters()) for m in (by_hand, attached)]
+    pruners[1].attach(optimizers[1])
+    run(by_hand, pruners[0], optimizers[0], range(1, STEPS + 1))
+    for step in range(1, STEPS + 1):
+        train_step(attached, optimizers[1], step)
+        assert pruners[1].steps == step
+    for ours, theirs in zip(by_hand.parameters(), attached.parameters(), strict=True):
+        assert torch.equal(bits(ours), bits(theirs))
+    assert pruners[1].sparsity == 99 / 110
+
+
+@pytest.mark.parametrize("saved_at", [3, 11, 17])
+def test_an_attached_pruner_resumes(saved_at):
+    model = make_model()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    make_pruner(model, regrow=True).attach(optimizer)
+    for step in range(1, STEPS + 1):
+        train_step(model, optimizer, step)
+
+    first = make_model()
+    optimizer = OPTIMIZERS["adamw"](first.parameters())
+    pruner = make_pruner(first, regrow=True)
+    pruner.attach(optimizer)
+    for step in range(1, saved_at + 1):
+        train_step(first, optimizer, step)
+    buffer = io.BytesIO()
+    torch.save([first.state_dict(), optimizer.state_dict(), pruner.state_dict()], buffer)
+    buffer.seek(0)
+    weights, moments, state = torch.load(buffer, weights_only=True)
+
+    second = make_model()
+    second.load_state_dict(weights)
+    optimizer = OPTIMIZERS["adamw"](second.parameters())
+    optimizer.load_state_dict(moments)
+    pruner = make_pruner(second, regrow=True)
+    pruner.load_state_dict(state)
+    pruner.attach(optimizer)
+    for step in range(saved_at + 1, STEPS + 1):
+        train_step(second, optimizer, step)
+    for ours, theirs in zip(model.parameters(), second.parameters(), strict=True):
+        assert torch.equal(bits(ours), bits(theirs))
+
+
+def test_regrowth_brings_a_weight_back_with_its_value_and_without_momentum():
+    layer = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.0, weight_decay=0.0)
+    plan = {1: 0.25, 2: 0.25 + 1e-9, 3: 0.5}
+    pruner = Pruner(
+        {"weight": layer.weight}, Schedule(final=0.5), total_steps=3, plan=lambda *a, **k: plan,
+        regrow=True,
+    )  # fmt: skip
+    pruner.attach(optimizer)
+
+    def step():
+        layer.weight.grad = torch.ones(1, 4)
+        optimizer.step()
+        return layer.weight.flatten().tolist()
+
+    assert step() == [0.0, 2.0, 3.0, 4.0]
+    with torch.no_grad():
+        layer.weight[0, 1:3] = torch.tensor([0.5, 0.25])
+    assert step() == [1.0, 0.5, 0.0, 4.0]
+    moments = optimizer.state[layer.weight]["exp_avg"].flatten()
+    assert moments[0] == moments[2] == 0.0
+    assert moments[1] > 0.0
+    assert moments[3] > 0.0
+    assert step() == [1.0, 0.0, 0.0, 4.0]
+
+
+def test_without_a_schedule_the_zeros_stay():
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight[::2] = 0.0
+    pruner = Pruner(weights_of(model), None, total_steps=STEPS)
+    run(model, pruner, OPTIMIZERS["adamw"](model.parameters()), range(1, STEPS + 1))
+    assert (model[0].weight[::2] == 0).all()
+    assert (model[0].weight[1::2] != 0).all()
+    assert pruner.target == pruner.sparsity == 42 / 110
+
+
+def test_a_state_with_regrowth_is_not_loaded_without():
+    state = make_pruner(make_model(), regrow=True).state_dict()
+    with pytest.raises(ValueError, match=r"saved with 'asleep' and is loaded without it"):
+        make_pruner(make_model()).load_state_dict(state)

@@ -4,9 +4,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_prune.pruning.schedule import Schedule, cubic, linear, one_shot, update_plan
+from kd_prune.pruning.schedule import (
+    Schedule,
+    Stepwise,
+    cosine,
+    cubic,
+    linear,
+    one_shot,
+    update_plan,
+)
 
-SHAPES = st.sampled_from([cubic, linear, one_shot])
+
+@st.composite
+def tables(draw):
+    """Levels at multiples of 1/64, the last share 1."""
+    points = sorted(draw(st.sets(st.integers(0, 64), min_size=1, max_size=6)))
+    size = len(points) - 1
+    shares = [*sorted(draw(st.lists(st.floats(0, 1), min_size=size, max_size=size))), 1.0]
+    return Stepwise(levels={point / 64: share for point, share in zip(points, shares, strict=True)})
+
+
+SHAPES = st.one_of(st.sampled_from([cubic, linear, cosine, one_shot]), tables())
 
 
 @st.composite
@@ -69,8 +87,84 @@ def test_never_falls(schedule, one, other):
 @given(schedules())
 def test_ends_are_exact(schedule):
     assert schedule(schedule.end) == schedule(1.0) == schedule.final
-    if schedule.shape is not one_shot:
+    assert schedule.along(0.0) == schedule(schedule.begin)
+    assert schedule.along(1.0) == schedule.final
+    if schedule.shape(0.0) == 0.0:
         assert schedule(schedule.begin) == schedule.initial
+
+
+@given(SHAPES, st.floats(0, 1), st.floats(0, 1))
+def test_shapes_lead_from_0_to_1(shape, one, other):
+    assert 0.0 <= shape(min(one, other)) <= shape(max(one, other)) <= shape(1.0) == 1.0
+
+
+@pytest.mark.parametrize("shape", [cubic, linear, cosine])
+def test_smooth_shapes_start_at_0(shape):
+    assert shape(0.0) == 0.0
+
+
+def cosine_oracle(u, terms=25):
+    """½ (1 - cos πu) in exact arithmetic, from the Taylor series of the cosine."""
+    square = (Fraction("3.14159265358979323846264338327950288") * u) ** 2
+    total, term = Fraction(0), Fraction(1)
+    for k in range(1, terms):
+        total += term
+        term = -term * square / ((2 * k - 1) * 2 * k)
+    return (1 - total) / 2
+
+
+@given(st.fractions(0, 1, max_denominator=1000))
+def test_cosine_against_its_series(u):
+    assert cosine(float(u)) == pytest.approx(float(cosine_oracle(u)), abs=1e-14)
+
+
+@given(st.floats(0, 1))
+def test_cosine_is_symmetric(u):
+    assert cosine(u) + cosine(1 - u) == pytest.approx(1)
+
+
+@given(tables(), st.floats(0, 1))
+def test_stepwise_against_a_walk_down_the_table(shape, u):
+    reached = 0.0
+    for point, share in shape.levels.items():
+        if point <= u:
+            reached = share
+    assert shape(u) == reached
+
+
+def test_stepwise_does_not_change_with_its_argument():
+    levels = {0.5: 1.0}
+    shape = Stepwise(levels=levels)
+    levels[0.2] = 0.9
+    assert shape(0.3) == 0.0
+
+
+@given(schedules(tables(), rise=0.01), st.integers(64, 3000), st.integers(1, 200))
+def test_plan_of_stepwise_updates_once_per_level_at_its_own_step(schedule, total_steps, updates):
+    initial, final = schedule.initial, schedule.final
+    begin, end = (round(Fraction(x) * total_steps) for x in (schedule.begin, schedule.end))
+    expected, reached = {}, 0.0
+    for point, share in {0.0: 0.0, **schedule.shape.levels}.items():
+        sparsity = final if share == 1.0 else initial + (final - initial) * share
+        if sparsity > reached:
+            expected[max(1, begin + round((end - begin) * Fraction(point)))] = sparsity
+            reached = sparsity
+    plan = update_plan(schedule, total_steps=total_steps, updates=updates)
+    assert list(plan) == list(expected)
+    assert list(plan.values()) == pytest.approx(list(expected.values()), abs=1e-12)
+
+
+def test_plan_takes_any_shape_with_breakpoints_and_ends_at_final():
+    class Half:
+        breakpoints = (0.5,)
+
+        def __call__(self, u):
+            return 0.5 if u >= 0.5 else 0.0
+
+    schedule = Schedule(final=0.8, initial=0.4, shape=Half())
+    plan = update_plan(schedule, total_steps=10, updates=3)
+    assert plan == pytest.approx({1: 0.4, 5: 0.6, 10: 0.8})
+    assert plan[10] == 0.8
 
 
 def test_rounding_neither_lifts_it_above_final_nor_leaves_it_below():
@@ -103,7 +197,8 @@ def test_plan_rises_within_the_run_to_exactly_final(schedule, total_steps, updat
         assert steps[0] >= 1
         assert steps[-1] <= total_steps
         assert sparsities[-1] == schedule.final
-        assert len(plan) <= updates + 1
+        levels = getattr(schedule.shape, "levels", range(updates))
+        assert len(plan) <= len(levels) + 1
 
 
 @pytest.mark.parametrize(
@@ -124,6 +219,43 @@ def test_plan_rises_within_the_run_to_exactly_final(schedule, total_steps, updat
         ),
         pytest.param(Schedule(final=0.0), 10, 4, {}, id="dense"),
         pytest.param(
+            Schedule(final=0.9, shape=cosine),
+            4,
+            4,
+            {1: 0.1318, 2: 0.45, 3: 0.7682, 4: 0.9},
+            id="cosine",
+        ),
+        pytest.param(
+            Schedule(final=0.8, shape=Stepwise(levels={0.2: 0.5, 0.6: 1.0})),
+            10,
+            3,
+            {2: 0.4, 6: 0.8},
+            id="stepwise, between updates",
+        ),
+        pytest.param(
+            Schedule(final=0.8, shape=Stepwise(levels={0.0: 0.25, 0.29: 0.5, 1.0: 1.0})),
+            100,
+            7,
+            {1: 0.2, 29: 0.4, 100: 0.8},
+            id="stepwise, from the start",
+        ),
+        pytest.param(
+            Schedule(final=0.8, shape=Stepwise(levels={0.5: 0.5, 0.51: 0.75, 0.52: 1.0})),
+            10,
+            100,
+            {5: 0.8},
+            id="stepwise, levels on one step",
+        ),
+        pytest.param(
+            Schedule(
+                final=0.9, initial=0.7, begin=0.1, end=0.6, shape=Stepwise(levels={0.5: 0.5, 1: 1})
+            ),
+            100,
+            9,
+            {10: 0.7, 35: 0.8, 60: 0.9},
+            id="stepwise, a jump, then recovery",
+        ),
+        pytest.param(
             Schedule(final=0.9, begin=0.28, end=0.29), 100, 1, {29: 0.9}, id="0.29 * 100 < 29"
         ),
         pytest.param(
@@ -138,7 +270,7 @@ def test_plan_rises_within_the_run_to_exactly_final(schedule, total_steps, updat
 def test_plans(schedule, total_steps, updates, plan):
     made = update_plan(schedule, total_steps=total_steps, updates=updates)
     assert list(made) == list(plan)
-    assert list(made.values()) == pytest.approx(list(plan.values()))
+    assert list(made.values()) == pytest.approx(list(plan.values()), rel=1e-4)
     assert max(made.values(), default=0.0) == schedule.final
 
 
@@ -162,6 +294,37 @@ def test_plans(schedule, total_steps, updates, plan):
 def test_schedule_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         Schedule(**arguments)
+
+
+@given(schedules())
+def test_recovery_stays_at_final(schedule):
+    later = (schedule.end + k / 8 * (1 - schedule.end) for k in range(9))
+    assert {schedule(progress) for progress in later} == {schedule.final}
+
+
+def test_a_jump_is_made_at_begin_not_before():
+    schedule = Schedule(final=0.9, initial=0.7, begin=0.25, end=0.75)
+    assert schedule(0.2499) == 0.0
+    assert schedule(0.25) == 0.7
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ({}, r"levels=\{\}: expected a table whose last share is 1.0"),
+        ({0.5: 0.8}, r"levels=\{0.5: 0.8\}: expected a table whose last share is 1.0"),
+        ({0.6: 0.5, 0.2: 1.0}, r"points \[0.6, 0.2\] do not rise; sort them"),
+        ({0.2: 0.8, 0.6: 0.5, 1.0: 1.0}, r"shares \[0.8, 0.5, 1.0\] fall"),
+        ({50: 1.0}, r"levels: point=50: expected a fraction in \[0, 1\]; did you mean 0.5\?"),
+        ({-0.1: 1.0}, r"levels: point=-0.1"),
+        ({float("nan"): 1.0}, r"levels: point=nan"),
+        ({0.5: 50, 1.0: 1.0}, r"levels\[0.5\]=50: .* did you mean 0.5\?"),
+        ({0.5: float("nan"), 1.0: 1.0}, r"levels\[0.5\]=nan"),
+    ],
+)
+def test_stepwise_refuses(levels, message):
+    with pytest.raises(ValueError, match=message):
+        Stepwise(levels=levels)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_prune.pruning.scope import Scope
+from kd_prune.pruning.scope import Scope, default_scope
 
 
 def encoder():
@@ -93,3 +93,71 @@ def test_convolutions_are_in():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert list(Scope(include=["*"]).select(model)) == ["0.weight"]
     assert model[0].weight.shape == torch.Size([4, 3, 3, 3])
+
+
+class Tied(nn.Module):
+    """Embedding and head share a weight, as do two layers; a parameter of the module's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.positions = nn.Parameter(torch.ones(3, 4))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.last = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 6)
+        self.head.weight = self.embed.weight
+
+
+def test_default_scope_with_tied_and_frozen_weights():
+    scope = default_scope(Tied())
+    assert list(scope.taken) == ["first.weight", "last.weight"]
+    assert scope.left == {
+        "embed.weight": "tied to no layer",
+        "positions": "no layer's weight",
+        "frozen.weight": "does not train",
+        "head.weight": "tied to no layer",
+    }
+
+
+def test_default_scope_knows_layers_by_what_they_are():
+    model = nn.ModuleDict(
+        {
+            "conv": nn.Conv1d(2, 4, 3),
+            "up": nn.ConvTranspose2d(4, 4, 2),
+            "norm": nn.LayerNorm([4, 4]),
+            "lstm": nn.LSTM(4, 4, proj_size=2),
+            "attention": nn.MultiheadAttention(4, 2),
+            "bilinear": nn.Bilinear(4, 4, 4),
+            "embed": nn.EmbeddingBag(5, 4),
+            "out": nn.Linear(4, 2),
+        }
+    )
+    scope = default_scope(model)
+    assert list(scope.taken) == [
+        "conv.weight",
+        "up.weight",
+        "lstm.weight_ih_l0",
+        "lstm.weight_hh_l0",
+        "lstm.weight_hr_l0",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "bilinear.weight",
+    ]
+    assert set(scope.left) == {"norm.weight", "norm.bias", "embed.weight", "out.weight"}
+
+
+def test_default_scope_finds_a_head_for_each_network():
+    model = nn.ModuleDict({n: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for n in "ab"})
+    scope = default_scope(model, [list(model[n].parameters()) for n in "ab"])
+    assert list(scope.taken) == ["a.0.weight", "b.0.weight"]
+    only_a = default_scope(model, [list(model["a"].parameters())])
+    assert list(only_a.taken) == ["a.0.weight"]
+    assert only_a.left["b.1.weight"] == "does not train"
+
+
+def test_default_scope_with_nothing_but_a_head():
+    with pytest.raises(ValueError, match=r"besides the output head \(left: weight\); say what"):
+        default_scope(nn.Linear(3, 3))

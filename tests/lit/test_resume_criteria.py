@@ -1,0 +1,93 @@
+"""A run resumed after any epoch equals the undisturbed one, bit by bit, whatever the criterion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from kd_prune.lit import SparsityCallback
+from kd_prune.pruning import Global, magnitude
+from kd_prune.pruning.criterion import Movement, Platon, Random, SoftMovement, Taylor, Wanda
+from kd_prune.pruning.fisher import BlockFisher, DiagonalFisher
+
+from .test_plug_in import Theirs, assert_exact, make_trainer, mlp
+
+EPOCHS = 3
+WAYS: dict[str, dict[str, Any]] = {
+    "magnitude": {"criterion": magnitude},
+    "global": {"allocation": Global()},
+    "regrow": {"regrow": True},
+    "random": {"criterion": Random()},
+    "taylor": {"criterion": Taylor()},
+    "movement": {"criterion": Movement()},
+    "soft movement": {"criterion": SoftMovement(rate=1.0, penalty=10.0)},
+    "movement, regrow": {"criterion": Movement(), "regrow": True},
+    "platon": {"criterion": Platon()},
+    "wanda": {"criterion": Wanda()},
+    "diagonal fisher": {"criterion": DiagonalFisher()},
+    "block fisher": {"criterion": BlockFisher(block=10)},
+}
+
+
+class Logged(L.Callback):
+    """Everything that was logged, by step."""
+
+    def __init__(self):
+        self.values = {}
+
+    def on_train_batch_end(self, trainer, *args):
+        logged = trainer.callback_metrics.items()
+        self.values[trainer.global_step] = {name: float(value) for name, value in logged}
+
+
+class Dropping(Theirs):
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        self.log("loss", loss)
+        return loss
+
+
+def fit(folder, options, *, resume=None):
+    torch.manual_seed(0)
+    module = Dropping(mlp(), (8,))
+    pruning = SparsityCallback(0.8, updates=5, end=0.8, **options)
+    logged = Logged()
+    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    trainer = make_trainer(
+        folder, pruning, logged, keep, max_epochs=EPOCHS, enable_checkpointing=True
+    )
+    trainer.fit(module, module.batches(), ckpt_path=resume, weights_only=True)
+    return module, pruning, trainer, logged.values
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Nested plain data of equal tensors."""
+    if isinstance(ours, Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return bool(ours == theirs)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_resumed_after_any_epoch(tmp_path, way):
+    module, pruning, trainer, logged = fit(tmp_path, WAYS[way])
+    if way != "global":
+        assert_exact(module, pruning, 0.8)
+    for epoch in range(EPOCHS - 1):
+        path = tmp_path / f"epoch={epoch}.ckpt"
+        again, resumed, other, others = fit(tmp_path / way, WAYS[way], resume=path)
+        assert same(dict(module.state_dict()), dict(again.state_dict())), epoch
+        assert same(pruning.state_dict(), resumed.state_dict()), epoch
+        optimizers = [t.optimizers[0].state_dict() for t in (trainer, other)]
+        assert same(*optimizers), epoch
+        assert min(others) == 6 * (epoch + 1) + 1
+        assert all(logged[step] == others[step] for step in others), epoch

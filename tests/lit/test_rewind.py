@@ -1,0 +1,97 @@
+"""RewindCallback: kept weights go back, zeros stay, a resumed run does the same."""
+
+from __future__ import annotations
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from kd_prune.lit import RewindCallback, SparsityCallback
+
+from .test_plug_in import Theirs, make_trainer, mlp
+
+
+class Watch(L.Callback):
+    """The parameters after every step, and the optimizer's memory."""
+
+    def __init__(self):
+        self.after, self.memory = {}, {}
+
+    def on_train_batch_end(self, trainer, module, *args):
+        step = trainer.global_step
+        self.after[step] = {n: p.detach().clone() for n, p in module.named_parameters()}
+        self.memory[step] = len(trainer.optimizers[0].state)
+
+
+def fit(tmp_path, *callbacks, **settings):
+    torch.manual_seed(0)
+    module = Theirs(mlp(), (8,))
+    make_trainer(tmp_path, *callbacks, **settings).fit(module, module.batches())
+    return module
+
+
+@pytest.mark.parametrize("to", [0.0, 0.25])
+def test_kept_weights_go_back_and_zeros_stay(tmp_path, to):
+    watch = Watch()
+    rewind = RewindCallback([0.5], to=to, exclude=["network.3.*"])
+    torch.manual_seed(0)
+    start = {n: p.detach().clone() for n, p in Theirs(mlp(), (8,)).named_parameters()}
+    fit(tmp_path, SparsityCallback(0.9, end=0.5), rewind, watch)
+    earlier = watch.after[3] if to else start
+    now, before = watch.after[6], watch.after[5]
+    for name, weight in now.items():
+        if name.startswith("network.3"):
+            assert not torch.equal(weight, earlier[name])
+        elif weight.ndim < 2:
+            assert torch.equal(weight, earlier[name])
+        else:
+            assert int((weight == 0).sum()) == round(0.9 * weight.numel())
+            assert torch.equal(weight[weight != 0], earlier[name][weight != 0])
+            assert not torch.equal(before[name], earlier[name])
+    assert (watch.memory[5], watch.memory[6], watch.memory[7]) == (6, 2, 6)
+
+
+def test_each_time_once(tmp_path):
+    watch = Watch()
+    fit(tmp_path, RewindCallback([0.25, 0.5]), watch)
+    back = [s for s in watch.after if s > 1 and watch.memory[s] == 0]
+    assert back == [3, 6]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+def test_resume(tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    settings = {"max_epochs": 4, "enable_checkpointing": True}
+
+    def callbacks():
+        rewind = RewindCallback([0.5, 0.75], to=0.1)
+        return SparsityCallback(0.9, end=0.5), rewind
+
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    whole = fit(tmp_path, *callbacks(), keep, **settings)
+    for epoch in range(3):
+        module = Theirs(mlp(), (8,))
+        trainer = make_trainer(tmp_path, *callbacks(), max_epochs=4)
+        path = tmp_path / f"epoch={epoch}.ckpt"
+        trainer.fit(module, module.batches(), ckpt_path=path, weights_only=True)
+        for name, weight in whole.state_dict().items():
+            assert torch.equal(weight, module.state_dict()[name]), (epoch, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"at": [0.3], "to": 0.3}, r"at=0\.3: expected a fraction above to=0\.3"),
+        ({"at": [50]}, r"at=50: .*did you mean 0\.5"),
+        ({"at": [0.5], "to": 1.5}, r"to=1\.5: "),
+    ],
+)
+def test_what_cannot_be(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        RewindCallback(**arguments)
+
+
+def test_a_pattern_that_matches_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"exclude: the pattern 'nothing' matches no parameter"):
+        fit(tmp_path, RewindCallback([0.5], exclude=["nothing"]))
