@@ -15,7 +15,7 @@ DEV := $(VENV)/.installed-dev
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test lint types format clean \
-	bench-masks bench-steps bench-padding bench-glue
+	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
@@ -39,6 +39,9 @@ lint: $(DEV)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+mutants: $(DEV)  ## faults put into the code one at a time: do the tests notice?
+	$(BIN)/python tests/mutants.py
+
 types: $(DEV)  ## mypy, strict
 	$(BIN)/mypy kd_prune
 
@@ -51,6 +54,13 @@ bench-masks: $(RUN)  ## time of a mask update and of projection at BERT-base's s
 
 bench-steps: need-MODEL $(RUN)  ## time of a step, plain against distilled and pruned: MODEL=
 	$(BIN)/python benchmarks/step_time.py --model "$(MODEL)" $(ARGS)
+
+bench-peers: $(RUN)  ## this callback beside Lightning's, torch.ao's and torchao's; rewrites docs/why.md
+	$(BIN)/python -m pip --disable-pip-version-check install -q --no-deps torchao==0.18.0
+	$(BIN)/python benchmarks/peers.py --write $(ARGS)
+
+bench-recipe: need-DATA $(RUN)  ## what buys most on MRPC at 95 %, hours: DATA= and MODEL=
+	$(BIN)/python benchmarks/recipe.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task>/train.parquet, MODEL= optional
 	$(BIN)/python benchmarks/padding.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

@@ -1,0 +1,208 @@
+"""Do the tests notice? Faults put into the code one at a time: ``make mutants``.
+
+Each mutant is a copy of the package with one line changed, and the tests that ought to fail. A
+mutant that survives, or whose line is not found, makes the command fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: in `file`, `before` becomes `after`; `tests` are to notice."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: str
+
+
+PRUNER = "tests/pruning/test_pruner.py"
+CALLBACK = "tests/lit/test_callback.py"
+PLUG_IN = "tests/lit/test_plug_in.py"
+MUTANTS = [
+    Mutant(
+        "the ramp's last update never comes",
+        "pruning/schedule.py", "for k in range(updates + 1):", "for k in range(updates):",
+        "tests/pruning/test_schedule.py",
+    ),
+    Mutant(
+        "quadratic for cubic",
+        "pruning/schedule.py", "(1.0 - u) ** 3", "(1.0 - u) ** 2",
+        "tests/pruning/test_schedule.py",
+    ),
+    Mutant(
+        "the ramp starts late",
+        "pruning/schedule.py", "if progress < self.begin:", "if progress <= self.begin:",
+        "tests/pruning/test_schedule.py",
+    ),
+    Mutant(
+        "ties are kept by the wrong end",
+        "pruning/mask.py", "ties[-spared:]", "ties[:spared]",
+        "tests/pruning/test_mask.py",
+    ),
+    Mutant(
+        "a threshold takes ties along",
+        "pruning/mask.py", "hits(scores, operator.gt, threshold, kept)",
+        "hits(scores, operator.ge, threshold, kept)",
+        "tests/pruning/test_mask.py",
+    ),
+    Mutant(
+        "counts are cut off, not rounded",
+        "pruning/mask.py", "return round(sparsity * size)", "return int(sparsity * size)",
+        "tests/pruning/test_mask.py",
+    ),
+    Mutant(
+        "pruned weights come back",
+        "pruning/pruner.py", "mask if self.regrow else mask & self.masks[name]", "mask",
+        "tests/pruning",
+    ),
+    Mutant(
+        "the largest weights go",
+        "pruning/criterion.py", "return weight.abs()", "return -weight.abs()",
+        "tests/pruning",
+    ),
+    Mutant(
+        "an update is made twice",
+        "pruning/pruner.py", "self._plan_steps[due - 1] <= self._updated_at", "False",
+        PRUNER,
+    ),
+    Mutant(
+        "an update is a step late",
+        "pruning/pruner.py", "bisect_right(self._plan_steps, step)",
+        "bisect_right(self._plan_steps, step - 1)",
+        PRUNER,
+    ),
+    Mutant(
+        "the masks are not saved",
+        "pruning/pruner.py", 'mask.copy_(state["masks"][name])', "pass",
+        PRUNER,
+    ),
+    Mutant(
+        "a resumed run makes a ramp of its own",
+        "pruning/pruner.py", 'self._plan_for(state["total_steps"])', "pass",
+        PRUNER,
+    ),
+    Mutant(
+        "regrown weights keep their momentum",
+        "pruning/pruner.py", "self._forget(self.parameters[name], changed)", "pass",
+        PRUNER,
+    ),
+    Mutant(
+        "projection comes before the step",
+        "lit/callback.py", "register_step_post_hook(after_step)",
+        "register_step_pre_hook(after_step)",
+        f"{CALLBACK} {PLUG_IN}",
+    ),
+    Mutant(
+        "no projection between two updates",
+        "lit/callback.py",
+        "            pruner.project()\n            self._stepped = True",
+        "            self._stepped = True",
+        CALLBACK,
+    ),
+    Mutant(
+        "a skipped step updates",
+        "lit/callback.py", "if self.pruner is None or not self._stepped:",
+        "if self.pruner is None:",
+        PLUG_IN,
+    ),
+    Mutant(
+        "the end does not make up for a skipped last step",
+        "lit/callback.py", "self._update(self.pruner, self._length.total)", "pass",
+        PLUG_IN,
+    ),
+    Mutant(
+        "every rank has masks of its own",
+        "lit/callback.py", "dist.broadcast(mask.view(torch.uint8), 0)", "pass",
+        "tests/lit/test_ddp.py",
+    ),
+    Mutant(
+        "what the optimizers do not hold is pruned too",
+        "pruning/scope.py", "if p.requires_grad} & set[int]().union(*groups)", "}",
+        "tests/pruning/test_scope.py",
+    ),
+    Mutant(
+        "averaged weights stay dense",
+        "lit/callback.py",
+        "        self._deaf()\n        self.pruner.project()",
+        "        self._deaf()",
+        PLUG_IN,
+    ),
+    Mutant(
+        "every optimizer's steps count",
+        "lit/run_length.py", "if not trainer.lightning_module.automatic_optimization:", "if False:",
+        PLUG_IN,
+    ),
+    Mutant(
+        "padding counts in hidden states",
+        "distillation/losses.py", "difference.masked_fill_(~keep, 0.0)", "difference",
+        "tests/distillation/test_losses.py",
+    ),
+    Mutant(
+        "no T² on soft targets",
+        "distillation/losses.py", " * temperature**2", "",
+        "tests/distillation/test_losses.py",
+    ),
+    Mutant(
+        "the teacher has dropout on",
+        "lit/module.py", "teacher.requires_grad_(False).eval()", "teacher.requires_grad_(False)",
+        "tests/lit/test_module.py",
+    ),
+]  # fmt: skip
+
+
+def killed(mutant: Mutant, folder: Path) -> bool:
+    """Whether the tests fail on a copy of the project with this fault."""
+    path = folder / "kd_prune" / mutant.file
+    source = path.read_text()
+    if source.count(mutant.before) != 1:
+        sys.exit(f"{mutant.name}: {mutant.before!r} is not found once in {mutant.file}")
+    path.write_text(source.replace(mutant.before, mutant.after))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *mutant.tests.split()],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        path.write_text(source)
+    if done.returncode not in (0, 1):  # 1: tests were run, and some failed
+        sys.exit(f"{mutant.name}: pytest could not run\n{done.stdout[-2000:]}")
+    return done.returncode == 1
+
+
+def main() -> None:
+    """Try every mutant, or those whose name contains one of the arguments."""
+    wanted = [m for m in MUTANTS if not sys.argv[1:] or any(a in m.name for a in sys.argv[1:])]
+    survivors = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in ("kd_prune", "tests", "conf"):
+            shutil.copytree(ROOT / name, folder / name)
+        for name in ("pyproject.toml", "train.py", "README.md"):
+            shutil.copy(ROOT / name, folder / name)
+        for number, mutant in enumerate(wanted, 1):
+            dead = killed(mutant, folder)
+            survivors += [] if dead else [mutant.name]
+            verdict = "killed" if dead else "SURVIVED"
+            print(f"{number:2}/{len(wanted)} {verdict:8} {mutant.name}", flush=True)
+    if survivors:
+        sys.exit(f"the tests did not notice: {', '.join(survivors)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Every example runs, learns what it shows, and ends at the sparsity it asks for."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PAGE = 110  # lines
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_are_tested():
+    tested = {"cnn", "lstm", "torch_loop", "hf_distillation", "two_four"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_each_is_a_page_and_says_how_to_run_it(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= PAGE
+    assert any(line.strip().startswith(f"python examples/{path.name}") for line in lines[:6])
+
+
+def test_cnn():
+    assert load("cnn").main() > 0.9  # a quarter by guessing
+
+
+def test_lstm():
+    assert load("lstm").main() < 0.1  # 0.3 by always saying the mean
+
+
+def test_torch_loop(capsys):
+    assert load("torch_loop").main() < 0.1  # 0.5 by always saying the mean
+    printed = capsys.readouterr().out
+    assert "sparsity as counted: 0.9000" in printed
+    assert "2.weight: 64x64, 3,686 go" in printed
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode:UserWarning")
+def test_hf_distillation():
+    sparsity, module = load("hf_distillation").main(epochs=2)
+    assert sparsity == (8 * round(0.95 * 1024) + 4 * round(0.95 * 2048)) / 16384
+    assert not module.teacher.training
+    zeros = [int((p == 0).sum()) for p in module.teacher.parameters() if p.ndim == 2]
+    assert sum(zeros) <= 32  # the padding token's embedding
+    student = dict(module.student.named_parameters())
+    assert (student["bert.pooler.dense.weight"] != 0).all()
+    assert torch.isfinite(student["classifier.weight"]).all()
+
+
+def test_two_four():
+    accuracy, network = load("two_four").main()
+    assert accuracy > 0.9  # a quarter by guessing
+    for index in (0, 2):
+        groups = network[index].weight.detach().cpu().reshape(-1, 4)
+        assert ((groups != 0).sum(1) == 2).all()
+    assert (network[4].weight != 0).all()
