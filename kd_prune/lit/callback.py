@@ -23,6 +23,7 @@ from kd_prune.pruning.mask import Allocation, Select, exact
 from kd_prune.pruning.plan import PruningPlan
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.report import SparsityReport
+from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
 
@@ -54,7 +55,8 @@ class SparsityCallback(L.Callback):
         select: What goes together: `exact` (single weights), `NM`, `Block`, `Rows`, `Heads`,
             `AttentionHeads`, or your own.
         plan: Schedule → update steps.
-        regrow: Pruned weights keep their last value and compete again at every update.
+        regrow: True: pruned weights keep their last value and compete again at every update;
+            `RigL`: some come back from 0 where the gradient asks for them.
         verbose: Print the plan before training and the counted sparsity of every tensor after it.
 
     Raises:
@@ -76,7 +78,7 @@ class SparsityCallback(L.Callback):
         allocation: Allocation = layerwise,
         select: Select | Joint = exact,
         plan: Callable[..., Plan] = update_plan,
-        regrow: bool = False,
+        regrow: bool | RigL = False,
         verbose: bool = True,
     ) -> None:
         self.schedule = None
@@ -223,21 +225,14 @@ class SparsityCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Show the criterion the gradients, unscaled and not yet clipped."""
-        if self.pruner is None or getattr(self.criterion, "observes", None) != "gradient":
+        if self.pruner is None or not self.pruner.observes_gradients:
             return
         gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
         if getattr(trainer.precision_plugin, "scaler", None) and not all(
             bool(gradient.isfinite().all()) for gradient in gradients
         ):
             return  # the scaler is going to skip this step
-        of_this = {id(parameter) for parameter in _parameters(optimizer)}
-        self.pruner.observe(
-            {
-                name: parameter.grad
-                for name, parameter in self.pruner.parameters.items()
-                if id(parameter) in of_this and parameter.grad is not None
-            }
-        )
+        self.pruner.observe_gradients(optimizer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any

@@ -17,6 +17,7 @@ from kd_prune.pruning.mask import exact
 from kd_prune.pruning.plan import PruningPlan
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.report import SparsityReport
+from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import (
     Schedule,
     Stepwise,
@@ -24,6 +25,7 @@ from kd_prune.pruning.schedule import (
     cubic,
     linear,
     one_shot,
+    steady_plan,
     update_plan,
 )
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
@@ -45,6 +47,7 @@ __all__ = [
     "Pruner",
     "PruningPlan",
     "Random",
+    "RigL",
     "Rows",
     "Schedule",
     "Scope",
@@ -62,5 +65,6 @@ __all__ = [
     "linear",
     "magnitude",
     "one_shot",
+    "steady_plan",
     "update_plan",
 ]

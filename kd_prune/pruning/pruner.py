@@ -15,6 +15,7 @@ from kd_prune.pruning.criterion import Criterion, State, StatefulCriterion, magn
 from kd_prune.pruning.granularity import Joint, chosen, pooled, reached
 from kd_prune.pruning.mask import Allocation, Counts, Masks, Select, exact, pruned_in
 from kd_prune.pruning.plan import PlannedTensor, PruningPlan
+from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, update_plan
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,9 +44,9 @@ class Pruner:
         select: What goes together: `exact` (single weights), `NM`, `Block`, `Rows`, `Heads`,
             `AttentionHeads`, or your own function ``(scores, count, mask so far) → mask``.
         plan: Schedule → update steps.
-        regrow: Pruned weights keep their last value and compete again at every update; where a
-            weight goes or comes back its optimizer state is cleared. Takes one more value per
-            weight.
+        regrow: True: pruned weights keep their last value and compete again at every update.
+            `RigL`: some come back from 0 where the gradient asks for them. Where a weight goes or
+            comes back its optimizer state is cleared. Either takes one more value per weight.
 
     Raises:
         ValueError: The ramp does not fit the run (see `update_plan`), or `allocation` or `select`
@@ -73,7 +74,7 @@ class Pruner:
         allocation: Allocation = layerwise,
         select: Select | Joint = exact,
         plan: Callable[..., Plan] = update_plan,
-        regrow: bool = False,
+        regrow: bool | RigL = False,
     ) -> None:
         self.parameters = dict(parameters)
         self.schedule = schedule
@@ -90,7 +91,8 @@ class Pruner:
         self._updated_at = 0
         self._optimizers: list[Optimizer] = []
         # What pruned weights were worth when they went; where a weight is kept it says nothing.
-        self._asleep = self._each(lambda weight: weight.detach().clone()) if regrow else {}
+        self._asleep = self._each(lambda w: w.detach().clone()) if regrow is True else {}
+        self._gradients: dict[str, Tensor] = {}
         self._memory: dict[str, State] = {}
         if isinstance(criterion, StatefulCriterion):
             self._memory = self._each(lambda weight: criterion.start(weight.detach()))
@@ -122,11 +124,28 @@ class Pruner:
             for name in evidence.keys() & self.parameters.keys():
                 self.criterion.observe(self._value(name), evidence[name], self._memory[name])
 
-    def observe_gradients(self) -> None:
-        """`observe` the gradients that lie in the parameters, where the criterion asks for them."""
+    @property
+    def observes_gradients(self) -> bool:
+        """Whether gradients are of use, to the criterion or to `RigL`."""
+        by_criterion = getattr(self.criterion, "observes", None) == "gradient"
+        return by_criterion or isinstance(self.regrow, RigL)
+
+    def observe_gradients(self, optimizer: Optimizer) -> None:
+        """Before a step of `optimizer`: look at the gradients in its parameters, if they matter."""
+        if not self.observes_gradients:
+            return
+        moving = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        gradients = {
+            name: weight.grad
+            for name, weight in self.parameters.items()
+            if weight.grad is not None and id(weight) in moving
+        }
         if getattr(self.criterion, "observes", None) == "gradient":
-            weights = self.parameters.items()
-            self.observe({name: w.grad for name, w in weights if w.grad is not None})
+            self.observe(gradients)
+        if isinstance(self.regrow, RigL):
+            for name, gradient in gradients.items():
+                # A copy: who zeroes gradients in place may do so before the next update.
+                self._gradients[name] = gradient.detach().clone()
 
     @torch.no_grad()
     def update(self, step: int) -> bool:
@@ -154,7 +173,13 @@ class Pruner:
         rivals = self._rivals()
         counts = self._counts(self.target)
         for name, mask in chosen(self.select, rivals, self._score, counts):
-            self._change(name, mask if self.regrow else mask & self.masks[name])
+            if self.regrow is not True:
+                mask = mask & self.masks[name]
+            if isinstance(self.regrow, RigL) and name in self._gradients:
+                progress = self._updated_at / self._plan_steps[-1]
+                score = self._score(name)
+                mask = self.regrow.exchange(mask, score, self._gradients[name], progress)
+            self._change(name, mask)
         return True
 
     def _counts(self, sparsity: float) -> Counts:
@@ -163,14 +188,14 @@ class Pruner:
 
     def _rivals(self) -> Masks:
         """What competes for its place: the weights that are kept, or all if they may regrow."""
-        if not self.regrow:
+        if self.regrow is not True:
             return self.masks
         return self._each(lambda weight: torch.ones_like(weight, dtype=torch.bool))
 
     def _value(self, name: str) -> Tensor:
         """The weights, those that are pruned with the value they had when they went."""
         weight = self.parameters[name].detach()
-        return weight.where(self.masks[name], self._asleep[name]) if self.regrow else weight
+        return weight.where(self.masks[name], self._asleep[name]) if self._asleep else weight
 
     def _score(self, name: str) -> Tensor:
         if isinstance(self.criterion, StatefulCriterion):
@@ -185,11 +210,14 @@ class Pruner:
             dropped = changed & self.masks[name]
             self.criterion.compensate(weight, dropped, self._memory[name])
             self.criterion.after_update(self._memory[name])
-        if self.regrow:
+        if self._asleep:
             awake = self._value(name)
             self._asleep[name].copy_(awake)
             weight.copy_(awake)  # `project` puts to sleep what is not in the mask
+        if self.regrow:
             self._forget(self.parameters[name], changed)
+        if isinstance(self.regrow, RigL):
+            weight.masked_fill_(changed, 0.0)
         self.masks[name].copy_(mask)
 
     def _forget(self, weight: nn.Parameter, where: Tensor) -> None:
@@ -220,7 +248,7 @@ class Pruner:
         """
 
         def before(*_: Any) -> None:
-            self.observe_gradients()
+            self.observe_gradients(optimizer)
 
         def after(*_: Any) -> None:
             self.steps += 1
@@ -287,7 +315,7 @@ class Pruner:
                 )
         for name, mask in self.masks.items():
             mask.copy_(state["masks"][name])
-            if self.regrow:
+            if self._asleep:
                 self._asleep[name].copy_(state["asleep"][name])
             if self._memory:
                 _same_tensors(f"memory of {name}", self._memory[name], state["memory"][name])

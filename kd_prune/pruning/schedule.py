@@ -230,6 +230,32 @@ def update_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> 
     return plan
 
 
+def steady_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> Plan:
+    """Updates at regular steps of the ramp, also where the sparsity does not rise.
+
+    For masks that change at a given sparsity, as with regrowth or `RigL`; else as `update_plan`.
+
+    Args:
+        schedule: Any `Schedule`.
+        total_steps: Optimizer steps of the run.
+        updates: How many updates the ramp is cut into, at least 1.
+
+    Returns:
+        ``{step: sparsity}``, steps rising, sparsities never falling.
+
+    Raises:
+        ValueError: As `update_plan`.
+
+    >>> steady_plan(Schedule(final=0.8, initial=0.8), total_steps=10, updates=2)
+    {1: 0.8, 5: 0.8, 10: 0.8}
+    """
+    first, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
+    return {
+        max(1, first + round((last - first) * u)): schedule.along(float(u))
+        for u in _points(schedule.shape, updates)
+    }
+
+
 def _points(shape: Shape, updates: int) -> Iterator[Fraction]:
     """The points of the ramp that have an update, exact: no step is to hang on a rounding."""
     breakpoints = getattr(shape, "breakpoints", None)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from kd_prune.lit import SparsityCallback
-from kd_prune.pruning import Global, magnitude
+from kd_prune.pruning import Global, RigL, magnitude, steady_plan
 from kd_prune.pruning.criterion import Movement, Platon, Random, SoftMovement, Taylor, Wanda
 from kd_prune.pruning.fisher import BlockFisher, DiagonalFisher
 
@@ -22,6 +22,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": magnitude},
     "global": {"allocation": Global()},
     "regrow": {"regrow": True},
+    "rigl": {"regrow": RigL(), "initial": 0.8, "plan": steady_plan},
     "random": {"criterion": Random()},
     "taylor": {"criterion": Taylor()},
     "movement": {"criterion": Movement()},
@@ -84,7 +85,7 @@ def test_resumed_after_any_epoch(tmp_path, way):
         assert_exact(module, pruning, 0.8)
     for epoch in range(EPOCHS - 1):
         path = tmp_path / f"epoch={epoch}.ckpt"
-        again, resumed, other, others = fit(tmp_path / way, WAYS[way], resume=path)
+        again, resumed, other, others = fit(tmp_path / str(epoch), WAYS[way], resume=path)
         assert same(dict(module.state_dict()), dict(again.state_dict())), epoch
         assert same(pruning.state_dict(), resumed.state_dict()), epoch
         optimizers = [t.optimizers[0].state_dict() for t in (trainer, other)]
