@@ -1,18 +1,18 @@
 """Accuracy on real tasks: ``make bench-glue DATA=<folder> MODEL=<folder or hub id>``.
 
 One JSON file per run under ``benchmarks/results/glue``; a run whose file is there is not repeated,
-one that was cut off goes on from its last checkpoint. ``--table`` only prints what there is.
+one that was cut off goes on from its last checkpoint. Started twice, two processes share the work.
+``--table`` only prints what there is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
-from common import RESULTS, mean_std, print_table, record, run_job
+from common import RESULTS, mean_std, print_table, run_once
 
 FOLDER = RESULTS / "glue"
 
@@ -30,7 +30,12 @@ QNLI_STYLE = ["task=qnli", "task.name=qnli_style", "task.subset=null"]
 FILES = ["task.files={train: train_constructed.parquet}"]
 
 # The common recipe, then what each row changes.
-RECIPE = ["optimizer.lr=3e-4", "teacher.optimizer.lr=1e-4", "sparsity.end=0.7"]
+RECIPE = [
+    "optimizer.lr=2e-3",  # what bench-recipe found
+    "optimizer.warmup=0.05",
+    "teacher.optimizer.lr=1e-4",
+    "sparsity.end=0.7",
+]
 ROWS = {
     "0.5": ["sparsity.final=0.5"],
     "0.6": ["sparsity.final=0.6"],
@@ -75,13 +80,9 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
     """One run, unless its result is there."""
     epochs = round(TASKS[task]["student"] * arguments.epochs_times)
     name = f"{task}-{row.replace(' ', '_')}-{epochs}ep-s{seed}"
-    result = FOLDER / f"{name}.json"
-    if result.is_file():
-        return
     source = arguments.data / task if task == "qnli_style" else arguments.data
     if task == "qnli_style" and not source.is_dir():
         source = arguments.data.parent / task
-    out = arguments.work / name
     overrides = [
         *([*QNLI_STYLE, *FILES] if task == "qnli_style" else [f"task={task}"]),
         f"task.path={source}",
@@ -94,12 +95,7 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
         *RECIPE,
         *ROWS[row],
     ]
-    last = out / "last.ckpt"
-    resume = [f"ckpt_path={last}"] if last.is_file() else []
-    found = run_job([*overrides, *resume], out)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(record(found, overrides) | {"row": row}, indent=1) + "\n")
-    shutil.rmtree(out)
+    run_once(FOLDER / f"{name}.json", overrides, arguments.work, row=row)
 
 
 def table() -> None:

@@ -65,7 +65,7 @@ MUTANTS = [
     ),
     Mutant(
         "pruned weights come back",
-        "pruning/pruner.py", "mask if self.regrow else mask & self.masks[name]", "mask",
+        "pruning/pruner.py", "mask = mask & self.masks[name]", "pass",
         "tests/pruning",
     ),
     Mutant(
