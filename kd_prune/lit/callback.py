@@ -246,13 +246,13 @@ class SparsityCallback(L.Callback):
         pl_module.log("sparsity/counted", self._counted, prog_bar=True)
 
     def _update(self, pruner: Pruner, position: int) -> None:
-        if dist.is_available() and dist.is_initialized():
-            # Clocks differ between processes, and so may scores of what each has seen.
+        together = dist.is_available() and dist.is_initialized()
+        if together and self._length.seconds:  # clocks differ between processes
             place = torch.tensor(position, device=next(iter(pruner.masks.values())).device)
             dist.broadcast(place, 0)
             position = int(place)
         if pruner.update(position):
-            if dist.is_available() and dist.is_initialized():
+            if together:  # and so may scores of what each has seen
                 for mask in pruner.masks.values():
                     dist.broadcast(mask.view(torch.uint8), 0)
             pruner.project()
