@@ -7,7 +7,9 @@ import difflib
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: its idle threads sleep rather than spin, or two runs on one machine would
 # slow each other down many times over.
@@ -21,35 +23,84 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from kd_prune.sweep import job, processes, status
+
+SCRIPT = Path(__file__).resolve()
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Carry out the composed job; returns the metric that a sweep looks at."""
-    from kd_prune.lit import NonFiniteError  # after composing: a misspelt key need not wait for it
+    # After composing: a misspelt key need not wait for torch.
+    from kd_prune.lit import NonFiniteError
     from kd_prune.lit.resume import Interrupted
-    from kd_prune.run import PromiseError, run
+    from kd_prune.run import PromiseError
 
     quiet()
+    out = Path(HydraConfig.get().runtime.output_dir)
+    about = description(config)
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
-        out = Path(HydraConfig.get().runtime.output_dir)
-        job = instantiate(config, _convert_="all")
-        job = dataclasses.replace(job, out=out, config=plain)
-        return run(job)["student"][job.task.monitor]
-    except (
-        ValueError,
-        InstantiationException,
-        OmegaConfBaseException,
-        NonFiniteError,
-        PromiseError,
-    ) as error:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise  # Hydra notes the failure and goes on with the next job
-        logging.getLogger(__name__).debug("refused", exc_info=True)
-        sys.exit(f"error: {one_line(error, config)}")
+        if processes.is_further():  # the first process keeps the records
+            result = carry_out(config, out)
+        elif HydraConfig.get().mode is RunMode.MULTIRUN:
+            retry = config.sweep.retry_failed
+            result = job.one_of_many(
+                out, about, lambda last: carry_out(config, out, last), retry_failed=retry
+            )
+        else:
+            with status.at_work(out, about):
+                result = carry_out(config, out)
+        return job.metric(result, about["monitor"])
     except Interrupted as interrupted:
         sys.stderr.write(f"{interrupted}\n{how_to_go_on(interrupted.path, out)}\n")
         sys.exit(128 + interrupted.number)
+    except Exception as error:
+        foreseen = (ValueError, NonFiniteError, PromiseError, status.AtWorkError)
+        if not isinstance(error, foreseen) and not status.disk_is_full(error):
+            raise
+        logging.getLogger(__name__).debug("refused", exc_info=True)
+        sys.exit(f"error: {status.reason(error)}")
+
+
+def carry_out(config: DictConfig, out: Path, last: str | None = None) -> Mapping[str, Any]:
+    """Put the job together and run it, from a checkpoint if one is given.
+
+    Raises:
+        ValueError: It cannot be put together; the message names the key.
+    """
+    from kd_prune.run import run
+
+    changes = [f"ckpt_path={last}"] if last else []
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+        parts = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
+        made = instantiate(parts, _convert_="all")
+        made = dataclasses.replace(made, out=out, config=plain, ckpt_path=last or made.ckpt_path)
+    except (ValueError, InstantiationException, OmegaConfBaseException) as error:
+        raise ValueError(one_line(error, config)) from error
+    with processes.command_of_one_job(SCRIPT, changes):
+        return run(made)
+
+
+def description(config: DictConfig) -> dict[str, Any]:
+    """What the job is, for the record; also where it cannot be put together."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:
+        plain = None
+    hydra_config = HydraConfig.get()
+    return {
+        "task": OmegaConf.select(config, "task.name"),
+        "seed": OmegaConf.select(config, "seed"),
+        "monitor": OmegaConf.select(config, "task.monitor"),
+        "choices": {
+            key: choice
+            for key, choice in hydra_config.runtime.choices.items()
+            if not key.startswith("hydra")
+        },
+        "overrides": list(hydra_config.overrides.task),
+        "config": plain,
+    }
 
 
 def quiet() -> None:
@@ -65,8 +116,8 @@ def quiet() -> None:
 
 
 def how_to_go_on(saved: Path, out: Path) -> str:
-    """The command that continues; an unfinished teacher is found by whoever needs it next."""
-    if saved.parent == out:
+    """The command that continues; a sweep finds its checkpoints, and anyone finds a teacher's."""
+    if saved.parent == out and HydraConfig.get().mode is not RunMode.MULTIRUN:
         return f"To go on, give the same command with ckpt_path={saved}"
     return "To go on, give the same command again"
 

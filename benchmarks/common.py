@@ -58,7 +58,7 @@ def run_job(overrides: Sequence[str], out: Path) -> dict[str, Any]:
     quiet()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         config = compose("train", overrides=list(overrides))
-    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "sweep")])
     job = instantiate(config, _convert_="all")
     plain = OmegaConf.to_container(config, resolve=True)
     return run(dataclasses.replace(job, out=out, config=plain))

@@ -18,6 +18,7 @@ from kd_prune.distillation import Objective
 from kd_prune.hf import Task
 from kd_prune.pruning import Global, layerwise, linear, one_shot, update_plan
 from kd_prune.run import Job
+from kd_prune.sweep import names  # noqa: F401  Hydra's configuration uses them
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -46,7 +47,7 @@ def composed(*overrides: str) -> DictConfig:
     config.hydra.runtime.output_dir = "out"
     HydraConfig.instance().set_config(config)
     with open_dict(config):
-        del config["hydra"]
+        del config["hydra"], config["sweep"]  # neither is the job's
     if config.task.name == "tiny":
         config.task.path.train, config.task.path.validation = 8, 4
     return config
@@ -91,6 +92,7 @@ def test_every_file_is_seen():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
 def test_targets_exist_and_take_their_arguments(file):
     config = OmegaConf.load(file)
+    config.pop("sweep", None)  # how a sweep is gone about is not the job's
     for node in targets(config):
         bind(node, whole=False)
     named = file.read_text().count("_target_:")
@@ -161,8 +163,30 @@ def test_a_job_shares_nothing_with_the_next():
     assert one.distillation is not other.distillation
 
 
-def test_sweeps_write_to_folders_of_their_own():
-    config = compose("train", overrides=["seed=3"], return_hydra_config=True)
-    OmegaConf.set_readonly(config.hydra, False)
-    config.hydra.job.num = 7
-    assert config.hydra.sweep.subdir.endswith("tiny/s0.95/seed3/7")
+def folder(*overrides: str) -> str:
+    return compose("train", overrides=list(overrides), return_hydra_config=True).hydra.sweep.subdir
+
+
+def test_jobs_of_a_sweep_have_folders_of_their_own():
+    """One folder per result: what changes it changes the name, what does not leaves it."""
+    asked = [[], ["seed=3"], ["sparsity.final=0.9"], ["optimizer.lr=1e-3"], ["distillation=none"]]
+    folders = [folder(*overrides) for overrides in asked]
+    assert len(set(folders)) == len(asked)
+    assert [name.rsplit("-", 1)[0] for name in folders[1:3]] == [
+        "tiny-sparsebert-s0.95-seed3",
+        "tiny-sparsebert-s0.9-seed0",
+    ]
+    for same in ("cache_dir=x", "logger=tensorboard", "sweep.retry_failed=true", "sweep.name=x"):
+        assert folder(same) == folders[0]
+    # One that cannot be put together has a folder too, to hold the reason.
+    assert folder("task.path=${nowhere}") not in folders
+
+
+def test_a_sweep_is_found_by_its_command():
+    def sweep(*overrides: str) -> str:
+        config = compose("train", overrides=list(overrides), return_hydra_config=True)
+        return config.hydra.sweep.dir
+
+    assert sweep("seed=1", "optimizer.lr=1") == sweep("optimizer.lr=1", "seed=1")
+    assert sweep("seed=1") == sweep("seed=1", "sweep.retry_failed=true") != sweep("seed=2")
+    assert sweep("sweep.name=mine", "seed=1") == sweep("sweep.name=mine") == "outputs/sweeps/mine"

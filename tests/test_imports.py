@@ -14,7 +14,7 @@ PACKAGE = ROOT / "kd_prune"
 OURS = {
     "kd_prune.pruning": set(),
     "kd_prune.distillation": set(),
-    "kd_prune.lit": {"kd_prune.pruning", "kd_prune.distillation"},
+    "kd_prune.lit": {"kd_prune.pruning", "kd_prune.distillation", "kd_prune.whole"},
     "kd_prune.hf": {
         "kd_prune.pruning.scope",
         "kd_prune.pruning.report",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_only
+
+from kd_prune import whole
 
 Row = dict[str, float]
 
@@ -55,12 +57,11 @@ class History(L.Callback):
     def write(self) -> None:
         """Write all rows at once; the file is whole or the one before."""
         columns = sorted({name for row in self.rows for name in row} - {"step"})
-        scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", *columns])
-            writer.writeheader()
-            writer.writerows(self.rows)
-        scratch.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ["step", *columns])
+        writer.writeheader()
+        writer.writerows(self.rows)
+        whole.write(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
         """All rows so far."""

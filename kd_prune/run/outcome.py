@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,6 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from kd_prune import whole
+
 
 def versions() -> dict[str, str]:
     """Versions that results depend on."""
@@ -23,9 +24,7 @@ def versions() -> dict[str, str]:
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file that is whole or the one before."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(values, indent=2, default=str) + "\n")
-    scratch.replace(path)
+    whole.write(path, json.dumps(values, indent=2, default=str) + "\n")
 
 
 def draw_curves(

@@ -1,0 +1,46 @@
+"""Further processes of a job, one per device: Lightning starts them with this process's command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+
+def is_further() -> bool:
+    """Whether this process was started by a job for its second, third … device."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
+@contextmanager
+def command_of_one_job(script: Path, changes: Sequence[str] = ()) -> Iterator[None]:
+    """Let the process's command be that of the one job that it is at.
+
+    Lightning (2.6) repeats ``sys.argv`` for every further process, or ``python -m`` the main
+    module. Of a sweep that is the whole sweep, and within a launcher's worker the worker; here it
+    is ``train.py`` with the job's own overrides.
+
+    Args:
+        script: ``train.py``.
+        changes: Overrides that the job got besides.
+    """
+    config = HydraConfig.get()
+    main = sys.modules["__main__"]
+    argv, spec = sys.argv, getattr(main, "__spec__", None)
+    if config.mode is RunMode.MULTIRUN:
+        sources = [s.path for s in config.runtime.config_sources if s.provider == "command-line"]
+        options = [part for path in sources for part in ("--config-dir", path)]
+        searched = [o for o in config.overrides.hydra if o.startswith("hydra.searchpath")]
+        name = ["--config-name", str(config.job.config_name)]
+        sys.argv = [str(script), *name, *options, *searched, *config.overrides.task, *changes]
+        main.__spec__ = None
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        main.__spec__ = spec
