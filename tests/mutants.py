@@ -54,8 +54,13 @@ MUTANTS = [
     ),
     Mutant(
         "a threshold takes ties along",
-        "pruning/mask.py", "hits(scores, operator.gt, threshold, kept)",
-        "hits(scores, operator.ge, threshold, kept)",
+        "pruning/mask.py", "hits(values, operator.gt, threshold)",
+        "hits(values, operator.ge, threshold)",
+        "tests/pruning/test_mask.py",
+    ),
+    Mutant(
+        "a sample that misled is believed",
+        "pruning/mask.py", "if 0 <= staying <= len(between):", "if True:",
         "tests/pruning/test_mask.py",
     ),
     Mutant(

@@ -1,6 +1,6 @@
 """Pruning: schedules, criteria, masks, scopes and the Pruner. Torch and numpy only."""
 
-from kd_prune.pruning.allocation import ERK, Bounded, Global, PerType, layerwise
+from kd_prune.pruning.allocation import ERK, Bounded, Global, PerType, Threshold, layerwise
 from kd_prune.pruning.criterion import (
     Movement,
     Platon,
@@ -56,6 +56,7 @@ __all__ = [
     "StatefulCriterion",
     "Stepwise",
     "Taylor",
+    "Threshold",
     "Wanda",
     "cosine",
     "cubic",

@@ -30,6 +30,7 @@ from kd_prune.pruning.mask import (
     hits,
     nth_smallest,
     pruned_in,
+    rankable,
 )
 from kd_prune.pruning.schedule import check_fraction
 
@@ -319,6 +320,51 @@ class PerType:
                     f"taken; there are for example {', '.join(list(masks)[:3])}"
                 )
         return [(self.share[p] if p is not None else 1.0, group) for p, group in groups.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """What scores at most `threshold` goes, as much as that is: no target is aimed at.
+
+    Of the schedule only the steps count at which masks are updated; the sparsity that it names is
+    not looked at, and what came out is counted. Made for `SoftMovement`, whose penalty decides how
+    many weights fall below; with regrowth those come back that rise above it again.
+
+    Args:
+        threshold: τ; of `SoftMovement` in (0, 1), as its scores are.
+        least: Share of each tensor's n weights that stays whatever they score: ``⌊least · n⌋ + 1``
+            of them, the best.
+
+    Raises:
+        ValueError: `least` outside [0, 1), `threshold` not finite.
+
+    Source: Sanh et al. 2020 (arXiv 2005.07683), section 4.3; `least` is that of their code. There
+    the threshold itself rises with the schedule, from 0.
+
+    >>> scores = {"a": torch.tensor([0.05, 0.1, 0.5, 0.6]), "b": torch.zeros(4)}
+    >>> masks = {name: torch.ones(4, dtype=torch.bool) for name in scores}
+    >>> Threshold()(masks, scores.get, 0.75)
+    {'a': 2, 'b': 3}
+    """
+
+    threshold: float = 0.1
+    least: float = 0.005
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold={self.threshold}: expected a finite number")
+        check_fraction("least", self.least, closed=False)
+
+    def __call__(self, masks: Masks, score: Score, sparsity: float) -> Counts:
+        """Counts per tensor: what is gone, and what of the rest scores too low."""
+        return {name: self._count(mask, score(name)) for name, mask in masks.items()}
+
+    def _count(self, kept: Tensor, scores: Tensor) -> int:
+        low = count_true(hits(rankable(scores), operator.le, self.threshold, kept))
+        most = kept.numel() - (math.floor(self.least * kept.numel()) + 1)
+        gone = pruned_in(kept)
+        return max(gone, min(gone + low, most))
 
 
 def _by_density(masks: Masks, densities: Sequence[float], sparsity: float) -> Counts:

@@ -101,12 +101,12 @@ def reached(select: Select | Joint, shapes: Shapes, counts: Counts) -> Counts:
     """
     if isinstance(select, Joint):
         return select.reached(shapes, counts)
+    if not isinstance(select, Granularity):
+        return {name: counts[name] for name in shapes}
     found = {}
     for name, shape in shapes.items():
-        found[name] = counts[name]
-        if isinstance(select, Granularity):
-            with _naming(name):
-                found[name] = select.reachable(counts[name], shape)
+        with _naming(name):
+            found[name] = select.reachable(counts[name], shape)
     return found
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,16 +76,28 @@ def exact(scores: Tensor, count: int, kept: Tensor) -> Tensor:
     >>> exact(torch.tensor([3.0, 1.0, 1.0, 2.0]), 1, kept=torch.ones(4, dtype=torch.bool))
     tensor([ True, False,  True,  True])
     """
-    more = count - pruned_in(kept)
+    here = count_true(kept)
+    more = count - (kept.numel() - here)
     if more <= 0:
         return kept
-    scores = rankable(scores)
-    threshold = nth_smallest(lambda: [(scores, kept)], more)
-    mask = hits(scores, operator.gt, threshold, kept)
-    spared = pruned_in(mask) - count
-    if spared:
-        ties = hits(scores, operator.eq, threshold, kept).nonzero()  # in index order
-        mask[tuple(ties[-spared:].T)] = True
+    scores, kept = rankable(scores).contiguous(), kept.contiguous()
+    # All above the brackets stay. Only what lies between is looked at one by one, and put into the
+    # mask where it stays: no further pass over the scores (an update is 1.3 times as fast).
+    for low, high in brackets(lambda: [(scores, kept)], more, here):
+        mask = hits(scores, operator.gt, high, kept)
+        between = places(hits(scores, operator.ge, low, kept).logical_xor_(mask))
+        staying = scores.numel() - count - count_true(mask)
+        if 0 <= staying <= len(between):  # else the sample misled
+            break
+    if staying:
+        values = at(scores, between)
+        threshold = nth(values, len(between) - staying)
+        stay = hits(values, operator.gt, threshold)
+        spared = staying - count_true(stay)
+        if spared:
+            ties = places(hits(values, operator.eq, threshold))  # in index order
+            stay[ties[-spared:]] = True
+        set_true(mask, pick(between, stay))
     return mask
 
 
@@ -98,50 +110,54 @@ def rankable(scores: Tensor) -> Tensor:
 def nth_smallest(parts: Parts, n: int) -> float:
     """The n-th smallest kept score of all parts together, n from 1.
 
-    A sample brackets it, and only what lies between the brackets is copied and sorted: about one
-    percent. Source: Floyd & Rivest 1975, "Expected time bounds for selection".
+    A sample brackets it, and only what lies between the brackets is copied and looked at: about
+    one percent. Source: Floyd & Rivest 1975, "Expected time bounds for selection".
 
     >>> everything = torch.ones(3, dtype=torch.bool)
     >>> nth_smallest(lambda: [(torch.tensor([3.0, 1.0, 2.0]), everything)], 2)
     2.0
     """
-    for low, high in (brackets(parts, n), (-math.inf, math.inf)):
-        below, between = 0, []
+    size = sum(count_true(kept) for _, kept in parts())
+    for low, high in brackets(parts, n, size):
+        below, found = 0, []
         for scores, kept in parts():
             above = hits(scores, operator.ge, low, kept)
             below += count_true(kept) - count_true(above)
-            between.append(pick(scores, hits(scores, operator.le, high, above)))
-        values = torch.cat(between)
-        if below < n <= below + values.numel():  # else the sample misled
+            found.append(at(scores, places(hits(scores, operator.le, high, above))))
+        values = torch.cat(found)
+        if below < n <= below + len(values):  # else the sample misled
             break
-    return float(ordered(values)[n - below - 1])
+    return nth(values, n - below)
 
 
-def brackets(parts: Parts, n: int) -> tuple[float, float]:
-    """Two scores that the n-th smallest lies between, almost surely.
+def brackets(parts: Parts, n: int, size: int) -> Iterator[tuple[float, float]]:
+    """Pairs of scores that the n-th smallest of `size` lies between: likely, almost surely, surely.
 
-    In a sample of m among N, with ``p = n / N``, they rank ``p·m ± (4·√(p·(1 - p)·m) + 1)``: the
-    mean, and four standard deviations.
+    In a sample of m among N, with ``p = n / N``, the first rank ``p·m ± (d + 1)``, where d is two
+    and a half standard deviations, ``√(p·(1 - p)·m)``. The second take four times d, the last are
+    infinite. (To be misled once in 80 times costs less than what wider brackets hold.)
     """
-    size, sample = 0, []
+    sample = []
     for scores, kept in parts():
-        size += count_true(kept)
         # A prime stride: one that divides the width would look at a few columns only.
         sample.append(pick(scores.flatten()[::61], kept.flatten()[::61]))
-    values = ordered(torch.cat(sample))
+    values = torch.cat(sample)
     mean = n / size * len(values)
-    margin = 4 * math.sqrt(mean * (1 - n / size)) + 1
-    low, high = math.floor(mean - margin), math.ceil(mean + margin)
-    return (
-        float(values[low]) if low >= 0 else -math.inf,
-        float(values[high]) if high < len(values) else math.inf,
-    )
+    for deviations in (2.5, 10.0):
+        margin = deviations * math.sqrt(mean * (1 - n / size)) + 1
+        # Places from 1; 0 and one too many stand for what is below and above all.
+        low, high = math.floor(mean - margin) + 1, math.ceil(mean + margin) + 1
+        yield nth(values, max(low, 0)), nth(values, min(high, len(values) + 1))
+    yield -math.inf, math.inf
 
 
 def hits(
-    scores: Tensor, compare: Callable[[Any, float], Any], threshold: float, kept: Tensor
+    scores: Tensor,
+    compare: Callable[[Any, float], Any],
+    threshold: float,
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """Mask of the kept scores for which ``compare(score, threshold)`` holds.
+    """Mask of the scores (of those that are kept) for which ``compare(score, threshold)`` holds.
 
     >>> hits(torch.tensor([3.0, 1.0]), operator.ge, 1.0, torch.tensor([True, False]))
     tensor([ True, False])
@@ -150,7 +166,7 @@ def hits(
         found: Tensor = torch.from_numpy(compare(scores.numpy(), threshold))
     else:
         found = compare(scores, threshold)
-    return found.logical_and_(kept)
+    return found if kept is None else found.logical_and_(kept)
 
 
 def pick(scores: Tensor, mask: Tensor) -> Tensor:
@@ -164,10 +180,59 @@ def pick(scores: Tensor, mask: Tensor) -> Tensor:
     return scores[mask]
 
 
-def ordered(values: Tensor) -> Tensor:
-    """Flat values, rising.
+def places(mask: Tensor) -> Tensor:
+    """Flat indices of what is True, rising.
 
-    >>> ordered(torch.tensor([3.0, 1.0, 2.0]))
-    tensor([1., 2., 3.])
+    >>> places(torch.tensor([[False, True], [True, False]]))
+    tensor([1, 2])
     """
-    return torch.from_numpy(np.sort(values.numpy())) if on_cpu(values) else values.sort().values
+    if not on_cpu(mask):
+        return mask.flatten().nonzero().flatten()
+    # Eight flags are looked at as one integer, and one by one only where that is not 0: twice as
+    # fast where 2 % are True.
+    flags = mask.numpy().ravel()
+    whole = flags.size // 8 * 8
+    eights = flags[:whole].view(np.uint64)
+    some = np.flatnonzero(eights != 0)
+    within = np.flatnonzero(eights.take(some).view(np.bool_))
+    found = some.take(within >> 3) * 8 + (within & 7)
+    rest = np.flatnonzero(flags[whole:]) + whole
+    return torch.from_numpy(np.concatenate((found, rest)))
+
+
+def at(scores: Tensor, indices: Tensor) -> Tensor:
+    """The scores at these flat indices.
+
+    >>> at(torch.tensor([[3.0, 1.0], [2.0, 4.0]]), torch.tensor([1, 2]))
+    tensor([1., 2.])
+    """
+    if on_cpu(scores):
+        return torch.from_numpy(scores.numpy().take(indices.numpy()))
+    return scores.flatten()[indices]
+
+
+def set_true(mask: Tensor, indices: Tensor) -> None:
+    """Set these flat indices of a contiguous mask, in place.
+
+    >>> set_true(mask := torch.tensor([[False], [False]]), torch.tensor([1]))
+    >>> mask
+    tensor([[False],
+            [ True]])
+    """
+    if on_cpu(mask):
+        mask.view(-1).numpy()[indices.numpy()] = True
+    else:
+        mask.view(-1)[indices] = True
+
+
+def nth(values: Tensor, n: int) -> float:
+    """The n-th smallest of flat values, n from 1; 0: less than any, one too many: more than any.
+
+    >>> nth(torch.tensor([3.0, 1.0, 2.0]), 2)
+    2.0
+    """
+    if not 1 <= n <= len(values):
+        return -math.inf if n < 1 else math.inf
+    if on_cpu(values):  # a third of what sorting takes
+        return float(np.partition(values.numpy(), n - 1)[n - 1])
+    return float(values.sort().values[n - 1])

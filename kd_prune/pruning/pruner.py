@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from kd_prune.pruning.allocation import layerwise
 from kd_prune.pruning.criterion import Criterion, State, StatefulCriterion, magnitude
-from kd_prune.pruning.granularity import Joint, chosen, pooled, reached
+from kd_prune.pruning.granularity import Granularity, Joint, chosen, pooled, reached
 from kd_prune.pruning.mask import Allocation, Counts, Masks, Select, exact, pruned_in
 from kd_prune.pruning.plan import PlannedTensor, PruningPlan
 from kd_prune.pruning.rigl import RigL
@@ -40,7 +40,8 @@ class Pruner:
         updates: Mask updates on the ramp.
         criterion: Weight → score of the same shape, larger = keep; or a `StatefulCriterion`.
         allocation: How the target is shared between the tensors: `layerwise`, `Global`, `ERK`,
-            `PerType`, `Bounded`, or your own function ``(masks, score, sparsity) → counts``.
+            `PerType`, `Bounded`, `Threshold`, or your own function ``(masks, score, sparsity) →
+            counts``.
         select: What goes together: `exact` (single weights), `NM`, `Block`, `Rows`, `Heads`,
             `AttentionHeads`, or your own function ``(scores, count, mask so far) → mask``.
         plan: Schedule → update steps.
@@ -88,6 +89,12 @@ class Pruner:
         self._plan_for(total_steps)
         self.masks = {name: weight.detach() != 0 for name, weight in self.parameters.items()}
         self.target = 0.0 if schedule else self.sparsity
+        self.promised: Counts = {name: pruned_in(mask) for name, mask in self.masks.items()}
+        """What each mask has to prune after the last update; empty where that cannot be told: one
+        that selects as it likes, groups among weights that were zero before or come back."""
+        whole = not any(self.promised.values()) and not isinstance(regrow, RigL)
+        if select is not exact and not (whole and isinstance(select, Granularity | Joint)):
+            self.promised = {}
         self._updated_at = 0
         self._optimizers: list[Optimizer] = []
         # What pruned weights were worth when they went; where a weight is kept it says nothing.
@@ -172,7 +179,17 @@ class Pruner:
         self.target = self.plan[self._updated_at]
         rivals = self._rivals()
         counts = self._counts(self.target)
+        if self.promised:
+            found = reached(self.select, self._each(lambda weight: weight.shape), counts)
+            gone = self.promised if self.regrow is not True else {}
+            self.promised = {name: max(found[name], gone.get(name, 0)) for name in found}
+        # Nothing hangs on which weights change, and `exact` is known to nest: two passes less over
+        # the masks, an update is 1.1 times as fast.
+        alone = not (self.regrow or isinstance(self.criterion, StatefulCriterion))
         for name, mask in chosen(self.select, rivals, self._score, counts):
+            if alone and self.select is exact:
+                self.masks[name].copy_(mask)
+                continue
             if self.regrow is not True:
                 mask = mask & self.masks[name]
             if isinstance(self.regrow, RigL) and name in self._gradients:
@@ -296,6 +313,7 @@ class Pruner:
             "target": self.target,
             "steps": self.steps,
             "updated_at": self._updated_at,
+            "promised": dict(self.promised),
             "total_steps": self.total_steps,
         }
 
@@ -324,6 +342,7 @@ class Pruner:
         self.target = state["target"]
         self.steps = state["steps"]
         self._updated_at = state["updated_at"]
+        self.promised = dict(state.get("promised", {}))
         self._plan_for(state["total_steps"])
 
 

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kd_prune.pruning.allocation import ERK, Bounded, Global, PerType, layerwise, share_out
+from kd_prune.pruning.allocation import (
+    ERK,
+    Bounded,
+    Global,
+    PerType,
+    Threshold,
+    layerwise,
+    share_out,
+)
 from kd_prune.pruning.mask import exact, pruned_in
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
@@ -486,3 +494,22 @@ def test_equal_tensors_get_equal_counts(allocation, shape, number, sparsity):
     masks = {str(i): ones(*shape) for i in range(number)}
     counts = allocation(masks, unread, sparsity).values()
     assert max(counts) - min(counts) <= 1
+
+
+@WAYS
+@given(TIED, st.integers(-2, 2), st.sampled_from([0.0, 0.005, 0.3, 0.99]), st.data())
+def test_a_threshold_takes_what_lies_at_or_below_it(on_cpu, scores, threshold, least, data):
+    kept = data.draw(hnp.arrays(bool, scores.shape))
+    most = scores.size - int(least * scores.size) - 1
+    wanted = int((~kept).sum()) + int((kept & (scores <= threshold)).sum())
+    allocation = Threshold(threshold=float(threshold), least=least)
+    score, masks = {"a": torch.from_numpy(scores)}, {"a": torch.from_numpy(kept)}
+    with patch("kd_prune.pruning.mask.on_cpu", lambda tensor: on_cpu):
+        counts = allocation(masks, score.__getitem__, data.draw(st.floats(0, 1)))
+    assert counts == {"a": max(min(wanted, most), int((~kept).sum()))}
+
+
+@pytest.mark.parametrize("wrong", [{"least": 1.0}, {"least": -0.1}, {"threshold": float("nan")}])
+def test_a_threshold_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Threshold(**wrong)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from kd_prune.pruning.allocation import Global
+from kd_prune.pruning.granularity import Rows
+from kd_prune.pruning.mask import pruned_in
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.schedule import Schedule, update_plan
 
@@ -364,3 +366,27 @@ def test_a_state_with_regrowth_is_not_loaded_without():
     state = make_pruner(make_model(), regrow=True).state_dict()
     with pytest.raises(ValueError, match=r"saved with 'asleep' and is loaded without it"):
         make_pruner(make_model()).load_state_dict(state)
+
+
+def test_what_is_promised_can_be_told_to_the_weight():
+    model = make_model()
+    pruner = make_pruner(model, select=Rows())
+    assert set(pruner.promised.values()) == {0}
+    run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
+    assert pruner.promised == {name: pruned_in(mask) for name, mask in pruner.masks.items()}
+    assert pruner.promised == {"0.weight": 70, "2.weight": 33}  # 10 rows of 11, 3 of 3
+    resumed = make_pruner(make_model(), select=Rows())
+    resumed.load_state_dict(pruner.state_dict())
+    assert resumed.promised == pruner.promised
+
+
+def test_what_was_zero_before_is_promised_too():
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight[:10] = 0.0
+    assert make_pruner(model, Schedule(final=0.5)).promised == {"0.weight": 70, "2.weight": 0}
+    pruner = make_pruner(model, Schedule(final=0.5))
+    run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
+    assert pruner.promised == {"0.weight": 70, "2.weight": 16}
+    assert pruner.promised == {name: pruned_in(mask) for name, mask in pruner.masks.items()}
+    assert make_pruner(model, select=Rows()).promised == {}  # which rows go is not a count's matter
