@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ from kd_prune.pruning import (
 )
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.run import PromiseError
-from kd_prune.run.check import verify
+from kd_prune.run.check import Promise, verify
 from kd_prune.sweep import names  # noqa: F401  Hydra's configuration uses them
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -110,10 +109,9 @@ def check(made: dict[str, Any], tolerance: float = 2e-3) -> Pruner:
 
 def keeps_its_promise(pruner: Pruner) -> None:
     """Raise PromiseError as a run would, unless the weights hold what the Pruner promised."""
-    job = SimpleNamespace(sparsity=SimpleNamespace(pruner=pruner), out="out")
     named = {name.replace(".", "_"): weight for name, weight in pruner.parameters.items()}
     model = nn.ParameterDict(OrderedDict(named))  # any other mapping would be sorted
-    verify(job, SparsityReport.count(model, list(model)))
+    verify(Promise.of(pruner), SparsityReport.count(model, list(model)), Path("out"))
 
 
 def test_every_file_is_an_option_here():

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -32,7 +33,8 @@ from kd_prune.lit import DistillModule, SparsityCallback
 from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import Scope, SparsityReport
 from kd_prune.run import Job, PromiseError, Student, Teacher, run
-from kd_prune.run.check import verify, verify_retained
+from kd_prune.run.check import Promise, verify, verify_retained
+from kd_prune.run.milestones import Milestones
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
 LABELS = ["animal", "fruit", "garment", "instrument", "metal", "tool", "tree", "vessel"]
@@ -464,6 +466,91 @@ def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
     refused(r"of a pruned fit, and this one is dense", out / "last.ckpt", sparsity=None)
 
 
+# Milestones
+
+
+def resting(**settings):
+    return SparsityCallback(0.9, updates=4, end=0.9, milestones=[0.4, 0.7], hold=0.3, **settings)
+
+
+@pytest.fixture(scope="module")
+def curve(make_job, tmp_path_factory):
+    """A finished run with two milestones: its folder and result."""
+    out = tmp_path_factory.mktemp("curve")
+    return out, run(make_job(out, sparsity=resting()))
+
+
+def test_a_student_at_each_milestone(curve):
+    out, result = curve
+    assert [found["target"] for found in result["milestones"]] == [0.4, 0.7]
+    for found in result["milestones"]:
+        model = AutoModelForSequenceClassification.from_pretrained(out / found["path"])
+        counted = [
+            (int((weight == 0).sum()), weight.numel())
+            for name, weight in model.named_parameters()
+            if ".layer." in name and weight.ndim == 2
+        ]
+        assert [zeros for zeros, _ in counted] == [round(found["target"] * n) for _, n in counted]
+        assert found["sparsity"] == pytest.approx(found["target"], abs=1e-3)
+        assert found["nonzero"] == sum(int(w.count_nonzero()) for w in model.parameters())
+        assert found["student"].keys() == result["student"].keys()
+    steps = [found["step"] for found in result["milestones"]]
+    assert 0 < steps[0] < steps[1] < STEPS
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_milestone_is_the_mean_of_the_second_half_of_its_rest(make_job, tmp_path):
+    seen = {}
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            seen[trainer.global_step] = {
+                name: weight.detach().double()
+                for name, weight in pl_module.student.named_parameters()
+            }
+
+    sparsity = resting()
+    run(make_job(tmp_path / "run", sparsity=sparsity, callbacks={"watch": Watch()}))
+    plan = sparsity.pruner.plan
+    start = next(step for step, value in plan.items() if value == 0.4)
+    stop = next(step for step, value in plan.items() if value > 0.4)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/milestones/0.4")
+    # At `stop` a mask update follows what is saved, and with it the zeros; biases show it whole.
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            values = [seen[step][name] for step in range((start + stop) // 2, stop + 1)]
+            assert len(values) > 1
+            torch.testing.assert_close(weight.double(), sum(values) / len(values))
+
+
+def test_saving_on_the_way_changes_nothing(make_job, tmp_path, curve, monkeypatch):
+    """The same ramp without anything saved ends in the same weights."""
+    out, _ = curve
+    job = make_job(tmp_path / "run", sparsity=resting())
+    monkeypatch.setattr(Milestones, "_on_milestone", lambda *args: None)
+    run(job)
+    assert weights(tmp_path / "run/student") == weights(out / "student")
+
+
+@pytest.mark.parametrize("at", range(1, STEPS))
+def test_interrupted_anywhere_the_milestones_are_the_same(make_job, tmp_path, curve, at):
+    out, result = curve
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    job = make_job(tmp_path / "run", sparsity=resting(), callbacks={"stop": Stop()})
+    with pytest.raises(Interrupted):
+        run(job)
+    last = str(tmp_path / "run/last.ckpt")
+    again = run(make_job(tmp_path / "run", sparsity=resting(), ckpt_path=last))
+    assert again["milestones"] == result["milestones"]
+    for name in ("milestones/0.4", "milestones/0.7", "student"):
+        assert weights(tmp_path / "run" / name) == weights(out / name)
+
+
 # What is promised
 
 
@@ -471,11 +558,12 @@ def test_fewer_zeros_than_promised_is_an_error(done):
     out, job, _ = done
     model = AutoModelForSequenceClassification.from_pretrained(out / "student")
     scope = job.sparsity.scope.select(model)
-    verify(job, SparsityReport.count(model, scope.keys()))
+    promise = Promise.of(job.sparsity.pruner)
+    verify(promise, SparsityReport.count(model, scope.keys()), out)
     with torch.no_grad():
         next(iter(scope.values())).fill_(1.0)
     with pytest.raises(PromiseError, match=r"zeros in scope where the masks prune"):
-        verify(job, SparsityReport.count(model, scope.keys()))
+        verify(promise, SparsityReport.count(model, scope.keys()), out)
 
 
 def test_a_run_whose_student_was_refilled_reports_nothing(done, make_job, tmp_path, monkeypatch):

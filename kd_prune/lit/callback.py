@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
 
+OnMilestone = Callable[[L.LightningModule, float], None]
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
@@ -48,10 +49,14 @@ class SparsityCallback(L.Callback):
         begin: Start of the ramp, as a fraction of the run.
         end: End of the ramp, likewise; what follows is recovery at `final`.
         shape: Share of the way over the ramp: `cubic`, `linear`, `one_shot`, or your own.
+        milestones: Sparsities on the way at which the ramp rests (see `Schedule`).
+        hold: Length of each rest, as a fraction of the run.
+        on_milestone: Called as ``on_milestone(module, sparsity)`` at the end of each rest, in every
+            process: the place to save or judge the module at that sparsity.
         updates: Mask updates on the ramp.
         criterion: Weight → score, larger = keep; or a `StatefulCriterion`.
         allocation: How the target is shared between tensors: `layerwise`, `Global`, `ERK`,
-            `PerType`, `Bounded`, or your own.
+            `PerType`, `Bounded`, `Threshold`, or your own.
         select: What goes together: `exact` (single weights), `NM`, `Block`, `Rows`, `Heads`,
             `AttentionHeads`, or your own.
         plan: Schedule → update steps.
@@ -73,6 +78,9 @@ class SparsityCallback(L.Callback):
         begin: float = 0.0,
         end: float = 1.0,
         shape: Shape = cubic,
+        milestones: Sequence[float] = (),
+        hold: float = 0.1,
+        on_milestone: OnMilestone | None = None,
         updates: int = 100,
         criterion: Criterion | StatefulCriterion = magnitude,
         allocation: Allocation = layerwise,
@@ -84,8 +92,15 @@ class SparsityCallback(L.Callback):
         self.schedule = None
         if final is not None:
             self.schedule = Schedule(
-                final=final, initial=initial, begin=begin, end=end, shape=shape
+                final=final,
+                initial=initial,
+                begin=begin,
+                end=end,
+                shape=shape,
+                milestones=milestones,
+                hold=hold,
             )
+        self.on_milestone = on_milestone
         self.scope = scope
         self.updates = updates
         self.criterion = criterion
@@ -106,6 +121,8 @@ class SparsityCallback(L.Callback):
         self._hooks: list[RemovableHandle] = []
         self._stepped = False
         self._counted = 0.0
+        self.position = 0
+        """How far the run has come, in the unit of `plan`."""
 
     def check(self, total_steps: int) -> None:
         """Raise ValueError unless the ramp fits a run of `total_steps` optimizer steps."""
@@ -241,18 +258,25 @@ class SparsityCallback(L.Callback):
         if self.pruner is None or not self._stepped:
             return  # gradients are still being accumulated
         self._stepped = False
-        self._update(self.pruner, self._length.position(trainer))
+        self.position = self._position_now(trainer)
+        rest = self.pruner.rest
+        if rest and self.position >= rest.stop and self.on_milestone:
+            self.on_milestone(pl_module, self.pruner.target)
+        self._update(self.pruner, self.position)
         pl_module.log("sparsity/target", self.pruner.target)
         pl_module.log("sparsity/counted", self._counted, prog_bar=True)
 
-    def _update(self, pruner: Pruner, position: int) -> None:
-        together = dist.is_available() and dist.is_initialized()
-        if together and self._length.seconds:  # clocks differ between processes
-            place = torch.tensor(position, device=next(iter(pruner.masks.values())).device)
+    def _position_now(self, trainer: L.Trainer) -> int:
+        position = self._length.position(trainer)
+        if self._length.seconds and _together():  # clocks differ between processes
+            place = torch.tensor(position, device=trainer.strategy.root_device)
             dist.broadcast(place, 0)
             position = int(place)
+        return position
+
+    def _update(self, pruner: Pruner, position: int) -> None:
         if pruner.update(position):
-            if together:  # and so may scores of what each has seen
+            if _together():  # scores of what each process has seen may differ
                 for mask in pruner.masks.values():
                     dist.broadcast(mask.view(torch.uint8), 0)
             pruner.project()
@@ -316,3 +340,7 @@ class SparsityCallback(L.Callback):
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -118,6 +118,12 @@ class Pruner:
             else {}
         )
         self._plan_steps = sorted(self.plan)
+        passed_over = set(self.schedule.milestones if self.schedule else ()) - {*self.plan.values()}
+        if passed_over:
+            raise ValueError(
+                f"milestones: {self._make_plan} plans no update at {min(passed_over):g}; "
+                "take plan=update_plan"
+            )
 
     @torch.no_grad()
     def observe(self, evidence: Mapping[str, Tensor]) -> None:
@@ -300,6 +306,21 @@ class Pruner:
         total = sum(weight.numel() for weight in self.parameters.values())
         kept = sum(int(weight.count_nonzero()) for weight in self.parameters.values())
         return (total - kept) / total
+
+    @property
+    def rest(self) -> range | None:
+        """Where the ramp rests at a milestone: the steps from that update to the next; else None.
+
+        >>> weight = nn.Parameter(torch.arange(10.0))
+        >>> schedule = Schedule(final=0.8, milestones=[0.5], hold=0.4)
+        >>> pruner = Pruner({"weight": weight}, schedule, total_steps=10, updates=1)
+        >>> pruner.plan, pruner.update(3), pruner.rest
+        ({2: 0.5, 10: 0.8}, True, range(2, 10))
+        """
+        if not self.schedule or self.target not in self.schedule.milestones:
+            return None
+        here = [step for step, sparsity in self.plan.items() if sparsity == self.target]
+        return range(here[0], self._plan_steps[bisect_right(self._plan_steps, here[-1])])
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, the criterion's memory and the place on the planned ramp: plain data.

@@ -143,15 +143,22 @@ class Schedule:
         initial: Sparsity at its start, in [0, final]; 0.7 is GMP*'s jump.
         begin: Start of the ramp as a fraction of training.
         end: End of the ramp as a fraction of training; what follows is recovery at `final`.
-        shape: Share of the way from `initial` to `final`, a function [0, 1] → [0, 1] with
+        shape: Share of the way from `initial` to `final`, a function [0, 1] → [0, 1],
             never falling: `cubic`, `linear`, `cosine`, `one_shot`, a `Stepwise`, or your own.
+        milestones: Sparsities between `initial` and `final`, rising, at which the ramp rests for
+            `hold`; it is as much faster in between, so that it still ends at `end`.
+        hold: Length of each rest as a fraction of training.
 
     Raises:
-        ValueError: A fraction is out of range, ``begin >= end`` or ``initial > final``.
+        ValueError: A fraction is out of range, ``begin >= end``, ``initial > final``, milestones
+            do not rise between these, or the rests leave nothing of the ramp.
 
     >>> schedule = Schedule(final=0.95, begin=0.0, end=0.5)
     >>> [round(schedule(p), 4) for p in (0.0, 0.25, 0.5, 1.0)]
     [0.0, 0.8312, 0.95, 0.95]
+    >>> halfway = Schedule(final=0.8, shape=linear, milestones=[0.4], hold=0.5)
+    >>> [round(halfway(p), 4) for p in (0.125, 0.25, 0.5, 0.75, 0.875, 1.0)]
+    [0.2, 0.4, 0.4, 0.4, 0.6, 0.8]
     """
 
     final: float
@@ -159,6 +166,8 @@ class Schedule:
     begin: float = 0.0
     end: float = 1.0
     shape: Shape = cubic
+    milestones: Sequence[float] = ()
+    hold: float = 0.1
 
     def __post_init__(self) -> None:
         """Check the fractions against each other."""
@@ -176,12 +185,59 @@ class Schedule:
                 f"initial={self.initial} is above final={self.final}: "
                 "masks only ever lose weights, so initial must not exceed final"
             )
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        self._check_milestones()
+
+    def _check_milestones(self) -> None:
+        for milestone in self.milestones:
+            check_fraction("milestones: sparsity", milestone, closed=False)
+        levels = (self.initial, *self.milestones, self.final)
+        if self.milestones and any(one >= other for one, other in pairwise(levels)):
+            raise ValueError(
+                f"milestones={list(self.milestones)}: expected sparsities that rise between "
+                f"initial={self.initial} and final={self.final}, which need not be named"
+            )
+        check_fraction("hold", self.hold, closed=False)
+        if self.milestones and self.moving <= 0.0:
+            raise ValueError(
+                f"hold={self.hold}: {len(self.milestones)} milestones held for so long leave "
+                f"nothing of the ramp from begin={self.begin} to end={self.end}"
+            )
+
+    @property
+    def moving(self) -> float:
+        """Share of training in which the sparsity rises: the ramp without its rests."""
+        return self.end - self.begin - self.hold * len(self.milestones)
 
     def __call__(self, progress: float) -> float:
         """Sparsity at `progress`, a fraction of training."""
         if progress < self.begin:
             return 0.0
-        return self.along(min((progress - self.begin) / (self.end - self.begin), 1.0))
+        way = progress - self.begin
+        for milestone in self.milestones:
+            reached = self.reaches(milestone) * self.moving
+            if way < reached:
+                break
+            if way <= reached + self.hold:
+                return milestone
+            way -= self.hold
+        return self.along(min(way / self.moving, 1.0))
+
+    def reaches(self, sparsity: float) -> float:
+        """The first point of the ramp at which it has reached `sparsity`, at most `final`.
+
+        >>> Schedule(final=0.8, shape=linear).reaches(0.2)
+        0.25
+        """
+        if self.along(0.0) >= sparsity:
+            return 0.0
+        low, high = 0.0, 1.0
+        while low < (middle := (low + high) / 2) < high:
+            if self.along(middle) < sparsity:
+                low = middle
+            else:
+                high = middle
+        return high
 
     def along(self, u: float) -> float:
         """Sparsity at point `u` of the ramp, 0 at `begin` and 1 at `end`.
@@ -203,7 +259,9 @@ def update_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> 
     `breakpoints` (`Stepwise`) is updated at these instead, and at 0 and 1. Where several updates
     fall on one step the last counts; where the sparsity does not rise there is none.
     The last update gives exactly ``final`` and falls on `last`, or earlier if the shape reaches 1
-    earlier.
+    earlier. A milestone has an update of its own, at ``schedule.reaches(milestone)``; the next
+    update comes ``round(hold · total_steps)`` steps later than it would, and the ramp in between
+    is as much shorter.
 
     Args:
         schedule: Any `Schedule`.
@@ -219,13 +277,11 @@ def update_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> 
     >>> update_plan(Schedule(final=0.8, shape=linear), total_steps=10, updates=4)
     {2: 0.2, 5: 0.4, 8: 0.6000000000000001, 10: 0.8}
     """
-    first, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
     plan: Plan = {}
     reached = 0.0
-    for u in _points(schedule.shape, updates):
-        sparsity = schedule.along(float(u))
+    for step, sparsity in _updates(schedule, total_steps, updates):
         if sparsity > reached:
-            plan[max(1, first + round((last - first) * u))] = sparsity
+            plan[max(1, step)] = sparsity
             reached = sparsity
     return plan
 
@@ -249,21 +305,26 @@ def steady_plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> 
     >>> steady_plan(Schedule(final=0.8, initial=0.8), total_steps=10, updates=2)
     {1: 0.8, 5: 0.8, 10: 0.8}
     """
+    return {max(1, step): s for step, s in _updates(schedule, total_steps, updates)}
+
+
+def _updates(schedule: Schedule, total_steps: int, updates: int) -> Iterator[tuple[int, float]]:
+    """Step (from 0) and sparsity of every update that the ramp may have, in order.
+
+    Points of the ramp are exact: no step is to hang on a rounding.
+    """
     first, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
-    return {
-        max(1, first + round((last - first) * u)): schedule.along(float(u))
-        for u in _points(schedule.shape, updates)
-    }
-
-
-def _points(shape: Shape, updates: int) -> Iterator[Fraction]:
-    """The points of the ramp that have an update, exact: no step is to hang on a rounding."""
-    breakpoints = getattr(shape, "breakpoints", None)
-    if breakpoints is None:
-        for k in range(updates + 1):
-            yield Fraction(k, updates)
-    else:
-        yield from (Fraction(0), *map(Fraction, breakpoints), Fraction(1))
+    breakpoints = getattr(schedule.shape, "breakpoints", None)
+    points = [Fraction(k, updates) for k in range(updates + 1)]
+    if breakpoints is not None:
+        points = [Fraction(0), *map(Fraction, breakpoints), Fraction(1)]
+    places = [(u, schedule.along(float(u))) for u in points]
+    places += [(Fraction(schedule.reaches(m)), m) for m in schedule.milestones]
+    hold = round(schedule.hold * total_steps)
+    moving = last - first - hold * len(schedule.milestones)
+    for u, sparsity in sorted(places):
+        rests = sum(milestone < sparsity for milestone in schedule.milestones)
+        yield first + round(moving * u) + hold * rests, sparsity
 
 
 def ramp_steps(schedule: Schedule, *, total_steps: int, updates: int) -> tuple[int, int]:
@@ -284,5 +345,11 @@ def ramp_steps(schedule: Schedule, *, total_steps: int, updates: int) -> tuple[i
         raise ValueError(
             f"begin={schedule.begin}, end={schedule.end}: no step of this run of {total_steps} "
             "lies on the ramp; move them apart or train for more steps"
+        )
+    rests = len(schedule.milestones)
+    if rests and not 2 * rests <= round(schedule.hold * total_steps) * rests < last - first:
+        raise ValueError(
+            f"hold={schedule.hold}: of this run's {total_steps} steps the ramp has "
+            f"{last - first}, and {rests} rests must fit into it, of two steps at least"
         )
     return first, last

@@ -29,14 +29,18 @@ def plan(schedule: Schedule, *, total_steps: int, updates: int = 100) -> Plan:
     ``final + (initial - final) · (1 - ⌊(t - p)/f⌋ / ⌊S/f⌋)³``.
 
     Raises:
-        ValueError: `schedule` is not cubic (the formula is), or as in `update_plan`.
+        ValueError: `schedule` is not cubic (the formula is) or rests at milestones, or as in
+            `update_plan`.
 
     >>> steps = plan(Schedule(final=0.95), total_steps=1000)
     >>> min(steps), max(steps), round(steps[500], 5)
     (10, 990, 0.83125)
     """
-    if schedule.shape is not cubic:
-        raise ValueError("the reference's update steps are defined for shape=cubic only")
+    if schedule.shape is not cubic or schedule.milestones:
+        raise ValueError(
+            "plan=sparsebert_official: the reference's update steps are defined for shape=cubic "
+            "without milestones"
+        )
     first, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
     ramp = last - first
     frequency = max(1, round(ramp / updates))

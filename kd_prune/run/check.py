@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import metric_collection
 from kd_prune.lit.run_length import RunLength
-from kd_prune.pruning import SparsityReport
+from kd_prune.pruning import Pruner, SparsityReport
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.run.job import Job
 from kd_prune.run.teacher import load_teacher
@@ -84,26 +86,47 @@ class PromiseError(RuntimeError):
     """A finished student is not what was promised."""
 
 
-def verify(job: Job, report: SparsityReport) -> None:
-    """Raise PromiseError unless the student, read back from disk, is as sparse as promised.
+@dataclass(frozen=True)
+class Promise:
+    """What a student's zeros are held against; plain numbers, so that a checkpoint can keep it.
 
-    Every tensor has the zeros that its mask prunes, and every mask prunes exactly what allocation
-    and granularity were to reach at the last update (`Pruner.promised`; where that cannot be told,
-    the target to 0.1 % of the scope). Kept weights may be zero too, 0.1 % of the scope at most.
+    Attributes:
+        target: Sparsity that the last mask update was to give.
+        masked: Weights that each tensor's mask prunes.
+        counts: Weights that allocation and granularity were to prune; empty where that cannot be
+            told (`Pruner.promised`).
     """
-    if job.sparsity is None or job.sparsity.pruner is None:
-        return
-    pruner = job.sparsity.pruner
+
+    target: float
+    masked: list[int]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, pruner: Pruner) -> Promise:
+        """What a Pruner's masks promise now."""
+        return cls(
+            target=pruner.target,
+            masked=[pruned_in(mask) for mask in pruner.masks.values()],
+            counts=list(pruner.promised.values()),
+        )
+
+
+def verify(promise: Promise, report: SparsityReport, folder: Path) -> None:
+    """Raise PromiseError unless the student, read back from `folder`, is as sparse as promised.
+
+    Every tensor has the zeros that its mask prunes, and every mask prunes exactly what was to be
+    reached at the last update (where that cannot be told, the target to 0.1 % of the scope). Kept
+    weights may be zero too, 0.1 % of the scope at most.
+    """
     tensors = [tensor for tensor in report.tensors if tensor.in_scope]
     zeros, size = [tensor.zeros for tensor in tensors], sum(tensor.size for tensor in tensors)
-    masked = [pruned_in(mask) for mask in pruner.masks.values()]
-    counts = list(pruner.promised.values()) or [round(pruner.target * size)]
+    masked, counts = promise.masked, promise.counts or [round(promise.target * size)]
     slack = 1e-3 * size
-    kept_promise = masked == counts if pruner.promised else abs(sum(masked) - sum(counts)) <= slack
+    kept_promise = masked == counts if promise.counts else abs(sum(masked) - sum(counts)) <= slack
     survived = len(zeros) == len(masked) and all(z >= m for z, m in zip(zeros, masked, strict=True))
     if not (kept_promise and survived and sum(zeros) - sum(masked) <= slack):
         raise PromiseError(
-            f"the student in {job.out} has {sum(zeros)} zeros in scope where the masks prune "
+            f"the student in {folder} has {sum(zeros)} zeros in scope where the masks prune "
             f"{sum(masked)} and {sum(counts)} of {size} were promised"
         )
 

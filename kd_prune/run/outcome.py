@@ -28,7 +28,12 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_curves(
-    rows: Sequence[Mapping[str, float]], path: Path, *, monitor: str, teacher: float
+    rows: Sequence[Mapping[str, float]],
+    path: Path,
+    *,
+    monitor: str,
+    teacher: float,
+    milestones: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Draw sparsity, each loss term and the validation metric over optimizer steps.
 
@@ -37,6 +42,7 @@ def draw_curves(
         path: PNG file.
         monitor: The validation metric to show.
         teacher: The teacher's value of it.
+        milestones: The students on the way, as in ``result.json``.
     """
     figure = Figure(figsize=(7, 8), layout="constrained")
     sparsity, losses, metric = figure.subplots(3, 1, sharex=True)
@@ -48,6 +54,10 @@ def draw_curves(
         losses.plot(*series(rows, name), label=name.split("/")[1], linewidth=width)
     metric.plot(*series(rows, f"val/{monitor}"), marker="o", markersize=3, label="student")
     metric.axhline(teacher, color="gray", linestyle="--", label="teacher")
+    if milestones:
+        steps = [milestone["step"] for milestone in milestones]
+        values = [milestone["student"][monitor] for milestone in milestones]
+        metric.plot(steps, values, "D", markersize=7, fillstyle="none", label="milestones, saved")
     sparsity.set(ylabel="sparsity in scope", ylim=(0, 1))
     losses.set(ylabel="loss (terms unweighted)", yscale="log")
     metric.set(ylabel=f"validation {monitor}", xlabel="optimizer steps")
@@ -66,23 +76,28 @@ def series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float],
 
 
 def print_summary(result: Mapping[str, Any], out: Path) -> None:
-    """Print the run's one table: teacher against student, sparsity, size and time."""
+    """Print the run's one table: teacher against students, sparsity, size and time."""
+    teacher, last, seconds = result["teacher"], result["student"], result["seconds"]
+    students = [*result["milestones"], result]
     table = Table(title=f"{result['task']}, seed {result['seed']}")
-    for column in ("", "teacher", "student"):
+    way = [f"at {milestone['target']:g}" for milestone in result["milestones"]]
+    for column in ("", "teacher", *way, "student"):
         table.add_column(column, justify="left" if column == "" else "right")
-    teacher, student = result["teacher"], result["student"]
-    for name, value in student.items():
-        table.add_row(name, f"{100 * teacher[name]:.1f}", f"{100 * value:.1f}")
-    dense = result["parameters"]
+
+    for name in last:
+        ours = [f"{100 * student['student'][name]:.1f}" for student in students]
+        table.add_row(name, f"{100 * teacher[name]:.1f}", *ours)
     table.add_section()
-    table.add_row("sparsity in scope", "0.0 %", f"{100 * result['sparsity']:.2f} %")
-    table.add_row("sparsity of the model", "0.0 %", f"{100 * result['model_sparsity']:.2f} %")
-    table.add_row("non-zero weights", f"{dense:,}", f"{result['nonzero']:,}")
+    for name, of in (("sparsity in scope", ""), ("sparsity of the model", "model_")):
+        ours = [f"{100 * student[f'{of}sparsity']:.2f} %" for student in students]
+        table.add_row(name, "0.0 %", *ours)
+    nonzero = [f"{student['nonzero']:,}" for student in students]
+    table.add_row("non-zero weights", f"{result['parameters']:,}", *nonzero)
     megabytes = f"{result['bytes'] / 1e6:.1f} MB"
-    table.add_row("file (zeros are stored)", megabytes, megabytes)
+    table.add_row("file (zeros are stored)", megabytes, *[megabytes] * len(students))
     table.add_section()
-    seconds = result["seconds"]
-    table.add_row("seconds", f"{seconds['teacher']:.1f}", f"{seconds['student']:.1f}")
+    ours = [*[""] * len(way), f"{seconds['student']:.1f}"]
+    table.add_row("seconds", f"{seconds['teacher']:.1f}", *ours)
     console = Console()
     console.print(table)
     console.print(f"Results: {out}", soft_wrap=True, highlight=False)

@@ -15,9 +15,10 @@ from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import History, ResumePoint
 from kd_prune.pruning import SparsityReport
-from kd_prune.run.check import check, read_checkpoint, verify, verify_retained
+from kd_prune.run.check import Promise, check, read_checkpoint, verify, verify_retained
 from kd_prune.run.fit import evaluate, make_module, make_trainer
 from kd_prune.run.job import Job
+from kd_prune.run.milestones import Milestone, Milestones
 from kd_prune.run.outcome import draw_curves, print_summary, versions, write_json
 from kd_prune.run.teacher import obtain_teacher
 
@@ -27,7 +28,8 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns:
         What ``result.json`` holds: `task`, `seed`, `teacher` and `student` with their metrics,
-        `sparsity` and `model_sparsity` as counted, `seconds` per stage, `versions`, `config`.
+        `sparsity` and `model_sparsity` as counted, `milestones` likewise, `seconds` per stage,
+        `versions`, `config`.
 
     Raises:
         ValueError: Something asked for is impossible; raised before anything is trained.
@@ -53,22 +55,22 @@ def run(job: Job) -> dict[str, Any]:
     if job.student.dropout is not None:
         models.set_dropout(student, job.student.dropout)
     with timed(seconds, "student"):
-        history = fit_student(job, data, tokenizer, student, teacher, checkpoint)
+        history, milestones = fit_student(job, data, tokenizer, student, teacher, checkpoint)
     folder = job.out / "student"
     hf.save(student, tokenizer, folder, data.labels)
 
+    pruner = job.sparsity.pruner if job.sparsity else None
     with timed(seconds, "evaluation"):
-        reloaded = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels)
-        student_metrics = evaluate(job, data, tokenizer, reloaded)
-    scope = set(job.sparsity.scope.select(reloaded)) if job.sparsity and job.sparsity.scope else ()
-    report = SparsityReport.count(reloaded, scope)
-    verify(job, report)
-    report.write_csv(job.out / "sparsity.csv")
+        promise = Promise.of(pruner) if pruner else None
+        student_metrics, report = judge(job, data, tokenizer, folder, promise)
+        report.write_csv(job.out / "sparsity.csv")
+        on_the_way = [judge_milestone(job, data, tokenizer, found) for found in milestones]
     draw_curves(
         history.rows,
         job.out / "curves.png",
         monitor=job.task.monitor,
         teacher=teacher_metrics[job.task.monitor],
+        milestones=on_the_way,
     )
     result = {
         "task": job.task.name,
@@ -79,6 +81,7 @@ def run(job: Job) -> dict[str, Any]:
         "model_sparsity": report.model_sparsity,
         "parameters": report.parameters,
         "nonzero": report.nonzero,
+        "milestones": on_the_way,
         "bytes": (folder / "model.safetensors").stat().st_size,
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         "versions": versions(),
@@ -98,15 +101,23 @@ def fit_student(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     checkpoint: Mapping[str, Any] | None,
-) -> History:
-    """Train the student in place, pruning it meanwhile; return its curves."""
+) -> tuple[History, list[Milestone]]:
+    """Train the student in place, pruning it meanwhile; return its curves and its milestones."""
     L.seed_everything(job.seed, verbose=False)
     for model in (student, teacher):
         models.prepare(model, job.distillation.requires)
     module = make_module(job, data, student.train(), teacher=teacher, objective=job.distillation)
     history = History(job.out / "metrics.csv")
+    milestones = None
+    if job.sparsity and job.sparsity.schedule and job.sparsity.schedule.milestones:
+
+        def save(sparsity: float) -> None:
+            hf.save(student, tokenizer, milestone_folder(job, sparsity), data.labels)
+
+        milestones = Milestones(job.sparsity, save)
     callbacks = [
         *([job.sparsity] if job.sparsity else []),
+        *([milestones] if milestones else []),
         *job.callbacks.values(),
         history,
         ResumePoint(job.out / "last.ckpt", job.checkpoint_minutes),
@@ -120,7 +131,50 @@ def fit_student(
         ckpt_path=job.ckpt_path if checkpoint else None,
         weights_only=True,
     )
-    return history
+    return history, milestones.reached if milestones else []
+
+
+def judge(
+    job: Job,
+    data: hf.TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    promise: Promise | None,
+) -> tuple[dict[str, float], SparsityReport]:
+    """Metrics and zeros of a student as it is on disk.
+
+    Raises:
+        PromiseError: It is not as sparse as promised.
+    """
+    student = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels)
+    scope = set(job.sparsity.scope.select(student)) if job.sparsity and job.sparsity.scope else ()
+    report = SparsityReport.count(student, scope)
+    if promise:
+        verify(promise, report, folder)
+    return evaluate(job, data, tokenizer, student), report
+
+
+def judge_milestone(
+    job: Job, data: hf.TaskData, tokenizer: PreTrainedTokenizerBase, milestone: Milestone
+) -> dict[str, Any]:
+    """A milestone's entry in ``result.json``."""
+    folder = milestone_folder(job, milestone.sparsity)
+    metrics, report = judge(job, data, tokenizer, folder, milestone.promise)
+    return {
+        "target": milestone.sparsity,
+        "step": milestone.step,
+        "student": metrics,
+        "sparsity": report.sparsity,
+        "model_sparsity": report.model_sparsity,
+        "parameters": report.parameters,
+        "nonzero": report.nonzero,
+        "path": str(folder.relative_to(job.out)),
+    }
+
+
+def milestone_folder(job: Job, sparsity: float) -> Path:
+    """Where the student of a milestone is kept."""
+    return job.out / "milestones" / f"{sparsity:g}"
 
 
 @contextmanager

@@ -175,3 +175,29 @@ def test_the_toy_is_what_the_counts_assume():
     assert -(-ROWS // 8) == STEPS_PER_EPOCH
     assert list(SCOPE.select(make_module())) == list(IN_SCOPE)
     assert all(p.numel() == 512 for p in SCOPE.select(make_module()).values())
+
+
+def test_on_milestone_is_called_at_the_end_of_each_rest(tmp_path):
+    """With the module as sparse as asked for, every process, once, also over a resume."""
+    calls = []
+
+    def note(module, sparsity):
+        parameters = dict(module.named_parameters())
+        zeros = [int((parameters[name] == 0).sum()) for name in IN_SCOPE]
+        calls.append((module.global_step, sparsity, zeros))
+
+    pruning = SparsityCallback(
+        0.9, scope=SCOPE, updates=5, milestones=[0.25, 0.75], hold=0.2, on_milestone=note
+    )
+    fit(make_trainer(tmp_path, pruning, max_epochs=3), make_module())
+    plan = pruning.pruner.plan
+    leaves = [min(s for s, value in plan.items() if value > at) for at in (0.25, 0.75)]
+    assert calls == [(leaves[0], 0.25, [128, 128]), (leaves[1], 0.75, [384, 384])]
+
+
+def test_a_plan_without_the_milestone_is_refused(tmp_path):
+    pruning = SparsityCallback(
+        0.9, scope=SCOPE, milestones=[0.25], plan=lambda *_, **__: {1: 0.1, 2: 0.9}
+    )
+    with pytest.raises(ValueError, match=r"milestones: .* plans no update at 0.25"):
+        fit(make_trainer(tmp_path, pruning, max_epochs=1), make_module())

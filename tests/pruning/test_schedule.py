@@ -339,3 +339,83 @@ def test_plan_refuses(total_steps, updates, message):
     schedule = Schedule(final=0.9, begin=0.5, end=0.52)
     with pytest.raises(ValueError, match=message):
         update_plan(schedule, total_steps=total_steps, updates=updates)
+
+
+@st.composite
+def rests(draw):
+    """A schedule with milestones, and a run long enough for them."""
+    count = draw(st.integers(1, 4))
+    shape = draw(SHAPES)
+    final = draw(st.floats(0.5, 0.99))
+    within = draw(
+        st.lists(
+            st.floats(0.02, 0.98), min_size=count, max_size=count, unique_by=lambda x: round(x, 2)
+        )
+    )
+    begin = draw(st.floats(0.0, 0.2))
+    end = draw(st.floats(0.6, 1.0))
+    hold = draw(st.floats(0.1, 0.9)) * (end - begin) / count
+    schedule = Schedule(
+        final=final,
+        begin=begin,
+        end=end,
+        shape=shape,
+        milestones=sorted(final * x for x in within),
+        hold=hold,
+    )
+    return schedule, draw(st.integers(200, 3000))
+
+
+@given(rests(), st.integers(1, 300))
+def test_a_ramp_with_milestones_rests_at_each_and_still_ends_at_end(given_, updates):
+    schedule, total_steps = given_
+    plan = update_plan(schedule, total_steps=total_steps, updates=updates)
+    assert list(plan) == sorted(plan)
+    assert list(plan.values()) == sorted(plan.values())
+    assert max(plan) <= round(schedule.end * total_steps)
+    assert list(plan.values())[-1] == schedule.final
+    steps = list(plan)
+    for milestone in schedule.milestones:
+        place = list(plan.values()).index(milestone)
+        hold = steps[place + 1] - max(steps[place], 1)
+        assert hold >= round(schedule.hold * total_steps) - 1  # the first step is 1, not 0
+
+
+@given(rests())
+def test_sparsity_over_progress_agrees_with_the_plan(given_):
+    schedule, total_steps = given_
+    plan = update_plan(schedule, total_steps=total_steps)
+    hold = round(schedule.hold * total_steps)
+    for step, sparsity in plan.items():
+        if sparsity in schedule.milestones and hold > 8:  # steps are rounded
+            assert schedule((step + hold / 2) / total_steps) == sparsity
+    sparsities = [schedule(k / 100) for k in range(101)]
+    assert sparsities == sorted(sparsities)
+    assert sparsities[-1] == schedule.final
+
+
+def test_without_milestones_hold_is_of_no_account():
+    plain, held = Schedule(final=0.9), Schedule(final=0.9, hold=0.7)
+    assert update_plan(plain, total_steps=977) == update_plan(held, total_steps=977)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"milestones": [0.5, 0.5]}, r"milestones=\[0.5, 0.5\]: expected sparsities that rise"),
+        ({"milestones": [0.9]}, "rise between initial=0.0 and final=0.9"),
+        ({"milestones": [0.5], "initial": 0.7}, "rise between initial=0.7"),
+        ({"milestones": [50]}, r"milestones: sparsity=50: .* did you mean 0.5\?"),
+        ({"milestones": [0.5], "hold": 30}, r"hold=30: .* did you mean 0.3\?"),
+        ({"milestones": [0.2, 0.5], "hold": 0.5}, "hold=0.5: 2 milestones held for so long"),
+    ],
+)
+def test_milestones_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**{"final": 0.9, **arguments})
+
+
+def test_milestones_that_do_not_fit_the_run_are_refused():
+    schedule = Schedule(final=0.9, milestones=[0.5], hold=0.1)
+    with pytest.raises(ValueError, match=r"hold=0\.1: of this run's 10 steps the ramp has 10"):
+        update_plan(schedule, total_steps=10)

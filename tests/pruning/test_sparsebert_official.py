@@ -132,7 +132,7 @@ def test_the_readme_run():
 
 
 def test_the_plan_is_for_the_cubic_only():
-    with pytest.raises(ValueError, match="shape=cubic only"):
+    with pytest.raises(ValueError, match="shape=cubic without"):
         sparsebert_official.plan(Schedule(final=0.9, shape=linear), total_steps=100)
 
 

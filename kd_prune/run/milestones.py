@@ -1,0 +1,108 @@
+"""Milestones: the students that a run saves on its way to the final sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from kd_prune.lit import SparsityCallback
+from kd_prune.run.check import Promise
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """A student on the way.
+
+    Attributes:
+        sparsity: Sparsity in scope asked for.
+        step: Optimizer steps made by then.
+        promise: What its zeros are held against.
+    """
+
+    sparsity: float
+    step: int
+    promise: Promise
+
+
+class Milestones(L.Callback):
+    """Saves a student at the end of each rest, with the mean of the weights in its second half.
+
+    In a rest the learning rate is still high, so single steps scatter around a better place; their
+    mean (Izmailov et al. 2018, arXiv 1803.05407) lies nearer to it, and masks stand still, so it
+    has the same zeros. Training goes on from the weights as they were.
+
+    Args:
+        sparsity: The callback that prunes, before this one in the Trainer's list; its
+            `on_milestone` is set.
+        save: Saves the module's student for a sparsity.
+    """
+
+    def __init__(self, sparsity: SparsityCallback, save: Callable[[float], None]) -> None:
+        self.sparsity = sparsity
+        self.save = save
+        self.reached: list[Milestone] = []
+        self._mean: dict[str, Tensor] = {}
+        self._count = 0
+        self._step = 0
+        sparsity.on_milestone = self._on_milestone
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """After an optimizer step in the second half of a rest: take it into the mean."""
+        pruner = self.sparsity.pruner
+        rest = pruner.rest if pruner else None
+        if rest is None or trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if self.sparsity.position >= (rest.start + rest.stop) // 2:
+            self._add(pl_module)
+
+    @torch.no_grad()
+    def _add(self, module: L.LightningModule) -> None:
+        self._count += 1
+        for name, weight in _trained(module).items():
+            if name not in self._mean:
+                self._mean[name] = weight.detach().clone()
+            else:
+                self._mean[name].lerp_(weight.detach(), 1 / self._count)
+
+    @torch.no_grad()
+    def _on_milestone(self, module: L.LightningModule, sparsity: float) -> None:
+        pruner = self.sparsity.pruner
+        if pruner is None:
+            return
+        self._add(module)
+        weights = _trained(module)
+        kept = {name: weight.detach().clone() for name, weight in weights.items()}
+        for name, weight in weights.items():
+            weight.copy_(self._mean[name])
+        pruner.project()
+        self.save(sparsity)
+        for name, weight in weights.items():
+            weight.copy_(kept[name])
+        promise = Promise.of(pruner)
+        self.reached.append(Milestone(sparsity, module.global_step, promise))
+        self._mean, self._count = {}, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was reached, and the mean so far: plain tensors and numbers."""
+        reached = [asdict(milestone) for milestone in self.reached]
+        return {"reached": reached, "mean": dict(self._mean), "count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over."""
+        self.reached = [
+            Milestone(**{**found, "promise": Promise(**found["promise"])})
+            for found in state_dict["reached"]
+        ]
+        self._mean, self._count = dict(state_dict["mean"]), state_dict["count"]
+
+
+def _trained(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
