@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch is loaded: its idle threads sleep rather than spin, or two runs on one machine would
 # slow each other down many times over.
@@ -25,7 +25,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from kd_prune.sweep import job, processes, status
 
+if TYPE_CHECKING:
+    from kd_prune.run import Job
+
 SCRIPT = Path(__file__).resolve()
+NOT_THE_JOBS = ("eval", "sweep", "hydra")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -52,6 +56,8 @@ def main(config: DictConfig) -> float | None:
                 result = carry_out(config, out)
         return job.metric(result, about["monitor"])
     except Interrupted as interrupted:
+        if processes.is_further():
+            return None
         sys.stderr.write(f"{interrupted}\n{how_to_go_on(interrupted.path, out)}\n")
         sys.exit(128 + interrupted.number)
     except Exception as error:
@@ -62,24 +68,61 @@ def main(config: DictConfig) -> float | None:
         sys.exit(f"error: {status.reason(error)}")
 
 
-def carry_out(config: DictConfig, out: Path, last: str | None = None) -> Mapping[str, Any]:
+def carry_out(config: DictConfig, out: Path, last: str | None = None) -> Mapping[str, Any] | None:
     """Put the job together and run it, from a checkpoint if one is given.
+
+    The result is that of the first process; one further on has none.
+    """
+    from kd_prune.run import evaluate_saved, run
+
+    if config.eval:
+        return evaluate_saved(make_job(with_task_of(config, Path(config.eval)), out), config.eval)
+    changes = [f"ckpt_path={last}"] if last else []
+    job = make_job(config, out)
+    job = dataclasses.replace(job, ckpt_path=last or job.ckpt_path)
+    with processes.command_of_one_job(SCRIPT, out, changes):
+        return run(job)
+
+
+def make_job(config: DictConfig, out: Path) -> Job:
+    """The job that is composed, with its record.
 
     Raises:
         ValueError: It cannot be put together; the message names the key.
     """
-    from kd_prune.run import run
-
-    changes = [f"ckpt_path={last}"] if last else []
     try:
         plain = OmegaConf.to_container(config, resolve=True)
-        parts = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
-        made = instantiate(parts, _convert_="all")
-        made = dataclasses.replace(made, out=out, config=plain, ckpt_path=last or made.ckpt_path)
+        parts = OmegaConf.masked_copy(config, [key for key in config if key not in NOT_THE_JOBS])
+        return dataclasses.replace(instantiate(parts, _convert_="all"), out=out, config=plain)
     except (ValueError, InstantiationException, OmegaConfBaseException) as error:
         raise ValueError(one_line(error, config)) from error
-    with processes.command_of_one_job(SCRIPT, changes):
-        return run(made)
+
+
+def with_task_of(config: DictConfig, folder: Path) -> DictConfig:
+    """The configuration with the task of a run folder, unless the command names one.
+
+    Raises:
+        ValueError: The folder asks for a call that is not ours; it may be anybody's.
+    """
+    theirs = status.read(folder).get("config")
+    named = any(override.startswith("task") for override in HydraConfig.get().overrides.task)
+    if named or not isinstance(theirs, dict):
+        return config
+
+    def merged(ours: Any, theirs: Any, key: str) -> Any:
+        if not isinstance(theirs, dict):
+            return theirs
+        ours = ours if isinstance(ours, dict) else {}
+        if theirs.get("_target_") != ours.get("_target_"):
+            raise ValueError(
+                f"eval={folder}: its {key} is made by {theirs.get('_target_')}; "
+                "name its task, as in the command that made it"
+            )
+        return ours | {k: merged(ours.get(k), v, f"{key}.{k}") for k, v in theirs.items()}
+
+    plain = OmegaConf.to_container(config)
+    plain["task"] = merged(plain["task"], theirs["task"], "task")
+    return OmegaConf.create(plain)
 
 
 def description(config: DictConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -18,8 +17,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does
 import torch
 from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -53,15 +50,11 @@ def machine() -> dict[str, Any]:
 def run_job(overrides: Sequence[str], out: Path) -> dict[str, Any]:
     """Run ``train.py`` with these overrides in this process; return its result."""
     from kd_prune.run import run
-    from train import quiet
+    from train import make_job, quiet
 
     quiet()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        config = compose("train", overrides=list(overrides))
-    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "sweep")])
-    job = instantiate(config, _convert_="all")
-    plain = OmegaConf.to_container(config, resolve=True)
-    return run(dataclasses.replace(job, out=out, config=plain))
+        return run(make_job(compose("train", overrides=list(overrides)), out))
 
 
 def record(result: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

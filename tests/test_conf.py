@@ -19,6 +19,7 @@ from kd_prune.hf import Task
 from kd_prune.pruning import Global, layerwise, linear, one_shot, update_plan
 from kd_prune.run import Job
 from kd_prune.sweep import names  # noqa: F401  Hydra's configuration uses them
+from train import NOT_THE_JOBS
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -52,7 +53,8 @@ def composed(*overrides: str) -> DictConfig:
     config.hydra.runtime.output_dir = "out"
     HydraConfig.instance().set_config(config)
     with open_dict(config):
-        del config["hydra"], config["sweep"]  # neither is the job's
+        for key in NOT_THE_JOBS:
+            del config[key]
     if config.task.name == "tiny":
         config.task.path.train, config.task.path.validation = 8, 4
     return config
@@ -97,7 +99,8 @@ def test_every_file_is_seen():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
 def test_targets_exist_and_take_their_arguments(file):
     config = OmegaConf.load(file)
-    config.pop("sweep", None)  # how a sweep is gone about is not the job's
+    for key in NOT_THE_JOBS:
+        config.pop(key, None)
     for node in targets(config):
         bind(node, whole=False)
     named = file.read_text().count("_target_:")

@@ -388,7 +388,7 @@ def other_teacher(done, tmp_path, **changes):
     ("changes", "says"),
     [
         ({"vocab_size": 200}, r"teacher\.path.*vocabulary is 200, the student's 119; take a"),
-        ({"num_labels": 3}, r"teacher\.path=.*has 3 labels, the task 8; take a teacher"),
+        ({"num_labels": 3}, r"teacher\.path=.*has 3 labels, the task 8; take one that"),
         (
             {"id2label": dict(enumerate(["fruit", "animal", *LABELS[2:]]))},
             r"teacher\.path=.*order \['fruit', 'animal'.*set task\.labels",

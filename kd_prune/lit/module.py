@@ -110,7 +110,7 @@ class DistillModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of all validation rows."""
         for metrics in self._metrics():
-            self.log_dict(metrics.compute(), prog_bar=True)
+            self.log_dict(metrics.compute(), prog_bar=True, sync_dist=True)
             metrics.reset()
 
     def _metrics(self) -> list[MetricCollection]:

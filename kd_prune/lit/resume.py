@@ -12,8 +12,13 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+
+AGREE_EVERY = 8
+"""Optimizer steps between two agreements of several processes; each waits for the device."""
 
 
 class Interrupted(BaseException):
@@ -33,7 +38,8 @@ class ResumePoint(Checkpoint):
     """Saves the run to one file after every epoch, every few minutes, and on Ctrl-C or SIGTERM.
 
     A signal lets the optimizer step under way finish, with all the batches that it accumulates, so
-    that the checkpoint lies between two steps; then the fit ends with `Interrupted`. A second
+    that the checkpoint lies between two steps; then the fit ends with `Interrupted`. Several
+    processes agree on it within `AGREE_EVERY` steps, whichever of them got the signal. A second
     signal ends it at once. The file is written beside and renamed: a kill while it is being
     written leaves the one before. The state of torch's random generators is in it, so that dropout
     goes on as if nothing had happened.
@@ -105,12 +111,27 @@ class ResumePoint(Checkpoint):
         self._step = trainer.global_step
         if trainer.is_last_batch:
             return  # resumed from here Lightning would skip the validation; the epoch's end is near
-        if self._signal is not None or time.monotonic() - self._saved_at > 60 * self.minutes:
+        due = time.monotonic() - self._saved_at > 60 * self.minutes
+        if trainer.world_size > 1:
+            if self._step % AGREE_EVERY:
+                return
+            due = self._agree(trainer, due)
+        if self._signal is not None or due:
             self.save(trainer)
         self._end_if_told_to()
 
+    def _agree(self, trainer: L.Trainer, due: bool) -> bool:
+        """Whether any process is to save; a signal to one of them is a signal to all."""
+        wishes = torch.tensor([self._signal or 0, due], device=trainer.strategy.root_device)
+        dist.all_reduce(wishes, dist.ReduceOp.MAX)
+        number, due = wishes.tolist()
+        self._signal = number or None
+        return bool(due)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after every epoch; end if a signal came while it was being validated."""
+        if trainer.world_size > 1:
+            self._agree(trainer, due=True)
         self.save(trainer)
         self._end_if_told_to()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from kd_prune.lit.run_length import RunLength
 from kd_prune.pruning import Pruner, SparsityReport
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.run.job import Job
-from kd_prune.run.teacher import load_teacher
+from kd_prune.run.teacher import load_fine_tuned
 
 
 def check(
@@ -37,12 +38,14 @@ def check(
             job.sparsity.scope = job.model.scope or models.encoder_scope(student)
         job.sparsity.scope.select(student)
         try:
-            job.sparsity.check(RunLength.ahead(job.trainer(logger=False), len(train)).total)
+            trainer = job.trainer(logger=False)
+            batches = math.ceil(len(train) / trainer.world_size)
+            job.sparsity.check(RunLength.ahead(trainer, batches).total)
         except ValueError as error:
             raise ValueError(f"sparsity.{error}") from error
     teacher = student
     if job.teacher.path:
-        teacher = load_teacher(job.teacher.path, data)
+        teacher = load_fine_tuned("teacher.path", job.teacher.path, data)
         models.check_pair(student, teacher)
     requires = job.distillation.requires
     for model in (student, teacher):

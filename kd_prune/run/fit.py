@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +54,45 @@ def make_trainer(job: Job, callbacks: Sequence[Callback], **settings: Any) -> L.
         use_distributed_sampler=False,  # the batch sampler shares out the batches itself
         **settings,
     )
+
+
+def on_one_device(job: Job) -> Job:
+    """The job without its strategy: a teacher's fit and every evaluation take one process."""
+    if job.trainer(logger=False).world_size == 1:
+        return job
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
+    return replace(job, trainer=partial(job.trainer, **alone))
+
+
+# What Lightning leaves in the environment, and takes there for a fit that somebody else started.
+LEFT_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+@contextmanager
+def together(trainer: L.Trainer) -> Iterator[None]:
+    """A fit that may take several processes; afterwards this one is alone, ready for another."""
+    before = {name: os.environ.get(name) for name in LEFT_BY_LIGHTNING}
+    try:
+        yield
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
+    except BaseException:
+        # The others may wait for this one for good. Lightning's observer of theirs, which ends
+        # everything where one of them fails, has nothing to see any more: the sweep goes on.
+        children = getattr(trainer.strategy.launcher, "procs", [])
+        others = children.copy()
+        children.clear()
+        for process in others:
+            process.kill()
+        raise
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def evaluate(

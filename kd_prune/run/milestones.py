@@ -83,7 +83,8 @@ class Milestones(L.Callback):
         for name, weight in weights.items():
             weight.copy_(self._mean[name])
         pruner.project()
-        self.save(sparsity)
+        if module.trainer.is_global_zero:
+            self.save(sparsity)
         for name, weight in weights.items():
             weight.copy_(kept[name])
         promise = Promise.of(pruner)

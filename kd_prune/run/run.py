@@ -16,20 +16,23 @@ from kd_prune.hf import models
 from kd_prune.lit import History, ResumePoint
 from kd_prune.pruning import SparsityReport
 from kd_prune.run.check import Promise, check, read_checkpoint, verify, verify_retained
-from kd_prune.run.fit import evaluate, make_module, make_trainer
+from kd_prune.run.fit import evaluate, make_module, make_trainer, on_one_device, together
 from kd_prune.run.job import Job
 from kd_prune.run.milestones import Milestone, Milestones
 from kd_prune.run.outcome import draw_curves, print_summary, versions, write_json
 from kd_prune.run.teacher import obtain_teacher
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any] | None:
     """Carry out a job and leave its results in the run folder.
 
+    Where the student's fit takes several processes, each of them comes here; all but the first
+    are done when the fit is.
+
     Returns:
-        What ``result.json`` holds: `task`, `seed`, `teacher` and `student` with their metrics,
-        `sparsity` and `model_sparsity` as counted, `milestones` likewise, `seconds` per stage,
-        `versions`, `config`.
+        None in a process other than the first; else what ``result.json`` holds: `task`, `seed`,
+        `teacher` and `student` with their metrics, `sparsity` and `model_sparsity` as counted,
+        `milestones` likewise, `seconds` per stage, `versions`, `config`.
 
     Raises:
         ValueError: Something asked for is impossible; raised before anything is trained.
@@ -48,23 +51,28 @@ def run(job: Job) -> dict[str, Any]:
     checkpoint = read_checkpoint(job.ckpt_path, job, student) if job.ckpt_path else None
     check(job, data, tokenizer, student)
 
+    alone = on_one_device(job)
     with timed(seconds, "teacher"):
-        teacher, teacher_metrics = obtain_teacher(job, data, tokenizer, cache)
+        teacher, teacher_metrics = obtain_teacher(alone, data, tokenizer, cache)
     if job.student.init == "teacher":
         student.load_state_dict(teacher.state_dict())
     if job.student.dropout is not None:
         models.set_dropout(student, job.student.dropout)
     with timed(seconds, "student"):
-        history, milestones = fit_student(job, data, tokenizer, student, teacher, checkpoint)
+        trainer, history, milestones = fit_student(
+            job, data, tokenizer, student, teacher, checkpoint
+        )
+    if not trainer.is_global_zero:
+        return None
     folder = job.out / "student"
     hf.save(student, tokenizer, folder, data.labels)
 
     pruner = job.sparsity.pruner if job.sparsity else None
     with timed(seconds, "evaluation"):
         promise = Promise.of(pruner) if pruner else None
-        student_metrics, report = judge(job, data, tokenizer, folder, promise)
+        student_metrics, report = judge(alone, data, tokenizer, folder, promise)
         report.write_csv(job.out / "sparsity.csv")
-        on_the_way = [judge_milestone(job, data, tokenizer, found) for found in milestones]
+        on_the_way = [judge_milestone(alone, data, tokenizer, found) for found in milestones]
     draw_curves(
         history.rows,
         job.out / "curves.png",
@@ -101,8 +109,8 @@ def fit_student(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     checkpoint: Mapping[str, Any] | None,
-) -> tuple[History, list[Milestone]]:
-    """Train the student in place, pruning it meanwhile; return its curves and its milestones."""
+) -> tuple[L.Trainer, History, list[Milestone]]:
+    """Train the student in place, pruning it meanwhile; return its curves and milestones."""
     L.seed_everything(job.seed, verbose=False)
     for model in (student, teacher):
         models.prepare(model, job.distillation.requires)
@@ -124,14 +132,15 @@ def fit_student(
     ]
     train, validation = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     trainer = make_trainer(job, callbacks, logger=list(job.logger.values()) or False)
-    trainer.fit(
-        module,
-        train,
-        list(validation.values()),
-        ckpt_path=job.ckpt_path if checkpoint else None,
-        weights_only=True,
-    )
-    return history, milestones.reached if milestones else []
+    with together(trainer):
+        trainer.fit(
+            module,
+            train,
+            list(validation.values()),
+            ckpt_path=job.ckpt_path if checkpoint else None,
+            weights_only=True,
+        )
+    return trainer, history, milestones.reached if milestones else []
 
 
 def judge(

@@ -28,7 +28,7 @@ def obtain_teacher(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The teacher and its metrics: loaded, found again, or fine-tuned under a lock."""
     if job.teacher.path:
-        model = load_teacher(job.teacher.path, data)
+        model = load_fine_tuned("teacher.path", job.teacher.path, data)
         return model, {**evaluate(job, data, tokenizer, model), "path": job.teacher.path}
     if job.teacher.batch_size:
         job = replace(job, task=replace(job.task, batch_size=job.teacher.batch_size))
@@ -45,8 +45,8 @@ def obtain_teacher(
     return found, {**metrics, "path": str(folder)}
 
 
-def load_teacher(path: str, data: hf.TaskData) -> PreTrainedModel:
-    """A model that was fine-tuned on the task.
+def load_fine_tuned(key: str, path: str, data: hf.TaskData) -> PreTrainedModel:
+    """A model that was fine-tuned on the task; `key` is the option that named it.
 
     Raises:
         ValueError: It cannot be reached, was not fine-tuned, or on other labels; it would be given
@@ -55,22 +55,22 @@ def load_teacher(path: str, data: hf.TaskData) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise models.unreachable("teacher.path", path, error) from error
+        raise models.unreachable(key, path, error) from error
     if not any("ForSequenceClassification" in name for name in config.architectures or ()):
         raise ValueError(
-            f"teacher.path={path}: {', '.join(config.architectures or ['it'])} has no "
-            "classification head; fine-tune it on the task, or set teacher.path=null"
+            f"{key}={path}: {', '.join(config.architectures or ['it'])} has no "
+            f"classification head; fine-tune it on the task, or set {key}=null"
         )
     if config.num_labels != data.num_labels:
         raise ValueError(
-            f"teacher.path={path}: the teacher has {config.num_labels} labels, the task "
-            f"{data.num_labels}; take a teacher that was fine-tuned on this task"
+            f"{key}={path}: the model has {config.num_labels} labels, the task "
+            f"{data.num_labels}; take one that was fine-tuned on this task"
         )
     names = [str(config.id2label[i]) for i in range(config.num_labels)]
     if set(names) == set(data.labels) and names != list(data.labels):
         raise ValueError(
-            f"teacher.path={path}: the teacher's labels are in the order {names[:5]}, the task's "
-            f"in the order {list(data.labels)[:5]}; set task.labels to the teacher's"
+            f"{key}={path}: the model's labels are in the order {names[:5]}, the task's "
+            f"in the order {list(data.labels)[:5]}; set task.labels to the model's"
         )
     return hf.Pretrained(path=path).load(num_labels=data.num_labels)
 
@@ -92,7 +92,14 @@ def waiting_lock(path: Path) -> Iterator[None]:
 def teacher_key(job: Job, data: hf.TaskData, model: str) -> str:
     """Hash of everything that a fine-tuned teacher depends on."""
     trainer = dict(job.config.get("trainer", {}))
-    for of_the_student in ("max_epochs", "max_steps"):
+    for of_the_student in (
+        "max_epochs",
+        "max_steps",
+        "devices",
+        "num_nodes",
+        "strategy",
+        "plugins",
+    ):
         trainer.pop(of_the_student, None)
     depends = {
         "data": data.fingerprint,

@@ -14,7 +14,7 @@ from kd_prune.sweep.names import identity
 
 log = logging.getLogger(__name__)
 
-CarryOut = Callable[[str | None], Mapping[str, Any]]
+CarryOut = Callable[[str | None], Mapping[str, Any] | None]
 
 
 def one_of_many(

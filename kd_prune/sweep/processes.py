@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import read_write
 
 
 def is_further() -> bool:
@@ -18,7 +19,7 @@ def is_further() -> bool:
 
 
 @contextmanager
-def command_of_one_job(script: Path, changes: Sequence[str] = ()) -> Iterator[None]:
+def command_of_one_job(script: Path, out: Path, changes: Sequence[str] = ()) -> Iterator[None]:
     """Let the process's command be that of the one job that it is at.
 
     Lightning (2.6) repeats ``sys.argv`` for every further process, or ``python -m`` the main
@@ -27,9 +28,10 @@ def command_of_one_job(script: Path, changes: Sequence[str] = ()) -> Iterator[No
 
     Args:
         script: ``train.py``.
+        out: The job's folder.
         changes: Overrides that the job got besides.
     """
-    config = HydraConfig.get()
+    config = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]  # there is a job
     main = sys.modules["__main__"]
     argv, spec = sys.argv, getattr(main, "__spec__", None)
     if config.mode is RunMode.MULTIRUN:
@@ -39,6 +41,8 @@ def command_of_one_job(script: Path, changes: Sequence[str] = ()) -> Iterator[No
         name = ["--config-name", str(config.job.config_name)]
         sys.argv = [str(script), *name, *options, *searched, *config.overrides.task, *changes]
         main.__spec__ = None
+        with read_write(config.run):  # Lightning hands on the folder of a single run
+            config.run.dir = str(out)
     try:
         yield
     finally:

@@ -7,57 +7,17 @@ call the script in this one.
 from __future__ import annotations
 
 import json
-import logging
-import os
-import runpy
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-SCRIPT = Path(__file__).parents[2] / "train.py"
-SMALL = (
-    "experiment=smoke",
-    "task.path.train=128",
-    "task.path.validation=32",
-    "model.path.hidden_size=16",
-    "model.path.heads=2",
-    "student.min_retained=0",
-    "trainer.accelerator=cpu",
-)
-
-
-def start(out: Path, cache: Path, *overrides: str, **options) -> subprocess.Popen:
-    """A process in a folder of its own, as a person would start it."""
-    environment = os.environ | {
-        "KD_PRUNE_CACHE": str(cache),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    command = [sys.executable, str(SCRIPT), *overrides, f"hydra.run.dir={out}"]
-    return subprocess.Popen(
-        command,
-        cwd=cache,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+from .script import SMALL, start
 
 
 def result_of(out: Path) -> dict:
     return json.loads((out / "result.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -68,36 +28,6 @@ def smoke(cache, tmp_path_factory):
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     return out, stdout
-
-
-@pytest.fixture
-def call(cache, monkeypatch, capsys):
-    """Call the script in this process; returns exit code, stdout and stderr."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-
-    def call_script(*overrides: str, cache: Path = cache):
-        monkeypatch.setenv("KD_PRUNE_CACHE", str(cache))
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # set by the script; unset again afterwards
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *overrides])
-        GlobalHydra.instance().clear()
-        capsys.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-            if isinstance(code, str):  # the interpreter prints it and exits with 1
-                print(code, file=sys.stderr)
-                code = 1
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    yield call_script
-    for handler in set(root.handlers) - set(before):
-        handler.close()
-    root.handlers[:], root.level = before, level
-    GlobalHydra.instance().clear()
 
 
 def test_the_smoke_run_prints_what_it_reached(smoke):

@@ -1,0 +1,39 @@
+"""``train.py`` as a person would start it, and a task that takes a second."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "train.py"
+SMALL = (
+    "experiment=smoke",
+    "task.path.train=128",
+    "task.path.validation=32",
+    "model.path.hidden_size=16",
+    "model.path.heads=2",
+    "student.min_retained=0",
+    "trainer.accelerator=cpu",
+)
+
+
+def start(out: Path, cache: Path, *overrides: str, **options) -> subprocess.Popen:
+    """A process in a folder of its own, as a person would start it."""
+    environment = os.environ | {
+        "KD_PRUNE_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, str(SCRIPT), *overrides, f"hydra.run.dir={out}"]
+    return subprocess.Popen(
+        command,
+        cwd=cache,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )

@@ -1,0 +1,74 @@
+"""A sweep whose jobs take two processes each: the trap is what one job leaves to the next."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import time
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from .script import SMALL, start
+
+DDP = (*SMALL, "trainer=ddp", "trainer.devices=2")
+
+
+def states(sweep):
+    found = [json.loads(file.read_text()) for file in sweep.glob("*/status.json")]
+    return sorted((status["state"], status["config"]["optimizer"]["lr"]) for status in found)
+
+
+def test_a_sweep_of_jobs_with_two_processes_each(cache, tmp_path):
+    """The second job diverges; the third goes its way, with processes of its own."""
+    sweep = tmp_path / "sweep"
+    command = ("-m", *DDP, "optimizer.lr=1e-3,1e30,2e-3", f"hydra.sweep.dir={sweep}")
+    process = start(tmp_path / "unused", cache, *command)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 1, stderr  # one failed
+    assert states(sweep) == [("failed", 1e30), ("finished", 1e-3), ("finished", 2e-3)]
+    for folder in sweep.glob("*/"):
+        if not (folder / "result.json").is_file():
+            continue
+        result = json.loads((folder / "result.json").read_text())
+        assert result["sparsity"] == pytest.approx(0.95, abs=1e-3)
+        AutoModelForSequenceClassification.from_pretrained(folder / "student")
+        with (folder / "metrics.csv").open() as file:
+            steps = [int(row["step"]) for row in csv.DictReader(file)]
+        # 128 rows in batches of 32, five epochs: two batches an epoch for each of two processes.
+        batch, epochs = (
+            result["config"][k][n] for k, n in (("task", "batch_size"), ("trainer", "max_epochs"))
+        )
+        assert steps[-1] == epochs * 128 // batch // 2
+        assert (folder / "train_ddp_process_1.log").is_file()  # the second process was in here too
+    assert not (tmp_path / "unused").exists()
+    with (sweep / "summary.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+@pytest.mark.parametrize("whom", ["the first process", "the group"])
+def test_interrupted_in_two_processes(cache, tmp_path, whom):
+    """Both stop at the same step, whoever got the signal, and the same command goes on."""
+    sweep = tmp_path / "sweep"
+    command = ("-m", *DDP, "trainer.max_epochs=60", f"hydra.sweep.dir={sweep}")
+    process = start(tmp_path / "unused", cache, *command, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(sweep.glob("*/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    if whom == "the group":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), stderr
+    assert "give the same command again" in stderr
+    assert [state for state, _ in states(sweep)] == ["interrupted"]
+
+    process = start(tmp_path / "unused", cache, *command)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert [state for state, _ in states(sweep)] == ["finished"]
