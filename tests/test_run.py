@@ -356,9 +356,14 @@ def test_an_interrupted_student_is_gone_on_with(done, make_job, tmp_path):
     with pytest.raises(Interrupted):
         run(dataclasses.replace(job, callbacks={"signal": Signal()}))
     assert not (tmp_path / "result.json").exists()
-    second = run(make_job(tmp_path, ckpt_path=str(tmp_path / "last.ckpt")))
+    last = tmp_path / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    state["callbacks"]["ResumePoint"]["seconds"] += 1000
+    torch.save(state, last)
+    second = run(make_job(tmp_path, ckpt_path=str(last)))
     assert weights(tmp_path / "student") == weights(out / "student")
     assert second["student"] == first["student"]
+    assert 1000 < second["seconds"]["student"] < 1100  # of both parts
     assert (tmp_path / "metrics.csv").read_bytes() == (out / "metrics.csv").read_bytes()
 
 

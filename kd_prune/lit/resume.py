@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,9 +17,10 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-
 AGREE_EVERY = 8
 """Optimizer steps between two agreements of several processes; each waits for the device."""
+ADVANCE = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals by which a cluster says that it is going to end the job."""
 
 
 class Interrupted(BaseException):
@@ -42,7 +44,7 @@ class ResumePoint(Checkpoint):
     processes agree on it within `AGREE_EVERY` steps, whichever of them got the signal. A second
     signal ends it at once. The file is written beside and renamed: a kill while it is being
     written leaves the one before. The state of torch's random generators is in it, so that dropout
-    goes on as if nothing had happened.
+    goes on as if nothing had happened; so are the `seconds` of training so far.
 
     Args:
         path: The checkpoint file.
@@ -54,10 +56,18 @@ class ResumePoint(Checkpoint):
         self.minutes = minutes
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
+        self._theirs: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._saved_at = 0.0
+        self._started_at: float | None = None
+        self._earlier = 0.0
         self._step = 0
         self._generators: dict[str, Any] | None = None
         self._loaders: list[dict[str, Any]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Note who handles signals already; after this, Lightning does."""
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, *ADVANCE)}
+        self._theirs = {number: h for number, h in handlers.items() if callable(h)}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals; on resume, set the loaders where they were.
@@ -70,13 +80,16 @@ class ResumePoint(Checkpoint):
         for loader, state in zip(stateful, self._loaders, strict=False):
             loader.load_state_dict(state)
         self._loaders = []
-        self._saved_at = time.monotonic()
+        self._saved_at = self._started_at = time.monotonic()
         self._step = trainer.global_step
         self._signal = None
+        self._listen()
+
+    def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 number: signal.signal(number, self._note)
-                for number in (signal.SIGINT, signal.SIGTERM)
+                for number in {signal.SIGINT, signal.SIGTERM, *self._theirs}
             }
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -89,8 +102,13 @@ class ResumePoint(Checkpoint):
         self._before = {}
 
     def _end_if_told_to(self) -> None:
-        if self._signal is not None:
-            raise Interrupted(self.path, self._signal)
+        if self._signal is None:
+            return
+        number, self._signal = self._signal, None
+        if number not in self._theirs:
+            raise Interrupted(self.path, number)
+        self._theirs[number](number, None)
+        self._listen()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -165,11 +183,18 @@ class ResumePoint(Checkpoint):
         fit_loop = checkpoint["loops"]["fit_loop"]["state_dict"]
         self._loaders = fit_loop.get("combined_loader", [])
 
+    @property
+    def seconds(self) -> float:
+        """How long the fit has trained, all its parts together; what a kill lost is not in it."""
+        now = 0.0 if self._started_at is None else time.monotonic() - self._started_at
+        return self._earlier + now
+
     def state_dict(self) -> dict[str, Any]:
-        """States of torch's random generators."""
+        """States of torch's random generators, and the time."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+        return {"cpu": torch.get_rng_state(), "cuda": cuda, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep them until the first batch."""
+        """Keep the generators' until the first batch."""
         self._generators = state_dict
+        self._earlier = state_dict.get("seconds", 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,10 @@ def run(job: Job) -> dict[str, Any] | None:
         student.load_state_dict(teacher.state_dict())
     if job.student.dropout is not None:
         models.set_dropout(student, job.student.dropout)
-    with timed(seconds, "student"):
-        trainer, history, milestones = fit_student(
-            job, data, tokenizer, student, teacher, checkpoint
-        )
-    if not trainer.is_global_zero:
+    fit = fit_student(job, data, tokenizer, student, teacher, checkpoint)
+    if not fit.first:
         return None
+    seconds["student"] = fit.seconds
     folder = job.out / "student"
     hf.save(student, tokenizer, folder, data.labels)
 
@@ -72,9 +71,9 @@ def run(job: Job) -> dict[str, Any] | None:
         promise = Promise.of(pruner) if pruner else None
         student_metrics, report = judge(alone, data, tokenizer, folder, promise)
         report.write_csv(job.out / "sparsity.csv")
-        on_the_way = [judge_milestone(alone, data, tokenizer, found) for found in milestones]
+        on_the_way = [judge_milestone(alone, data, tokenizer, found) for found in fit.milestones]
     draw_curves(
-        history.rows,
+        fit.history.rows,
         job.out / "curves.png",
         monitor=job.task.monitor,
         teacher=teacher_metrics[job.task.monitor],
@@ -102,6 +101,23 @@ def run(job: Job) -> dict[str, Any] | None:
     return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What a student's fit leaves besides the student.
+
+    Attributes:
+        history: Its curves.
+        milestones: The students on its way.
+        seconds: How long it trained, before it was resumed too.
+        first: Whether this is the first process of those that trained it.
+    """
+
+    history: History
+    milestones: list[Milestone]
+    seconds: float
+    first: bool
+
+
 def fit_student(
     job: Job,
     data: hf.TaskData,
@@ -109,8 +125,8 @@ def fit_student(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     checkpoint: Mapping[str, Any] | None,
-) -> tuple[L.Trainer, History, list[Milestone]]:
-    """Train the student in place, pruning it meanwhile; return its curves and milestones."""
+) -> Fit:
+    """Train the student in place, pruning it meanwhile."""
     L.seed_everything(job.seed, verbose=False)
     for model in (student, teacher):
         models.prepare(model, job.distillation.requires)
@@ -123,12 +139,13 @@ def fit_student(
             hf.save(student, tokenizer, milestone_folder(job, sparsity), data.labels)
 
         milestones = Milestones(job.sparsity, save)
+    resume = ResumePoint(job.out / "last.ckpt", job.checkpoint_minutes)
     callbacks = [
         *([job.sparsity] if job.sparsity else []),
         *([milestones] if milestones else []),
         *job.callbacks.values(),
         history,
-        ResumePoint(job.out / "last.ckpt", job.checkpoint_minutes),
+        resume,
     ]
     train, validation = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     trainer = make_trainer(job, callbacks, logger=list(job.logger.values()) or False)
@@ -140,7 +157,12 @@ def fit_student(
             ckpt_path=job.ckpt_path if checkpoint else None,
             weights_only=True,
         )
-    return trainer, history, milestones.reached if milestones else []
+    return Fit(
+        history=history,
+        milestones=milestones.reached if milestones else [],
+        seconds=resume.seconds,
+        first=trainer.is_global_zero,
+    )
 
 
 def judge(
