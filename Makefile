@@ -14,7 +14,7 @@ DEV := $(VENV)/.installed-dev
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-ablation smoke test lint types format clean \
+.PHONY: help install demo demo-ablation smoke test faults lint types format clean \
 	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe
 
 help:  ## list the targets
@@ -38,6 +38,9 @@ test: $(DEV)  ## the whole test suite; ARGS go to pytest
 lint: $(DEV)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+faults: $(DEV)  ## sweeps killed twenty times and a disk that fills up, five minutes
+	$(BIN)/python -m pytest -m slow tests/faults $(ARGS)
 
 mutants: $(DEV)  ## faults put into the code one at a time: do the tests notice?
 	$(BIN)/python tests/mutants.py

@@ -25,13 +25,19 @@ def save(
         tokenizer: Its tokenizer.
         folder: Where to.
         labels: Class names, for the config.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to; an earlier one stays.
     """
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {name: i for i, name in enumerate(labels)}
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
-    model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    if folder.exists():
-        shutil.rmtree(folder)
-    scratch.rename(folder)
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # what a full disk left of it

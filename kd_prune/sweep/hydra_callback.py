@@ -9,7 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from kd_prune.sweep import names  # a job's process has the names of folders by unpickling this
+from kd_prune.sweep import names, status  # a job's process has the names of folders by unpickling this
 
 log = logging.getLogger(__name__)
 __all__ = ["SummaryCallback", "names"]
@@ -25,12 +25,17 @@ class SummaryCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Summarise; the jobs' results are safe by now, so no fault here may hide them."""
         from kd_prune.sweep import summarize
+        from kd_prune.sweep.collect import run_folders
 
         folder = Path(config.hydra.sweep.dir)
+        if not any(run_folders(folder)):  # nothing was to be trained (eval=…)
+            return
         try:
             found = summarize([folder], folder)
-        except Exception:
-            log.exception("no summary of %s; python -m kd_prune.sweep makes one", folder)
+        except Exception as error:
+            log.error("%s: no summary: %s", folder, status.reason(error))
+            log.info("python -m kd_prune.sweep %s makes one", folder)
+            log.debug("no summary", exc_info=True)
             raise SystemExit(1) from None
         if any(run.state == "failed" for run in found.runs):
             raise SystemExit(1)

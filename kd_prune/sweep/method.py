@@ -1,0 +1,83 @@
+"""Method: what tells a run apart from the others on its task, in few words."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd_prune.sweep.names import PLACES
+from kd_prune.sweep.records import Run
+
+# Shown in columns of their own, or of no account here.
+ELSEWHERE = ("seed", "task", "sparsity.final", "callbacks", *PLACES)
+# Hydra's groups whose option says what its keys are, unless a command changed them.
+GROUPS = ("sparsity", "distillation", "optimizer", "model", "trainer")
+
+
+def methods(runs: Sequence[Run]) -> list[str]:
+    """A label for every run: its distillation, then whatever differs among runs of its task.
+
+    ``sparsebert``, ``none``, ``sparsebert, sparsity=oneshot``, ``sparsebert, optimizer.lr=0.001``.
+    """
+    by_task: dict[str, list[int]] = defaultdict(list)
+    for i, run in enumerate(runs):
+        by_task[run.task].append(i)
+    labels = [""] * len(runs)
+    for places in by_task.values():
+        parts = differences([runs[i] for i in places])
+        for i, part in zip(places, parts, strict=True):
+            labels[i] = ", ".join([distillation(runs[i]), *part])
+    return labels
+
+
+def distillation(run: Run) -> str:
+    """Name of what the student learns from."""
+    if name := run.choices.get("distillation"):
+        return str(name)
+    config = run.config.get("distillation")
+    terms = config.get("terms") if isinstance(config, Mapping) else None
+    return "+".join(map(str, terms)) if terms else "?"
+
+
+def differences(runs: Sequence[Run]) -> list[list[str]]:
+    """For each run ``key=value`` of what is not the same in all, but for seed and target.
+
+    A key of a group whose option differs is shown where it differs among runs of one option.
+    """
+    known = [i for i, run in enumerate(runs) if run.config]
+    flat = [flatten(run.config) for run in runs]
+    parts: list[list[str]] = [[] for _ in runs]
+    differ = [g for g in GROUPS if len({runs[i].choices.get(g) for i in known}) > 1]
+    for group in differ:
+        for i in known if group != "distillation" else ():
+            parts[i].append(f"{group}={runs[i].choices.get(group, '?')}")
+    for key in sorted({key for values in flat for key in values if not _is_under(key, ELSEWHERE)}):
+        alike: dict[str | None, list[int]] = defaultdict(list)
+        group = key.partition(".")[0]
+        for i in known:
+            alike[runs[i].choices.get(group) if group in differ else None].append(i)
+        for members in alike.values():
+            if len({repr(flat[i].get(key)) for i in members}) > 1:
+                for i in members:
+                    parts[i].append(f"{key}={flat[i].get(key)}")
+    return parts
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys.
+
+    >>> flatten({"a": {"b": 1, "c": [2]}, "d": None})
+    {'a.b': 1, 'a.c': [2], 'd': None}
+    """
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _is_under(key: str, parents: Sequence[str]) -> bool:
+    parts = key.split(".")
+    return any(key == p or key.startswith(f"{p}.") for p in parents) or parts[-1] in PLACES

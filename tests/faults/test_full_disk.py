@@ -1,0 +1,69 @@
+"""A disk that fills up ends the job with a clear line; what is there stays whole."""
+
+from __future__ import annotations
+
+import json
+import resource
+
+import pytest
+
+from kd_prune.hf import save
+from kd_prune.sweep import collect
+from tests.cli.script import SMALL, start
+
+LIMIT = 300_000  # above every file of the small model, below the weights of the larger one
+
+
+def no_file_above_limit() -> None:
+    """Files cannot grow above LIMIT: as where a disk is full, writing fails half-way."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+
+def test_a_job_without_room_fails_and_says_so(tmp_path):
+    sweep = tmp_path / "sweep"
+    command = ("-m", *SMALL, "model.path.hidden_size=16,96", f"hydra.sweep.dir={sweep}")
+    process = start(tmp_path, tmp_path, *command, preexec_fn=no_file_above_limit)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 1, stderr
+    runs = {run.state: run for run in collect([sweep]).runs}
+    assert runs["failed"].reason.startswith("the disk is full")
+    assert runs["finished"].points[0].sparsity == pytest.approx(0.95, abs=1e-3)
+    assert "the disk is full" in stdout
+    assert "Traceback" not in stdout + stderr
+    whole = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in whole if file.suffix in (".part", f".{process.pid}")]
+    assert not list(tmp_path.rglob(f"*.{process.pid}"))
+
+    process = start(tmp_path, tmp_path, *command, "sweep.retry_failed=true")
+    _, stderr = process.communicate(timeout=240)  # somebody made room
+    assert process.returncode == 0, stderr
+    assert [run.state for run in collect([sweep]).runs] == ["finished"] * 2
+
+
+def test_a_single_run_says_it_in_one_line(tmp_path):
+    process = start(
+        tmp_path / "run", tmp_path, *SMALL, "model.path.hidden_size=96",
+        preexec_fn=no_file_above_limit,
+    )  # fmt: skip
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert stderr.strip().splitlines()[-1].startswith("error: the disk is full")
+    assert "Traceback" not in stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+
+
+def test_a_folder_that_could_not_be_saved_leaves_the_one_before(tmp_path):
+    class Model:
+        config = None
+
+        def save_pretrained(self, folder):
+            folder.mkdir()
+            (folder / "half").touch()
+            raise OSError(28, "No space left on device")
+
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "before").touch()
+    with pytest.raises(OSError, match="No space left"):
+        save(Model(), None, tmp_path / "student")
+    assert [file.name for file in tmp_path.rglob("*")] == ["student", "before"]

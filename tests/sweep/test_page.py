@@ -1,0 +1,84 @@
+"""The page: what runs say stays in the data block, nothing is fetched, nothing is slow."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_prune.sweep import collect
+from kd_prune.sweep.page import as_script, page_data, thinned, write_page
+
+from .runs import write_run
+
+DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
+
+
+def written(folder, **settings):
+    write_page(collect([folder]), folder / "report.html", **settings)
+    return (folder / "report.html").read_text()
+
+
+@given(st.text())
+def test_no_text_ends_the_data_block_early(text):
+    script = as_script({"reason": text, text: 1})
+    assert "<" not in script
+    assert json.loads(script) == {"reason": text, text: 1}
+
+
+def test_what_runs_say_is_data_not_markup(tmp_path):
+    evil = "</script><script>alert(1)</script><!--PLOTLY--><!--JS-->&quot;'"
+    write_run(tmp_path / "a", state="failed", reason=evil, optimizer__lr=evil, task__name=evil)
+    page = written(tmp_path, title=evil)
+    assert "alert(1)</script>" not in page
+    (block,) = DATA.findall(page)
+    assert json.loads(block)["runs"][0]["reason"] == evil
+
+
+def test_nothing_is_asked_of_a_network(tmp_path):
+    write_run(tmp_path / "a")
+    page = written(tmp_path)
+    assert not re.search(r"<(script|link|img|iframe)[^>]*\b(src|href)=", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_page_holds_what_was_collected(tmp_path):
+    write_run(tmp_path / "a", milestones={0.5: 0.85}, optimizer__lr=1e-3)
+    write_run(tmp_path / "b", seed=2, optimizer__lr=2e-3)
+    (tmp_path / "b" / "sparsity.csv").write_text("x\ny\n")
+    found = page_data(collect([tmp_path]))
+    a, b = found["runs"]
+    assert [point["milestone"] for point in a["points"]] == [True, False]
+    assert (a["config"]["optimizer.lr"], b["config"]["optimizer.lr"]) == ("0.001", "0.002")
+    assert found["common"]["sparsity.criterion"] == "magnitude"
+    assert a["zeros"] == [900] * 3
+    assert found["tensors"][a["table"]][0] == ["bert.encoder.layer.0.output.dense.weight", 1000]
+    assert b["table"] is None
+    assert found["broken"][0][0].endswith("sparsity.csv")
+    assert a["curves"]["train/loss"][0] == list(range(1, 11))
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=500),
+    st.integers(4, 50),
+)
+def test_a_thinned_curve_keeps_its_ends_and_its_extremes(values, points):
+    series = list(enumerate(values))
+    steps, kept = thinned(series, points)
+    assert len(steps) == len(kept) <= max(points, 4)
+    assert steps == sorted(set(steps))
+    assert (steps[0], steps[-1]) == (0, len(values) - 1)
+    for extreme in (min(values), max(values)):
+        assert any(abs(value - extreme) <= 1e-4 * abs(extreme) for value in kept)
+
+
+def test_five_hundred_runs_in_seconds(tmp_path):
+    for i in range(500):
+        write_run(tmp_path / f"run-{i}", seed=i, steps=100, tensors=72)
+    start = time.perf_counter()
+    page = written(tmp_path)
+    assert time.perf_counter() - start < 10
+    assert len(page) < 15e6

@@ -1,0 +1,188 @@
+"""The page in a real browser: Debian's chromium, without a window."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from kd_prune.sweep import collect
+from kd_prune.sweep.page import write_page
+
+from .runs import write_run
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="no browser: apt-get install chromium chromium-driver"
+)
+EVIL = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Two tasks, two methods, two sparsities and a milestone, two seeds; and one that failed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for task in ("mrpc", "rte"):
+        for method in ("none", "sparsebert"):
+            for seed in (1, 2):
+                for final in (0.8, 0.95):
+                    write_run(
+                        folder / f"{task}-{method}-s{final}-seed{seed}",
+                        task__name=task,
+                        choices={"distillation": method},
+                        distillation={"terms": {method: 1.0}},
+                        sparsity__final=final,
+                        seed=seed,
+                        accuracy=0.9 - final / 10 - seed / 100,
+                        milestones={0.5: 0.88} if final == 0.95 else None,
+                    )
+    write_run(
+        folder / "bad",
+        state="failed",
+        reason=EVIL,
+        seed=3,
+        sparsity__final=95,
+        distillation={"terms": {"sparsebert": 1.0}},
+    )
+    write_page(collect([folder]), folder / "report.html", title=f"sweep {EVIL}")
+    return folder / "report.html"
+
+
+@pytest.fixture
+def page(browser, sweep):
+    browser.get(f"file://{sweep}")
+    assert browser.execute_script("return document.documentElement.dataset.drawn") == "yes"
+    return browser
+
+
+def click(page, key, value):
+    """One checkbox of a filter."""
+    page.execute_script(
+        "const box = [...document.querySelectorAll('#filters input')].find("
+        "(box) => box.dataset.filter === arguments[0] && box.dataset.value === arguments[1]);"
+        "box.click();",
+        key,
+        value,
+    )
+
+
+def drawn(page, section):
+    """Task → (method, milestone) → sparsities, as Plotly has them."""
+    return page.execute_script(
+        "return [...document.querySelectorAll(`#${arguments[0]} .figures > div`)].map((figure) =>"
+        " [figure.dataset.task, (figure.data ?? []).map((trace) =>"
+        " ({...trace.meta, x: trace.x, y: trace.y, error: trace.error_y?.array}))])",
+        section,
+    )
+
+
+def column(page, table, number):
+    cells = page.find_elements("css selector", f"{table} tbody tr td:nth-child({number})")
+    return [cell.text for cell in cells]
+
+
+def test_nothing_is_fetched_and_nothing_complains(page, sweep):
+    assert page.get_log("browser") == []
+    addresses = page.execute_script(
+        "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    )
+    assert [a for a in addresses if not a.startswith(("data:", "blob:"))] == []
+
+
+def test_what_a_run_says_is_text(page):
+    assert page.title.startswith("sweep <img")
+    assert EVIL in page.find_element("css selector", "#problems tbody").text
+    assert page.find_elements("css selector", "img") == []
+
+
+def test_curves_have_milestones_and_error_bars(page):
+    ((task, traces), (other, _)) = drawn(page, "sparsity")
+    assert (task, other) == ("mrpc", "rte")
+    by_kind = {(t["method"], t["milestone"]): t for t in traces}
+    assert set(by_kind) == {(m, k) for m in ("none", "sparsebert") for k in (False, True)}
+    last = by_kind["sparsebert", False]
+    assert last["x"] == pytest.approx([80, 95])
+    assert last["y"] == pytest.approx([80.5, 79.0])  # means of two seeds
+    assert last["error"] == pytest.approx([0.5**0.5] * 2)
+    assert by_kind["none", True]["x"] == pytest.approx([50])
+    assert "teacher 90.0" in page.find_element("css selector", "#sparsity").text
+
+
+def test_filters_act_on_figures_and_tables(page):
+    assert len(column(page, "#runs table", 1)) == 17
+    click(page, "task", '"rte"')
+    assert [task for task, _ in drawn(page, "sparsity")] == ["mrpc"]
+    assert set(column(page, "#summary table", 1)) == {"mrpc"}
+    click(page, "method", '"none"')
+    assert {t["method"] for _, traces in drawn(page, "sparsity") for t in traces} == {"sparsebert"}
+    click(page, "target", "0.8")
+    ((_, traces),) = drawn(page, "sparsity")
+    assert sorted(x for t in traces for x in t["x"]) == pytest.approx([50, 95])
+    click(page, "seed", "1")
+    ((_, traces),) = drawn(page, "sparsity")
+    assert {error for t in traces for error in t["error"]} == {0}
+    click(page, "state", '"finished"')
+    assert drawn(page, "sparsity") == [["", []]]
+    assert "No finished run in view." in page.find_element("css selector", "#sparsity").text
+    assert column(page, "#runs table", 1) == ["bad"]
+    assert page.get_log("browser") == []
+
+
+def test_none_all_and_search(page):
+    (none,) = page.find_elements(
+        "xpath", "//fieldset[legend[starts-with(., 'task')]]//button[.='none']"
+    )
+    none.click()
+    assert column(page, "#runs table", 1) == ["No run in view."]
+    page.find_element(
+        "xpath", "//fieldset[legend[starts-with(., 'task')]]//button[.='all']"
+    ).click()
+    page.find_element("css selector", "input[type=search]").send_keys("rte- seed2")
+    assert len(column(page, "#runs table", 1)) == 4
+    assert "4 of 17 runs in view" in page.find_element("id", "counts").text
+
+
+def test_a_header_sorts_numbers_as_numbers(page):
+    def sort(title):
+        page.find_element("xpath", f"//section[@id='runs']//th/button[.='{title}']").click()
+        return column(page, "#runs table", 7)
+
+    up, down = sort("zeros %"), sort("zeros %")
+    numbers = [float(text) for text in up if text != "–"]
+    assert numbers == sorted(numbers)
+    assert [float(text) for text in down if text != "–"] == numbers[::-1]
+    assert up[-1] == down[-1] == "–"  # what is missing comes last either way
+    header = page.find_element("xpath", "//section[@id='runs']//th[button[.='zeros %']]")
+    assert header.get_attribute("aria-sort") == "descending"
+
+
+def test_front_curves_tensors_and_configuration(page):
+    ((_, traces), _) = drawn(page, "front")
+    front = traces[0]["y"]
+    assert front == sorted(front)  # more weights only where they buy something
+    shown = page.execute_script("return document.querySelector('#curves .figure').data.length")
+    assert shown == 3 * 8  # the first eight runs, three quantities each
+    z = page.execute_script("return document.querySelector('#tensors .figure').data[0].z")
+    assert len(z) == 3
+    assert len(z[0]) == 16
+    assert set(z[0]) == {80, 95}
+    heads = page.find_elements("css selector", "#differences th")
+    assert {"sparsity.final", "task.name", "seed"} <= {head.text for head in heads}
+    assert "optimizer.lr" not in {head.text for head in heads}
+    page.find_element("id", "only").click()
+    terms = {f"distillation.terms.{name}" for name in ("none", "sparsebert")}
+    assert set(column(page, "#resolved", 1)) == {*terms, "seed", "sparsity.final"}
+    assert page.get_log("browser") == []

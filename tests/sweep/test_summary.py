@@ -1,0 +1,163 @@
+"""Summary: mean and spread over seeds, against an independent restatement."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kd_prune.sweep import collect, summarize_runs
+from kd_prune.sweep.__main__ import main
+from kd_prune.sweep.summary import print_summary, runs_csv, summary_csv
+
+from .runs import write_run
+
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two tasks, two methods, two sparsities, three seeds; figures that are all different."""
+    rng = np.random.default_rng(0)
+    figures = {}
+    for task in ("mrpc", "rte"):
+        for distillation in ("sparsebert", "none"):
+            for final in (0.5, 0.9):
+                for seed in SEEDS:
+                    student, teacher = rng.uniform(0.5, 1.0, 2)
+                    figures[task, distillation, final, seed] = (student, teacher)
+                    write_run(
+                        tmp_path / f"{task}-{distillation}-{final}-{seed}",
+                        task__name=task,
+                        choices={"distillation": distillation},
+                        sparsity__final=final,
+                        seed=seed,
+                        accuracy=student,
+                        teacher=teacher,
+                        seconds=10.0 * seed,
+                    )
+    return tmp_path, figures
+
+
+def printed(folder):
+    collection = collect([folder])
+    file = io.StringIO()
+    console = Console(file=file, width=80)
+    print_summary(collection, summarize_runs(collection.runs), console)
+    return file.getvalue()
+
+
+def test_mean_and_spread_over_seeds(sweep):
+    folder, figures = sweep
+    rows = list(
+        csv.DictReader(io.StringIO(summary_csv(summarize_runs(collect([folder]).runs).rows)))
+    )
+    assert len(rows) == 8
+    for row in rows:
+        values = np.array(
+            [figures[row["task"], row["method"], float(row["target"]), seed] for seed in SEEDS]
+        )
+        delta = values[:, 0] - values[:, 1]
+        for name, column in (
+            ("student", values[:, 0]),
+            ("teacher", values[:, 1]),
+            ("delta", delta),
+        ):
+            assert float(row[f"{name}_mean"]) == pytest.approx(np.mean(column), rel=1e-12)
+            assert float(row[f"{name}_std"]) == pytest.approx(np.std(column, ddof=1), rel=1e-9)
+        assert row["seeds"] == "3"
+        assert float(row["sparsity"]) == float(row["target"])
+        assert float(row["seconds"]) == 20.0
+    order = [(row["task"], row["method"], float(row["target"])) for row in rows]
+    assert order == sorted(order)
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    write_run(tmp_path / "a")
+    (row,) = summarize_runs(collect([tmp_path]).runs).rows
+    assert row.student.std is None
+    assert "±" not in printed(tmp_path).split("over seeds")[1]
+
+
+def test_a_run_made_again_counts_once_the_later_one(tmp_path):
+    write_run(tmp_path / "first", accuracy=0.1, ended="2026-01-02T00:00:00+00:00")
+    write_run(tmp_path / "again", accuracy=0.7, ended="2026-01-03T00:00:00+00:00")
+    summary = summarize_runs(collect([tmp_path]).runs)
+    assert [(row.student.mean, row.seeds) for row in summary.rows] == [(0.7, 1)]
+    assert [run.folder.name for run in summary.repeats] == ["first"]
+    assert "first: a later run repeats it" in printed(tmp_path)
+
+
+def test_milestones_have_rows_of_their_own(tmp_path):
+    for seed in SEEDS:
+        write_run(tmp_path / str(seed), seed=seed, milestones={0.5: 0.8 + seed / 100})
+    rows = summarize_runs(collect([tmp_path]).runs).rows
+    assert [(row.target, row.milestone, row.seeds) for row in rows] == [
+        (0.5, True, 3),
+        (0.9, False, 3),
+    ]
+    assert rows[0].student.mean == pytest.approx(0.82)
+    assert "50.0%*" in printed(tmp_path)
+
+
+def test_dense_students_come_first(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", sparsity=None)
+    rows = summarize_runs(collect([tmp_path]).runs).rows
+    assert [row.target for row in rows] == [None, 0.9]
+
+
+def test_the_table_fits_a_terminal_and_names_what_is_missing(sweep):
+    folder, _ = sweep
+    write_run(folder / "bad", state="failed", reason="sparsity.final=[95]: expected a fraction")
+    write_run(folder / "cut", state="running")
+    (folder / "rte-none-0.9-3" / "result.json").write_text("{")
+    text = printed(folder)
+    table, _, rest = text.rpartition("counted; kept")
+    assert max(map(len, table.splitlines())) <= 80
+    assert "bad: sparsity.final=[95]: expected a fraction" in rest  # brackets are no markup
+    assert "cut: killed" in rest
+    assert "rte-none-0.9-3/result.json: half-written" in rest
+    assert "26 runs: 2 failed, 23 finished, 1 interrupted" in rest
+
+
+def test_a_line_per_student_in_runs_csv(tmp_path):
+    write_run(tmp_path / "a", milestones={0.5: 0.85})
+    write_run(tmp_path / "b", state="failed", reason='commas, "quotes"\nand lines', seed=2)
+    rows = list(csv.DictReader(io.StringIO(runs_csv(collect([tmp_path]).runs))))
+    assert [(r["seed"], r["target"], r["milestone"], r["student/accuracy"]) for r in rows] == [
+        ("1", "0.5", "True", "0.85"),
+        ("1", "0.9", "False", "0.8"),
+        ("2", "0.9", "", ""),
+    ]
+    assert rows[2]["reason"] == 'commas, "quotes"\nand lines'
+    assert {row["teacher/accuracy"] for row in rows} == {"0.9", ""}
+
+
+def test_the_command_writes_where_it_is_told(sweep, tmp_path, capsys):
+    folder, _ = sweep
+    main([str(folder)])
+    assert {"summary.csv", "runs.csv", "report.html"} <= {file.name for file in folder.iterdir()}
+    with pytest.raises(SystemExit) as end:
+        main([str(folder), str(folder)])
+    assert end.value.code == 2
+    out = tmp_path / "out" / "deep"
+    main([str(folder / "rte-none-0.9-3"), str(folder / "rte-none-0.9-2"), "--out", str(out)])
+    assert len((out / "summary.csv").read_text().splitlines()) == 2
+    with pytest.raises(SystemExit, match="error: nowhere: no such folder"):
+        main(["nowhere"])
+
+
+def test_no_torch_is_loaded_for_a_summary(tmp_path):
+    write_run(tmp_path / "a")
+    code = (
+        "import sys; from kd_prune.sweep.__main__ import main; main(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
