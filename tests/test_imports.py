@@ -19,6 +19,7 @@ OURS = {
         "kd_prune.pruning.scope",
         "kd_prune.pruning.report",
         "kd_prune.distillation.activations",
+        "kd_prune.whole",
     },
 }
 ALONE = {f"kd_prune.pruning.{name}" for name in ("schedule", "criterion", "scope", "mask")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from kd_prune import whole
 from kd_prune.hf.models import unreachable
 from kd_prune.hf.tasks import Task
 
@@ -253,15 +253,8 @@ def tokenise(
         keep_in_memory=True,
         desc="tokenising",
     ).add_column("labels", targets)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f"{folder.name}.{np.random.SeedSequence().entropy:x}")
-    tokens.save_to_disk(str(scratch))
-    try:
-        scratch.rename(folder)
-    except OSError:  # another process was faster; both hold the same
-        shutil.rmtree(scratch)
-        if not folder.is_dir():
-            raise
+    with whole.folder(folder) as scratch:
+        tokens.save_to_disk(str(scratch))
     return Dataset.load_from_disk(str(folder))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kd_prune import whole
 
 
 def save(
@@ -32,12 +32,6 @@ def save(
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {name: i for i, name in enumerate(labels)}
-    scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
-    try:
+    with whole.folder(folder, replace=True) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # what a full disk left of it

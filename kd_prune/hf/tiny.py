@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from kd_prune import whole
 
 KINDS = {
     "animal": "fox otter badger heron lizard camel weasel toad moose ferret goose lynx",
@@ -121,11 +121,6 @@ def made_once(
     key = hashlib.sha256(source + repr((what, settings)).encode()).hexdigest()[:16]
     folder = Path(cache_dir).expanduser() / "tiny" / f"{what}-{key}"
     if not folder.is_dir():
-        scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
-        scratch.mkdir(parents=True, exist_ok=True)
-        write(scratch)
-        try:
-            scratch.rename(folder)
-        except OSError:  # another process was faster; both wrote the same
-            shutil.rmtree(scratch)
+        with whole.folder(folder) as scratch:
+            write(scratch)
     return str(folder)

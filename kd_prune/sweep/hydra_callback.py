@@ -9,10 +9,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from kd_prune.sweep import names, status  # a job's process has the names of folders by unpickling this
+from kd_prune.sweep import names, status
 
 log = logging.getLogger(__name__)
-__all__ = ["SummaryCallback", "names"]
+__all__ = ["SummaryCallback", "names"]  # a job's process has the folders' names by unpickling this
 
 
 class SummaryCallback(Callback):
