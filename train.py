@@ -23,13 +23,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from kd_prune.sweep import job, processes, status
+from kd_prune.sweep import job, processes, search, status
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
     from kd_prune.run import Job
 
 SCRIPT = Path(__file__).resolve()
-NOT_THE_JOBS = ("eval", "sweep", "hydra")
+NOT_THE_JOBS = ("eval", "search", "sweep", "hydra")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -79,7 +81,11 @@ def carry_out(config: DictConfig, out: Path, last: str | None = None) -> Mapping
         return evaluate_saved(make_job(with_task_of(config, Path(config.eval)), out), config.eval)
     changes = [f"ckpt_path={last}"] if last else []
     job = make_job(config, out)
-    job = dataclasses.replace(job, ckpt_path=last or job.ckpt_path)
+    job = dataclasses.replace(
+        job,
+        ckpt_path=last or job.ckpt_path,
+        callbacks={**job.callbacks, **trial_callback(config)},
+    )
     with processes.command_of_one_job(SCRIPT, out, changes):
         return run(job)
 
@@ -96,6 +102,17 @@ def make_job(config: DictConfig, out: Path) -> Job:
         return dataclasses.replace(instantiate(parts, _convert_="all"), out=out, config=plain)
     except (ValueError, InstantiationException, OmegaConfBaseException) as error:
         raise ValueError(one_line(error, config)) from error
+
+
+def trial_callback(config: DictConfig) -> dict[str, Callback]:
+    """What ends a trial of a search that is not worth finishing; nothing for other jobs."""
+    if config.search.trial is None:
+        return {}
+    from kd_prune.lit.judge import JudgeCallback
+
+    final = OmegaConf.select(config, "sparsity.final") or 0.0
+    judge = search.TrialJudge(final=final, **config.search)
+    return {"search": JudgeCallback(judge, f"val/{config.task.monitor}")}
 
 
 def with_task_of(config: DictConfig, folder: Path) -> DictConfig:

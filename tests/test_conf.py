@@ -27,8 +27,8 @@ OPTIONS = sorted(
     str(file.relative_to(CONF).with_suffix("")) for file in FILES if file.parent != CONF
 )
 GROUPS = {"task", "model", "sparsity", "distillation", "optimizer", "trainer", "callbacks"}
-GROUPS |= {"logger", "experiment", "hydra"}
-NEEDS_A_PACKAGE = {"logger/tensorboard", "logger/wandb"}
+GROUPS |= {"logger", "experiment", "hparams_search", "hydra"}
+NEEDS_A_PACKAGE = {"logger/tensorboard", "logger/wandb", "logger/mlflow"}
 # What no file can know: heads are cut by the model's size of one.
 NEEDS = {
     "sparsity/select/heads": ["sparsity.select.size=16"],

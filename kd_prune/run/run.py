@@ -149,6 +149,8 @@ def fit_student(
     ]
     train, validation = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     trainer = make_trainer(job, callbacks, logger=list(job.logger.values()) or False)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(dict(job.config))
     with together(trainer):
         trainer.fit(
             module,

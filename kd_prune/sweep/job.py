@@ -37,6 +37,9 @@ def one_of_many(
     """
     before = status.read(folder)
     try:
+        if before.get("state") == "pruned":
+            log.info("%s: pruned before: %s", folder, before.get("reason"))
+            return None
         if before.get("state") != "failed":
             done = finished(folder, about.get("config"))
             if done is not None:
@@ -56,6 +59,9 @@ def one_of_many(
         log.warning("%s", error)
         return None
     except Exception as error:  # whatever it is, the other jobs go on
+        if getattr(error, "state", None) == "pruned":
+            log.info("%s: pruned: %s", folder, status.reason(error))
+            return None
         log.error("%s: failed: %s", folder, status.reason(error))
         log.debug("failed", exc_info=True)
         return None

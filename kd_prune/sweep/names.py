@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # What a result does not depend on, at any depth: places, records, how a sweep is gone about.
-PLACES = ("cache_dir", "ckpt_path", "checkpoint_minutes", "logger", "sweep", "hydra")
+PLACES = ("cache_dir", "ckpt_path", "checkpoint_minutes", "logger", "search", "sweep", "hydra")
 
 
 def identity(config: Mapping[str, Any]) -> str:

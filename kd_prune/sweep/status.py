@@ -28,9 +28,9 @@ class AtWorkError(RuntimeError):
 def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
     """Hold a run folder, and record how the run goes: ``running`` while it does.
 
-    At its end the state is ``finished``, after an exception ``failed``, after any other end that
-    Python hears of ``interrupted``; a process that was killed leaves ``running``, and a lock that
-    is free.
+    At its end the state is ``finished``, after an exception ``failed`` (or its own `state`), after
+    any other end that Python hears of ``interrupted``; a process that was killed leaves
+    ``running``, and a lock that is free.
 
     Args:
         folder: The run folder.
@@ -52,7 +52,7 @@ def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            write(folder, "failed", known, reason=reason(error))
+            write(folder, getattr(error, "state", "failed"), known, reason=reason(error))
             raise
         except BaseException as error:
             write(folder, "interrupted", known, reason=reason(error))

@@ -232,3 +232,29 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, undisturbed):
     assert (tmp_path / "last.ckpt.part").stat().st_size == 5000
     resumed = Run(tmp_path, accumulate=undisturbed.accumulate).go(resume=True)
     assert_equal_runs(undisturbed, resumed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_the_process_handles_itself_comes_after_the_checkpoint(tmp_path, number):
+    """As under submitit, which has a job queued again; the fit goes on if its handler returns."""
+    path = tmp_path / "last.ckpt"
+    seen = []
+
+    def handler(number, frame):
+        state = torch.load(path, weights_only=True)
+        seen.append((number, state["global_step"]))
+
+    class Send(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            if trainer.global_step in (2, 4) and len(seen) == trainer.global_step // 2 - 1:
+                os.kill(os.getpid(), number)
+
+    before = signal.signal(number, handler)
+    try:
+        trainer = make_trainer(tmp_path, Send(), ResumePoint(path, minutes=60), max_epochs=1)
+        fit(trainer, make_module())
+        assert signal.getsignal(number) is handler  # and has it back
+    finally:
+        signal.signal(number, before)
+    assert seen == [(number, 3), (number, 5)]
+    assert trainer.global_step == STEPS_PER_EPOCH

@@ -1,0 +1,244 @@
+"""Search: Hydra's sweeper on Optuna, ``python train.py -m hparams_search=optuna``.
+
+Hydra's own plugin for Optuna asks for a release before 3.0, and neither prunes trials nor goes on
+where it was cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from kd_prune.sweep import status
+
+log = logging.getLogger(__name__)
+STUDY = "search"
+BEST = "best.yaml"
+
+
+class OptunaSweeper(Sweeper):
+    """Looks for the settings with the best metric at the target sparsity.
+
+    A trial is a job like any other: named by what it is, skipped where it is finished, resumed
+    where it was interrupted. The study lies in the sweep's folder, so the same command goes on with
+    it; trials that a kill left running come first. With more `n_trials` it goes on further.
+
+    Args:
+        params: Key → what is tried, in Hydra's words: ``interval(a, b)``, ``tag(log, interval(a,
+            b))``, ``choice(a, b)``, ``range(a, b)``. The same on the command line goes before it.
+        n_trials: Trials of the whole study, pruned and failed ones included.
+        n_jobs: Trials that the launcher gets at once.
+        direction: `maximize` or `minimize`, of the value that the job returns.
+        seed: Of the sampler, Optuna's TPE.
+        startup: Trials before which the sampler draws at random and nothing is pruned.
+        storage: URL of a database (SQLAlchemy's); null: a file in the sweep's folder, which several
+            machines may share.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, str],
+        n_trials: int,
+        n_jobs: int,
+        direction: str,
+        seed: int,
+        startup: int,
+        storage: str | None,
+    ) -> None:
+        if n_trials < 1 or n_jobs < 1:
+            raise ValueError(
+                f"hydra.sweeper.n_trials={n_trials}, n_jobs={n_jobs}: expected numbers above 0"
+            )
+        self.params = params
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.direction = direction
+        self.seed = seed
+        self.startup = startup
+        self.storage = storage
+        self.launcher: Launcher
+        self.context: HydraContext
+        self.config: DictConfig
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's: keep what is needed to launch jobs."""
+        self.context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Hydra's: ask for trials, launch them, tell how they went, until there are enough.
+
+        Raises:
+            HydraException: Optuna is not installed, or nothing is to be searched.
+        """
+        optuna = import_optuna()
+        written = [f"{key}={value}" for key, value in self.params.items()]
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        overrides = {o.get_key_element(): o for o in parser.parse_overrides(written + arguments)}
+        space = {k: distribution(o) for k, o in overrides.items() if o.is_sweep_override()}
+        rest = {k: o.get_value_element_as_str() for k, o in overrides.items() if k not in space}
+        if not space:
+            raise HydraException(
+                "hydra.sweeper.params: nothing to search; see hparams_search=optuna"
+            )
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        storage = self.storage or str(folder / "study.log")
+        study = optuna.create_study(
+            study_name=STUDY,
+            storage=open_storage(storage),
+            direction=self.direction,
+            sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=self.startup),
+            load_if_exists=True,
+        )
+        launched = 0
+        while trials := self._next(study, space):
+            batch = [
+                [
+                    *(f"{key}={value}" for key, value in rest.items()),
+                    *(f"{key}={value}" for key, value in trial.params.items()),
+                    f"search.storage='{storage}'",
+                    f"search.trial={trial.number}",
+                    f"search.startup={self.startup}",
+                ]
+                for trial in trials
+            ]
+            returns = self.launcher.launch(batch, initial_job_idx=launched)
+            launched += len(batch)
+            for trial, job in zip(trials, returns, strict=True):
+                self._tell(study, trial.number, job)
+        self._report(study, folder)
+
+    def _next(self, study: Any, space: Mapping[str, Any]) -> Sequence[Any]:
+        """Trials that a kill left running, then new ones; none where there are enough."""
+        running = import_optuna().trial.TrialState.RUNNING
+        left = [trial for trial in study.get_trials(deepcopy=False) if trial.state == running]
+        missing = self.n_trials - len(study.get_trials(deepcopy=False))
+        return left[: self.n_jobs] or [
+            study.ask(space) for _ in range(min(self.n_jobs, max(missing, 0)))
+        ]
+
+    def _tell(self, study: Any, number: int, job: JobReturn) -> None:
+        value = job.return_value  # raises what the launcher caught
+        assert job.hydra_cfg is not None  # noqa: S101  it has run
+        state = status.read(Path(job.hydra_cfg.hydra.runtime.output_dir)).get("state")
+        states = import_optuna().trial.TrialState
+        if state == "finished":
+            study.tell(number, value)
+        elif state == "pruned":
+            study.tell(number, state=states.PRUNED)
+        else:
+            study.tell(number, state=states.FAIL)
+        log.info("trial %s: %s%s", number, state, f", {value:.4f}" if state == "finished" else "")
+
+    def _report(self, study: Any, folder: Path) -> None:
+        states = import_optuna().trial.TrialState
+        complete = [t for t in study.get_trials(deepcopy=False) if t.state == states.COMPLETE]
+        counts = {
+            s.name.lower(): n
+            for s in states
+            if (n := sum(t.state == s for t in study.get_trials(deepcopy=False)))
+        }
+        log.info("%s", ", ".join(f"{n} {state}" for state, n in counts.items()))
+        if not complete:
+            log.error("no trial was finished")
+            return
+        best = study.best_trial
+        result = {"value": best.value, "trial": best.number, "params": dict(best.params)}
+        OmegaConf.save(OmegaConf.create(result | {"trials": counts}), folder / BEST)
+        line = " ".join(f"{key}={value}" for key, value in best.params.items())
+        log.info("best: %.4f, trial %s, of %s: %s", best.value, best.number, folder / BEST, line)
+
+
+def distribution(override: Override) -> Any:
+    """Optuna's distribution for what Hydra would sweep over."""
+    distributions = import_optuna().distributions
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+    low, high, logarithmic = value.start, value.end, "log" in value.tags
+    if isinstance(low, int) and isinstance(high, int):
+        return distributions.IntDistribution(low, high, log=logarithmic)
+    return distributions.FloatDistribution(float(low or 0), float(high or 0), log=logarithmic)
+
+
+class TrialJudge:
+    """Ends a trial that falls behind the median of the others.
+
+    Sparsity rises during a run and the metric falls with it, so values are shown to the study only
+    once the run has its final sparsity, under the share of the run that is done, in percent:
+    whatever a trial's steps and ramp, it is compared with others at the same sparsity and progress.
+
+    Args:
+        storage: The study's.
+        trial: The trial's number.
+        final: The sparsity from which values count.
+        startup: Trials before which nothing is pruned.
+    """
+
+    def __init__(self, storage: str, trial: int, final: float, startup: int) -> None:
+        optuna = import_optuna()
+        self.final = final
+        self.study = optuna.load_study(
+            study_name=STUDY,
+            storage=open_storage(storage),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=startup),
+        )
+        (found,) = (t for t in self.study.get_trials() if t.number == trial)
+        self.trial = optuna.trial.Trial(self.study, found._trial_id)
+        self.seen = set(found.intermediate_values)
+
+    def __call__(self, percent: int, sparsity: float, value: float) -> str | None:
+        """Report a value; the reason to give up, or None."""
+        if sparsity < self.final - 1e-3 or percent in self.seen:  # seen: before it was resumed
+            return None
+        self.seen.add(percent)
+        self.trial.report(value, percent)
+        if not self.trial.should_prune():
+            return None
+        return f"{value:.4f} after {percent} % of the run is below the median of earlier trials"
+
+
+def open_storage(storage: str) -> Any:
+    """A database by its URL, or a journal: a file that is only ever appended to."""
+    if "://" in storage:
+        return storage
+    journal = import_module("optuna.storages.journal")
+    backend = journal.JournalFileBackend(storage, lock_obj=journal.JournalFileOpenLock(storage))
+    return import_optuna().storages.JournalStorage(backend)
+
+
+@cache
+def import_optuna() -> Any:
+    """Optuna, which only a search needs.
+
+    Raises:
+        HydraException: It is not installed.
+    """
+    try:
+        optuna = import_module("optuna")
+    except ImportError as error:
+        raise HydraException(
+            "hparams_search=optuna: Optuna is not installed; pip install 'kd_prune[optuna]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
