@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
 from kd_prune.distillation import Objective
@@ -52,8 +54,16 @@ def test_it_shows_commands_and_overrides():
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python")])
 def test_train_commands_compose(command):
-    words = command.split()[2:]
-    composed([word for word in words if word not in ("task=reviews", "sparsity.final=95")])
+    words = re.sub(r"<[^>]*>", "x", command).split()[2:]
+    words = [word for word in words if word not in ("task=reviews", "sparsity.final=95")]
+    if words[:1] != ["-m"]:
+        composed(words)
+        return
+    parser = OverridesParser.create()
+    batches = BasicSweeper.split_arguments(parser.parse_overrides(words[1:]), None)
+    assert sum(map(len, batches)) > 1
+    for job in batches[0]:
+        composed(job)
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make")])

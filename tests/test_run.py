@@ -17,6 +17,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from kd_prune import hf
@@ -447,6 +448,23 @@ def test_a_job_that_cannot_work(make_job, tmp_path, no_training):
         r"model\.path=.*nowhere: not a local folder.*pass model\.path=<folder>",
         model=hf.Pretrained(path=str(tmp_path / "nowhere")),
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"num_nodes": 2, "devices": 1, "strategy": "ddp"}, "trainer.num_nodes=2: a job runs on"),
+        ({"strategy": "deepspeed_like"}, "strategy=DeepSpeedStrategy: it shards parameters"),
+    ],
+)
+def test_a_strategy_that_cannot_work(make_job, tmp_path, no_training, settings, says):
+    class DeepSpeedStrategy(SingleDeviceStrategy):
+        """By name the one that shards; the real one needs its package and a GPU."""
+
+    if settings["strategy"] == "deepspeed_like":
+        settings = {"strategy": DeepSpeedStrategy(device="cpu"), "accelerator": "auto"}
+    with pytest.raises(ValueError, match=says):
+        run(make_job(tmp_path, trainer_settings=settings))
 
 
 def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):

@@ -155,12 +155,7 @@ class SparsityCallback(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or take over those of the checkpoint."""
-        strategy = type(trainer.strategy).__name__
-        if strategy in SHARDED:
-            raise ValueError(
-                f"strategy={strategy}: it shards parameters between processes, and a mask needs "
-                "whole ones; take strategy='ddp'"
-            )
+        refuse_sharding(trainer)
         chosen = self._choose(pl_module, trainer.optimizers)
         if self._resumed is not None:
             self._length = RunLength(**self._resumed["length"])
@@ -336,6 +331,16 @@ class SparsityCallback(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the masks are made."""
         self._resumed = state_dict or None
+
+
+def refuse_sharding(trainer: L.Trainer) -> None:
+    """Raise ValueError where the trainer's strategy shards parameters."""
+    strategy = type(trainer.strategy).__name__
+    if strategy in SHARDED:
+        raise ValueError(
+            f"strategy={strategy}: it shards parameters between processes, and a mask needs "
+            "whole ones; take strategy='ddp'"
+        )
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import metric_collection
+from kd_prune.lit.callback import refuse_sharding
 from kd_prune.lit.run_length import RunLength
 from kd_prune.pruning import Pruner, SparsityReport
 from kd_prune.pruning.mask import pruned_in
@@ -32,13 +33,19 @@ def check(
     rows, so that every term meets the activations it will get.
     """
     metric_collection(job.task.metrics, data.num_labels)
+    trainer = job.trainer(logger=False)
+    if trainer.num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes}: a job runs on one machine; a sweep's jobs run "
+            "on many (docs/sweeps.md)"
+        )
     train, _ = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     if job.sparsity:
         if job.sparsity.scope is None:
             job.sparsity.scope = job.model.scope or models.encoder_scope(student)
         job.sparsity.scope.select(student)
+        refuse_sharding(trainer)
         try:
-            trainer = job.trainer(logger=False)
             batches = math.ceil(len(train) / trainer.world_size)
             job.sparsity.check(RunLength.ahead(trainer, batches).total)
         except ValueError as error:
