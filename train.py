@@ -46,9 +46,12 @@ def main(config: DictConfig) -> float | None:
     out = Path(HydraConfig.get().runtime.output_dir)
     about = description(config)
     try:
-        if processes.is_further():  # the first process keeps the records
+        many = HydraConfig.get().mode is RunMode.MULTIRUN
+        if config.eval and many:
+            result = job.unrecorded(out, lambda: carry_out(config, out))
+        elif config.eval or processes.is_further():  # the first process keeps the records
             result = carry_out(config, out)
-        elif HydraConfig.get().mode is RunMode.MULTIRUN:
+        elif many:
             retry = config.sweep.retry_failed
             result = job.one_of_many(
                 out, about, lambda last: carry_out(config, out, last), retry_failed=retry
@@ -71,11 +74,11 @@ def main(config: DictConfig) -> float | None:
 
 
 def carry_out(config: DictConfig, out: Path, last: str | None = None) -> Mapping[str, Any] | None:
-    """Put the job together and run it, from a checkpoint if one is given.
+    """Put the job together and run it, from its last checkpoint if there is one that can be read.
 
     The result is that of the first process; one further on has none.
     """
-    from kd_prune.run import evaluate_saved, run
+    from kd_prune.run import CheckpointError, evaluate_saved, run
 
     if config.eval:
         return evaluate_saved(make_job(with_task_of(config, Path(config.eval)), out), config.eval)
@@ -86,8 +89,14 @@ def carry_out(config: DictConfig, out: Path, last: str | None = None) -> Mapping
         ckpt_path=last or job.ckpt_path,
         callbacks={**job.callbacks, **trial_callback(config)},
     )
-    with processes.command_of_one_job(SCRIPT, out, changes):
-        return run(job)
+    try:
+        with processes.command_of_one_job(SCRIPT, out, changes):
+            return run(job)
+    except CheckpointError as error:
+        if not last:
+            raise
+        logging.getLogger(__name__).warning("%s; training begins anew", error)
+        return carry_out(config, out)
 
 
 def make_job(config: DictConfig, out: Path) -> Job:

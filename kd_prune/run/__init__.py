@@ -1,8 +1,9 @@
 """Top floor: a job and how it is carried out. Where hf and lit meet."""
 
 from kd_prune.run.check import PromiseError
+from kd_prune.run.checkpoint import CheckpointError
 from kd_prune.run.evaluation import evaluate_saved
 from kd_prune.run.job import Job, Student, Teacher
 from kd_prune.run.run import run
 
-__all__ = ["Job", "PromiseError", "Student", "Teacher", "evaluate_saved", "run"]
+__all__ = ["CheckpointError", "Job", "PromiseError", "Student", "Teacher", "evaluate_saved", "run"]

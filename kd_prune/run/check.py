@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,33 +62,6 @@ def check(
     with torch.no_grad():
         ours, theirs = (models.forward(model, batch, requires) for model in (student, teacher))
         job.distillation(ours, theirs, batch)
-
-
-def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, Any]:
-    """Read a checkpoint of a student's fit, without unpickling anything but plain data.
-
-    Raises:
-        ValueError: It is missing, truncated, or of something else.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"ckpt_path={path}: no such file") from error
-    except Exception as error:  # torch raises a different type for each way to be broken
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"ckpt_path={path}: truncated or no checkpoint ({reason})") from error
-    state = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
-    wanted = {f"student.{name}": tensor.shape for name, tensor in student.state_dict().items()}
-    if {name: t.shape for name, t in state.items() if name.startswith("student.")} != wanted:
-        raise ValueError(f"ckpt_path={path}: not a checkpoint of this student (other weights)")
-    pruned = "SparsityCallback" in checkpoint.get("callbacks", {})
-    if pruned != (job.sparsity is not None):
-        kinds = ("dense", "pruned")
-        raise ValueError(
-            f"ckpt_path={path}: a checkpoint of a {kinds[pruned]} fit, and this one is "
-            f"{kinds[not pruned]}; take the last.ckpt of a run folder"
-        )
-    return dict(checkpoint)
 
 
 class PromiseError(RuntimeError):

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig
 
 from kd_prune import hf
 from kd_prune.hf import models
@@ -15,7 +14,7 @@ from kd_prune.pruning import SparsityReport
 from kd_prune.run.fit import evaluate, on_one_device
 from kd_prune.run.job import Job
 from kd_prune.run.outcome import write_json
-from kd_prune.run.teacher import load_fine_tuned
+from kd_prune.run.teacher import fine_tuned_config, load_fine_tuned
 
 
 def evaluate_saved(job: Job, path: str) -> dict[str, Any]:
@@ -34,10 +33,7 @@ def evaluate_saved(job: Job, path: str) -> dict[str, Any]:
     """
     if (Path(path) / "student").is_dir():
         path = str(Path(path) / "student")
-    try:
-        AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise models.unreachable("eval", path, error) from error
+    fine_tuned_config("eval", path)
     tokenizer = hf.Pretrained(path=path).tokenizer()
     data = hf.load(job.task, tokenizer, Path(job.cache_dir).expanduser())
     model = load_fine_tuned("eval", path, data)

@@ -16,7 +16,8 @@ from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import History, ResumePoint
 from kd_prune.pruning import SparsityReport
-from kd_prune.run.check import Promise, check, read_checkpoint, verify, verify_retained
+from kd_prune.run.check import Promise, check, verify, verify_retained
+from kd_prune.run.checkpoint import read_checkpoint
 from kd_prune.run.fit import evaluate, make_module, make_trainer, on_one_device, together
 from kd_prune.run.job import Job
 from kd_prune.run.milestones import Milestone, Milestones
@@ -37,6 +38,7 @@ def run(job: Job) -> dict[str, Any] | None:
 
     Raises:
         ValueError: Something asked for is impossible; raised before anything is trained.
+        CheckpointError: `Job.ckpt_path` cannot be gone on from; likewise.
         NonFiniteError: The loss became NaN.
         PromiseError: The finished student is not as sparse as promised (nothing is reported then),
             or retains less than was asked for.

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import ResumePoint
+from kd_prune.run.checkpoint import if_whole
 from kd_prune.run.fit import evaluate, make_module, make_trainer
 from kd_prune.run.job import Job
 from kd_prune.run.outcome import versions, write_json
@@ -45,12 +46,11 @@ def obtain_teacher(
     return found, {**metrics, "path": str(folder)}
 
 
-def load_fine_tuned(key: str, path: str, data: hf.TaskData) -> PreTrainedModel:
-    """A model that was fine-tuned on the task; `key` is the option that named it.
+def fine_tuned_config(key: str, path: str) -> Any:
+    """The configuration of a model that was fine-tuned; `key` is the option that named it.
 
     Raises:
-        ValueError: It cannot be reached, was not fine-tuned, or on other labels; it would be given
-            a random head.
+        ValueError: It cannot be reached or was not fine-tuned; it would be given a random head.
     """
     try:
         config = AutoConfig.from_pretrained(path)
@@ -61,6 +61,16 @@ def load_fine_tuned(key: str, path: str, data: hf.TaskData) -> PreTrainedModel:
             f"{key}={path}: {', '.join(config.architectures or ['it'])} has no "
             f"classification head; fine-tune it on the task, or set {key}=null"
         )
+    return config
+
+
+def load_fine_tuned(key: str, path: str, data: hf.TaskData) -> PreTrainedModel:
+    """A model that was fine-tuned on the task; `key` is the option that named it.
+
+    Raises:
+        ValueError: As in `fine_tuned_config`, or it was fine-tuned on other labels.
+    """
+    config = fine_tuned_config(key, path)
     if config.num_labels != data.num_labels:
         raise ValueError(
             f"{key}={path}: the model has {config.num_labels} labels, the task "
@@ -138,7 +148,7 @@ def fine_tune(
         module,
         train,
         list(validation.values()),
-        ckpt_path=str(resume) if resume.is_file() else None,
+        ckpt_path=if_whole(resume),
         weights_only=True,
     )
     hf.save(model, tokenizer, folder, data.labels)

@@ -67,6 +67,18 @@ def one_of_many(
         return None
 
 
+def unrecorded(
+    folder: Path, carry_out: Callable[[], Mapping[str, Any] | None]
+) -> Mapping[str, Any] | None:
+    """Carry out one job of a sweep that leaves no run behind; a failure ends this job alone."""
+    try:
+        return carry_out()
+    except Exception as error:  # whatever it is, the other jobs go on
+        log.error("%s: failed: %s", folder, status.reason(error))
+        log.debug("failed", exc_info=True)
+        return None
+
+
 def finished(folder: Path, config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The result in `folder`, if there is a whole one.
 

@@ -23,7 +23,8 @@ SWEEP = (
     "seed=1,2",
     "sparsity.final=0.8,95",  # one that works, one that is refused
     "sparsity.milestones=[0.4]",
-    "trainer.max_epochs=60",
+    "task.path.train=4096",
+    "trainer.max_epochs=50",
     "checkpoint_minutes=0.005",
 )
 
@@ -62,7 +63,7 @@ def test_killed_twenty_times_it_ends_in_the_same_summary(tmp_path):
     states, total = set(), 0
     for _ in range(KILLS):
         process = start(tmp_path, cache, *command, start_new_session=True)
-        time.sleep(moments.uniform(4, 11))
+        time.sleep(moments.uniform(4, 10))
         assert process.poll() is None, "the sweep was over before it was killed often enough"
         kill(process)
         total += 1

@@ -1,0 +1,66 @@
+"""Checkpoints: read without unpickling anything but plain data, and held against the job."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from kd_prune.run.job import Job
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be gone on from."""
+
+
+def load_checkpoint(path: str) -> Any:
+    """What is in a file that torch wrote, without unpickling anything but plain data.
+
+    Raises:
+        CheckpointError: It is missing or truncated.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"ckpt_path={path}: no such file") from error
+    except Exception as error:  # torch raises a different type for each way to be broken
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"ckpt_path={path}: truncated or no checkpoint ({reason})") from error
+
+
+def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, Any]:
+    """Read a checkpoint of a student's fit.
+
+    Raises:
+        CheckpointError: It is missing, truncated, or of something else.
+    """
+    checkpoint = load_checkpoint(path)
+    state = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
+    wanted = {f"student.{name}": tensor.shape for name, tensor in student.state_dict().items()}
+    if {name: t.shape for name, t in state.items() if name.startswith("student.")} != wanted:
+        raise CheckpointError(f"ckpt_path={path}: not a checkpoint of this student (other weights)")
+    pruned = "SparsityCallback" in checkpoint.get("callbacks", {})
+    if pruned != (job.sparsity is not None):
+        kinds = ("dense", "pruned")
+        raise CheckpointError(
+            f"ckpt_path={path}: a checkpoint of a {kinds[pruned]} fit, and this one is "
+            f"{kinds[not pruned]}; take the last.ckpt of a run folder"
+        )
+    return dict(checkpoint)
+
+
+def if_whole(path: Path) -> str | None:
+    """The checkpoint's path, if there is one that can be read; one that cannot is named."""
+    if not path.is_file():
+        return None
+    try:
+        load_checkpoint(str(path))
+    except CheckpointError as error:
+        log.warning("%s; training begins anew", error)
+        return None
+    return str(path)

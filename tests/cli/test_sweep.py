@@ -1,0 +1,177 @@
+"""``python train.py -m``: what is done is not done again, what is broken is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+
+from .script import SMALL
+
+
+@pytest.fixture
+def sweep(call, tmp_path):
+    """Run a sweep in a folder of its own; returns exit code and output."""
+    folder = tmp_path / "sweep"
+
+    def run(*overrides: str):
+        code, out, err = call("-m", *SMALL, f"hydra.sweep.dir={folder}", *overrides)
+        return code, out + err
+
+    run.folder = folder
+    return run
+
+
+def by_sparsity(folder):
+    """Target → folder of the run."""
+    found = {}
+    for file in folder.glob("*/status.json"):
+        found[json.loads(file.read_text())["config"]["sparsity"]["final"]] = file.parent
+    return found
+
+
+def states(folder):
+    return {
+        target: json.loads((run / "status.json").read_text())["state"]
+        for target, run in by_sparsity(folder).items()
+    }
+
+
+def made_at(folder):
+    return {f: f.stat().st_mtime_ns for f in folder.glob("*/student/model.safetensors")}
+
+
+def test_a_failure_stays_alone_and_is_retried_if_asked(sweep):
+    code, said = sweep("sparsity.final=0.5,95,0.9")
+    assert code == 1
+    assert states(sweep.folder) == {0.5: "finished", 95: "failed", 0.9: "finished"}
+    assert "did you mean 0.95?" in said
+    assert said.count("Fine-tuning the teacher") <= 1
+    with (sweep.folder / "summary.csv").open() as file:
+        assert [row["target"] for row in csv.DictReader(file)] == ["0.5", "0.9"]
+    before = made_at(sweep.folder)
+
+    code, said = sweep("sparsity.final=0.5,95,0.9")
+    assert code == 1
+    assert said.count("finished before") == 2
+    assert "failed before: sparsity.final=95" in said
+    assert made_at(sweep.folder) == before
+
+    failed = by_sparsity(sweep.folder)[95]
+    status = json.loads((failed / "status.json").read_text())
+    status["config"]["sparsity"]["final"] = 0.8  # as if what was wrong had been elsewhere
+    (failed / "status.json").write_text(json.dumps(status))
+    code, said = sweep("sparsity.final=0.5,95,0.9", "sweep.retry_failed=true")
+    assert "failed: sparsity.final=95" in said
+    assert made_at(sweep.folder) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"half", b"\x80\x02}q\x00."])
+def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(sweep, content):
+    sweep("sparsity.final=0.5")
+    run = by_sparsity(sweep.folder)[0.5]
+    first = (run / "student" / "model.safetensors").read_bytes()
+    (run / "result.json").unlink()
+    (run / "last.ckpt").write_bytes(content)
+    status = json.loads((run / "status.json").read_text()) | {"state": "running"}
+    (run / "status.json").write_text(json.dumps(status))  # as a kill leaves it
+    code, said = sweep("sparsity.final=0.5")
+    assert code == 0
+    assert "last.ckpt: truncated or no checkpoint" in said
+    assert "training begins anew" in said
+    assert (run / "student" / "model.safetensors").read_bytes() == first
+
+
+def test_a_result_that_is_not_whole_is_made_again(sweep):
+    sweep("sparsity.final=0.5")
+    run = by_sparsity(sweep.folder)[0.5]
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text('{"student": {"accuracy": 0.99')
+    code, said = sweep("sparsity.final=0.5")
+    assert code == 0
+    assert "result.json: not whole" in said
+    again = json.loads((run / "result.json").read_text())
+    assert again["student"] == result["student"]
+
+
+def test_a_teacher_checkpoint_that_cannot_be_read(call, tmp_path):
+    cache = tmp_path / "cache"
+    code, *_ = call(*SMALL, f"hydra.run.dir={tmp_path / 'a'}", cache=cache)
+    assert code == 0
+    (metrics,) = cache.glob("teachers/*/metrics.json")
+    before = json.loads(metrics.read_text())
+    metrics.unlink()
+    metrics.parent.with_suffix(".ckpt").write_bytes(b"half")
+    code, out, err = call(*SMALL, f"hydra.run.dir={tmp_path / 'b'}", cache=cache)
+    assert code == 0
+    assert ".ckpt: truncated or no checkpoint" in out + err
+    assert json.loads(metrics.read_text()) == before
+
+
+def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path):
+    out = tmp_path / "run"
+    code, *_ = call(*SMALL, f"hydra.run.dir={out}")
+    assert code == 0
+    trained = json.loads((out / "result.json").read_text())
+
+    code, said, err = call(f"eval={out}", f"hydra.run.dir={tmp_path / 'a'}")
+    assert code == 0, err
+    found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    for key in ("student", "sparsity", "model_sparsity", "nonzero", "parameters"):
+        assert found[key] == trained[key]
+    assert f"{100 * trained['sparsity']:.2f} %" in said
+
+    code, *_ = call(
+        f"eval={out / 'student'}",
+        "task.path.train=128",
+        "task.path.validation=64",
+        f"hydra.run.dir={tmp_path / 'b'}",
+    )
+    assert code == 0
+    other = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    assert other["sparsity"] == trained["sparsity"]
+
+    teacher = trained["teacher"]["path"]
+    code, said, err = call(
+        "-m", f"eval={out},nowhere,{teacher}", f"hydra.sweep.dir={tmp_path / 'c'}", *SMALL
+    )
+    assert code == 0
+    assert "failed: eval=nowhere: not a local folder" in said + err
+    assert len(list((tmp_path / "c").glob("*/evaluation.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ("nowhere", "eval=nowhere: not a local folder"),
+        ("base", "eval=.*base: .*has no classification head"),
+    ],
+)
+def test_eval_of_what_cannot_be_judged(call, tmp_path, folder, says):
+    if folder == "base":
+        from transformers import BertConfig, BertModel
+
+        folder = tmp_path / "base"
+        config = BertConfig(
+            vocab_size=119, hidden_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+        BertModel(config).save_pretrained(folder)
+    code, _, err = call(f"eval={folder}", f"hydra.run.dir={tmp_path / 'x'}", *SMALL)
+    assert code == 1
+    assert re.match(f"error: {says}", err)
+
+
+def test_eval_takes_no_call_from_a_folder(call, tmp_path):
+    """What a folder says of its task must not choose what is called."""
+    out = tmp_path / "run"
+    (out / "student").mkdir(parents=True)
+    victim = tmp_path / "victim"
+    call_it = {"_target_": "pathlib.Path.touch", "self": str(victim)}
+    config = {"task": {"_target_": "kd_prune.hf.Task", "name": "x", "path": call_it}}
+    (out / "status.json").write_text(json.dumps({"config": config}))
+    code, _, err = call(f"eval={out}", f"hydra.run.dir={tmp_path / 'x'}")
+    assert code == 1
+    assert "its task.path is made by pathlib.Path.touch" in err
+    assert not victim.exists()
