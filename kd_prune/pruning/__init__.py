@@ -12,8 +12,9 @@ from kd_prune.pruning.criterion import (
     magnitude,
 )
 from kd_prune.pruning.fisher import BlockFisher, DiagonalFisher
-from kd_prune.pruning.granularity import NM, AttentionHeads, Block, Heads, Rows
+from kd_prune.pruning.heads import AttentionHeads
 from kd_prune.pruning.mask import exact
+from kd_prune.pruning.nm import NM
 from kd_prune.pruning.plan import PruningPlan
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.report import SparsityReport
@@ -29,6 +30,7 @@ from kd_prune.pruning.schedule import (
     update_plan,
 )
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
+from kd_prune.pruning.tiles import Block, Heads, Rows
 
 __all__ = [
     "ERK",

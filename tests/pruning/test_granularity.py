@@ -15,18 +15,10 @@ from torch.sparse._semi_structured_conversions import (
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from kd_prune.pruning import Global, Pruner, Schedule, exact, layerwise
-from kd_prune.pruning.granularity import (
-    NM,
-    AttentionHeads,
-    Block,
-    Granularity,
-    Heads,
-    Joint,
-    Rows,
-    chosen,
-    pooled,
-    reached,
-)
+from kd_prune.pruning.granularity import Granularity, Joint, chosen, pooled, reached
+from kd_prune.pruning.heads import AttentionHeads
+from kd_prune.pruning.nm import NM
+from kd_prune.pruning.tiles import Block, Heads, Rows
 
 # The second way is that of other devices: it runs on the CPU too.
 WAYS = pytest.mark.parametrize("on_cpu", [True, False], ids=["numpy", "torch"])

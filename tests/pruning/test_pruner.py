@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from kd_prune.pruning.allocation import Global
-from kd_prune.pruning.granularity import Rows
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.schedule import Schedule, update_plan
+from kd_prune.pruning.tiles import Rows
 
 STEPS = 20
 SCHEDULE = Schedule(final=0.9, begin=0.1, end=0.8)
