@@ -34,7 +34,7 @@ PLUG_IN = "tests/lit/test_plug_in.py"
 MUTANTS = [
     Mutant(
         "the ramp's last update never comes",
-        "pruning/schedule.py", "for k in range(updates + 1):", "for k in range(updates):",
+        "pruning/schedule.py", "for k in range(updates + 1)]", "for k in range(updates)]",
         "tests/pruning/test_schedule.py",
     ),
     Mutant(
@@ -165,6 +165,72 @@ MUTANTS = [
         "lit/module.py", "teacher.requires_grad_(False).eval()", "teacher.requires_grad_(False)",
         "tests/lit/test_module.py",
     ),
+    Mutant(
+        "the ramp does not rest",
+        "pruning/schedule.py", "+ hold * rests",
+        "+ 0 * rests",
+        "tests/pruning/test_schedule.py",
+    ),
+    Mutant(
+        "a run goes on from a milestone's mean",
+        "run/milestones.py", "weight.copy_(kept[name])",
+        "pass",
+        "tests/test_run.py -k saving",
+    ),
+    Mutant(
+        "a milestone is almost the last step",
+        "run/milestones.py", "1 / self._count",
+        "0.9",
+        "tests/test_run.py -k milestone",
+    ),
+    Mutant(
+        "the difference the wrong way round",
+        "sweep/summary.py", "Statistic.of(s - t for",
+        "Statistic.of(t - s for",
+        "tests/sweep/test_summary.py",
+    ),
+    Mutant(
+        "a seed counts twice",
+        "sweep/summary.py", "group[run.seed] = (run, point)",
+        "group[len(group)] = (run, point)",
+        "tests/sweep/test_summary.py",
+    ),
+    Mutant(
+        "a NaN counts",
+        "sweep/collect.py", "or not math.isfinite(value)",
+        "or False",
+        "tests/sweep/test_collect.py",
+    ),
+    Mutant(
+        "a failure is recorded as a success",
+        "sweep/status.py", '"state", "failed")',
+        '"state", "finished")',
+        "tests/cli/test_sweep.py -k failure",
+    ),
+    Mutant(
+        "what is finished is made again",
+        "sweep/job.py", "if done is not None:",
+        "if False:",
+        "tests/cli/test_sweep.py -k failure",
+    ),
+    Mutant(
+        "a trial is judged on its ramp",
+        "sweep/search.py", "sparsity < self.final - 1e-3",
+        "sparsity < 0",
+        "tests/cli/test_search.py -k final",
+    ),
+    Mutant(
+        "a job takes itself for a part of the one before",
+        "run/fit.py", "os.environ.pop(name, None)",
+        "pass",
+        "tests/cli/test_ddp.py -k sweep",
+    ),
+    Mutant(
+        "a checkpoint waits for the handler",
+        "lit/resume.py", "if number not in self._theirs:",
+        "if True:",
+        "tests/lit/test_resume.py -k handles",
+    ),
 ]  # fmt: skip
 
 
@@ -196,7 +262,7 @@ def main() -> None:
     survivors = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for name in ("kd_prune", "tests", "conf"):
+        for name in ("kd_prune", "hydra_plugins", "tests", "conf"):
             shutil.copytree(ROOT / name, folder / name)
         for name in ("pyproject.toml", "train.py", "README.md"):
             shutil.copy(ROOT / name, folder / name)
