@@ -42,11 +42,13 @@ def send(number):
 class Run:
     """One toy run with dropout, pruning, history and a resume point, in a folder of its own."""
 
-    def __init__(self, folder: Path, *, accumulate=1, end=1.0, epochs=EPOCHS, minutes=5.0):
+    def __init__(
+        self, folder: Path, *, accumulate=1, end=1.0, epochs=EPOCHS, minutes=5.0, **options
+    ):
         folder.mkdir(exist_ok=True)
         self.path = folder / "last.ckpt"
         self.module = make_module(dropout=0.3)
-        self.pruning = SparsityCallback(0.8, scope=SCOPE, updates=7, end=end)
+        self.pruning = SparsityCallback(0.8, scope=SCOPE, updates=7, end=end, **options)
         self.history = History(folder / "metrics.csv", every=2)
         self.folder, self.epochs, self.accumulate = folder, epochs, accumulate
         self.minutes = minutes

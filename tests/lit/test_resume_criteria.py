@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import lightning.pytorch as L
@@ -11,11 +12,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from kd_prune.lit import SparsityCallback
+from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import Global, RigL, magnitude, steady_plan
 from kd_prune.pruning.criterion import Movement, Platon, Random, SoftMovement, Taylor, Wanda
 from kd_prune.pruning.fisher import BlockFisher, DiagonalFisher
 
 from .test_plug_in import Theirs, assert_exact, make_trainer, mlp
+from .test_resume import At, Run, assert_equal_runs, send
+from .toy import STEPS_PER_EPOCH
 
 EPOCHS = 3
 WAYS: dict[str, dict[str, Any]] = {
@@ -92,3 +96,15 @@ def test_resumed_after_any_epoch(tmp_path, way):
         assert same(*optimizers), epoch
         assert min(others) == 6 * (epoch + 1) + 1
         assert all(logged[step] == others[step] for step in others), epoch
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_interrupted_within_an_epoch(tmp_path, way):
+    """In the middle of the second: loader, generators and all that a criterion remembers."""
+    whole = Run(tmp_path / "whole", **WAYS[way]).go()
+    cut = Run(tmp_path / "cut", **WAYS[way])
+    with pytest.raises(Interrupted):
+        cut.go(At(send(signal.SIGTERM), batch=STEPS_PER_EPOCH + 2))
+    again = Run(tmp_path / "cut", **WAYS[way]).go(resume=True, seed=99)
+    assert_equal_runs(whole, again)
+    assert same(whole.pruning.state_dict(), again.pruning.state_dict())
