@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean, stdev
@@ -19,6 +19,10 @@ from rich.text import Text
 from kd_prune.sweep.records import Collection, Point, Run
 
 FIGURES = ("student", "teacher", "delta")
+MANY = 20
+"""Lines about runs of one state that a terminal gets; files get all."""
+WIDE = 14
+"""Characters of a method's name that a table of 80 columns has room for."""
 
 
 @dataclass(frozen=True)
@@ -177,16 +181,25 @@ def runs_csv(runs: Sequence[Run]) -> str:
 def print_summary(collection: Collection, summary: Summary, console: Console | None = None) -> None:
     """Print the table, then what is not in it and why."""
     console = console or Console()
-    for (_, metric), rows in groupby(summary.rows, key=lambda row: (row.task, row.metric)):
-        console.print(_table(metric, list(rows)))
+    for title, rows in _tables(summary.rows):
+        console.print(_table(title, rows))
+    if summary.rows:
+        console.print(
+            "mean ± std over seeds; zeros: share of the weights in scope, counted; Δ: from"
+        )
+        console.print("the student's own teacher; kept: weights that are not zero")
+    if any(row.milestone for row in summary.rows):
+        console.print("* saved on the way to a higher sparsity (sparsity.milestones)")
     states: dict[str, list[Run]] = defaultdict(list)
     for run in collection.runs:
         states[run.state].append(run)
     found = ", ".join(f"{len(runs)} {state}" for state, runs in sorted(states.items()))
     console.print(f"{len(collection.runs)} runs: {found}", highlight=False)
     for state in ("failed", "interrupted", "pruned"):
-        for run in states[state]:
+        for run in states[state][:MANY]:
             _line(console, state, str(run.folder), run.reason)
+        if len(states[state]) > MANY:
+            console.print(f"… and {len(states[state]) - MANY} more {state}: see runs.csv")
     for run in summary.repeats:
         _line(console, "not counted", str(run.folder), "a later run repeats it")
     for path, why in collection.broken:
@@ -197,20 +210,33 @@ def _line(console: Console, what: str, where: str, why: str | None) -> None:
     console.print(Text(f"{what}: {where}: {why or 'no reason was recorded'}"), soft_wrap=True)
 
 
-def _table(metric: str, rows: Sequence[Row]) -> Table:
+def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Rows that share a table, and its title: a task's; of one method each where names are long."""
+    for (task, metric), found in groupby(rows, key=lambda row: (row.task, row.metric)):
+        ours = list(found)
+        if max(len(row.method) for row in ours) <= WIDE:
+            yield f"{task}: {metric}", ours
+            continue
+        for method, part in groupby(ours, key=lambda row: row.method):
+            yield f"{task}: {metric}, {method}", list(part)
+
+
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    named = len(rows[0].method) <= WIDE
     table = Table(
-        title=f"{rows[0].task}: {metric}, mean ± std over seeds",
+        title=Text(title),
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
         title_justify="left",
     )
-    table.add_column("method", overflow="fold", min_width=10)
+    if named:
+        table.add_column("method", no_wrap=True)
     for name in ("zeros", "student", "teacher", "Δ", "seeds", "kept", "size", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            Text(row.method),
+            *([Text(row.method)] if named else []),
             f"{100 * row.sparsity:.1f}%{'*' if row.milestone else ''}",
             row.student.percent(),
             row.teacher.percent(),
@@ -220,10 +246,6 @@ def _table(metric: str, rows: Sequence[Row]) -> Table:
             decimal(row.bytes, precision=0),
             "" if row.milestone else f"{row.seconds:.0f} s",
         )
-    table.caption = "zeros: share of the weights in scope, counted; kept: weights that are not zero"
-    if any(row.milestone for row in rows):
-        table.caption += "\n* saved on the way to a higher sparsity (sparsity.milestones)"
-    table.caption_justify = "left"
     return table
 
 
