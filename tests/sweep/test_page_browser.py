@@ -80,11 +80,12 @@ def click(page, key, value):
 
 
 def drawn(page, section):
-    """Task → (method, milestone) → sparsities, as Plotly has them."""
+    """Task and its traces, as Plotly has them."""
     return page.execute_script(
         "return [...document.querySelectorAll(`#${arguments[0]} .figures > div`)].map((figure) =>"
         " [figure.dataset.task, (figure.data ?? []).map((trace) =>"
-        " ({...trace.meta, x: trace.x, y: trace.y, error: trace.error_y?.array}))])",
+        " ({...trace.meta, x: trace.x, y: trace.y, error: trace.error_y?.array,"
+        " symbols: trace.marker?.symbol}))])",
         section,
     )
 
@@ -111,13 +112,13 @@ def test_what_a_run_says_is_text(page):
 def test_curves_have_milestones_and_error_bars(page):
     ((task, traces), (other, _)) = drawn(page, "sparsity")
     assert (task, other) == ("mrpc", "rte")
-    by_kind = {(t["method"], t["milestone"]): t for t in traces}
-    assert set(by_kind) == {(m, k) for m in ("none", "sparsebert") for k in (False, True)}
-    last = by_kind["sparsebert", False]
-    assert last["x"] == pytest.approx([80, 95])
-    assert last["y"] == pytest.approx([80.5, 79.0])  # means of two seeds
-    assert last["error"] == pytest.approx([0.5**0.5] * 2)
-    assert by_kind["none", True]["x"] == pytest.approx([50])
+    by_method = {trace["method"]: trace for trace in traces}
+    assert set(by_method) == {"none", "sparsebert"}
+    curve = by_method["sparsebert"]
+    assert curve["x"] == pytest.approx([50, 80, 95])
+    assert curve["symbols"] == ["diamond-open", "circle", "circle"]
+    assert curve["y"] == pytest.approx([88.0, 80.5, 79.0])  # means of two seeds
+    assert curve["error"] == pytest.approx([0, 0.5**0.5, 0.5**0.5])
     assert "teacher 90.0" in page.find_element("css selector", "#sparsity").text
 
 

@@ -271,19 +271,19 @@ function drawSparsity(shown) {
     const ours = there.filter(({ run }) => run.task === task);
     const metric = ours.length ? metricOf(ours[0].run) : "";
     const traces = [];
-    for (const [key, members] of groupBy(ours, ({ run, point }) => JSON.stringify([run.method, point.milestone]))) {
-      const [method, milestone] = JSON.parse(key);
-      const places = [...groupBy(members, ({ point }) => point.target).values()].map((seeds) => {
+    for (const [method, members] of groupBy(ours, ({ run }) => run.method)) {
+      const places = [...groupBy(members, ({ point }) => JSON.stringify([point.target, point.milestone])).values()].map((seeds) => {
         const values = seeds.map(({ run, point }) => 100 * point.student[metricOf(run)]);
-        return { x: mean(seeds.map(({ point }) => x(point))), y: mean(values), error: std(values) ?? 0, n: values.length };
+        return { x: mean(seeds.map(({ point }) => x(point))), y: mean(values), error: std(values) ?? 0, seeds, milestone: seeds[0].point.milestone };
       }).sort((a, b) => a.x - b.x);
+      const onTheWay = places.some((p) => p.milestone);
       traces.push({
-        name: wrapped(method) + (milestone ? "<br>(saved on the way)" : ""), meta: { method, milestone },
-        x: places.map((p) => p.x), y: places.map((p) => p.y), customdata: places.map((p) => p.n),
+        name: wrapped(method) + (onTheWay ? "<br>◇ saved on the way" : ""), meta: { method },
+        x: places.map((p) => p.x), y: places.map((p) => p.y), text: places.map((p) => `${p.seeds.length} seed(s)`),
         error_y: { type: "data", array: places.map((p) => p.error), thickness: 1.2, width: 4 },
-        mode: "lines+markers", line: { color: methodColour(method), dash: milestone ? "dot" : "solid", width: 2 },
-        marker: { symbol: milestone ? "diamond-open" : "circle", size: 8 },
-        hovertemplate: `%{x:.2f} %: %{y:.1f}, %{customdata} seed(s)`,
+        mode: "lines+markers", line: { color: methodColour(method), width: 2 },
+        marker: { symbol: places.map((p) => (p.milestone ? "diamond-open" : "circle")), size: 9 },
+        hovertemplate: "%{x:.2f} %: %{y:.1f}, %{text}",
       });
     }
     const teachers = unique(ours.map(({ run }) => JSON.stringify([run.seed, run.teacher[metricOf(run)]]))).map((t) => 100 * JSON.parse(t)[1]);
