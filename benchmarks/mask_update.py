@@ -16,6 +16,7 @@ Writes benchmarks/results/mask_update.json.
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import json
 import os
@@ -102,11 +103,9 @@ def times(
     """Median seconds of each contender, taken in turn, and median ratios within each turn."""
     pruner = pruner_at(weights, before, after)
     overall = pruner_at(weights, before, after, allocation=Global())
-    starts = [
-        (p, {name: mask.clone() for name, mask in p.masks.items()}) for p in (pruner, overall)
-    ]
-    keep = TopK(weights, starts[0][1], after, largest=True)
-    drop = TopK(weights, starts[0][1], after, largest=False)
+    starts = [(p, copy.deepcopy(p.state_dict())) for p in (pruner, overall)]
+    keep = TopK(weights, starts[0][1]["masks"], after, largest=True)
+    drop = TopK(weights, starts[0][1]["masks"], after, largest=False)
     scores = np.concatenate([w.detach().abs().flatten().numpy() for w in weights.values()])
     buffer = np.empty_like(scores)
     copies = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
@@ -124,9 +123,8 @@ def times(
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
         np.copyto(buffer, scores)
-        for p, masks in starts:
-            for name, mask in masks.items():
-                p.masks[name].copy_(mask)
+        for p, state in starts:
+            p.load_state_dict(state)
         runs.append({name: seconds(action) for name, action in contenders.items()})
     keep.check(pruner)
     drop.check(pruner)
