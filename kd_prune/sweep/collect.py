@@ -167,7 +167,7 @@ def _tensors(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a living process holds the lock; a dead one holds none."""
+    """Whether a living process holds the lock; a dead one holds none. In doubt it does."""
     if not lock.exists():
         return False
     try:
@@ -175,8 +175,8 @@ def _is_held(lock: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # a folder that is only read: nobody is at work in it here
-        return False
+    except OSError:  # it cannot be tried here, so what the run said of itself stands
+        return True
 
 
 def _why(error: BaseException) -> str:

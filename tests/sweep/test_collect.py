@@ -71,6 +71,18 @@ def test_states(tmp_path):
     assert "killed" in reasons["killed"]
 
 
+def test_a_lock_that_cannot_be_tried_is_taken_for_held(tmp_path, monkeypatch):
+    """As where the disk is mounted for reading only."""
+    write_run(tmp_path / "a", state="running")
+    (tmp_path / "a" / "run.lock").touch()
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(FileLock, "__enter__", refuse)
+    assert states(collect([tmp_path])) == {"a": "running"}
+
+
 def test_looking_does_not_stand_in_the_way_of_a_run(tmp_path):
     """A summary made at any time must not make a job believe that its folder is taken."""
     write_run(tmp_path / "a", state="running")
