@@ -87,7 +87,8 @@ class OptunaSweeper(Sweeper):
         """Hydra's: ask for trials, launch them, tell how they went, until there are enough.
 
         Raises:
-            HydraException: Optuna is not installed, or nothing is to be searched.
+            HydraException: Optuna is not installed, nothing is to be searched, or a trial did not
+                come to an end: another process has it.
         """
         optuna = import_optuna()
         written = [f"{key}={value}" for key, value in self.params.items()]
@@ -99,7 +100,7 @@ class OptunaSweeper(Sweeper):
             raise HydraException(
                 "hydra.sweeper.params: nothing to search; see hparams_search=optuna"
             )
-        folder = Path(self.config.hydra.sweep.dir)
+        folder = Path(self.config.hydra.sweep.dir).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         storage = self.storage or str(folder / "study.log")
@@ -107,8 +108,11 @@ class OptunaSweeper(Sweeper):
             study_name=STUDY,
             storage=open_storage(storage),
             direction=self.direction,
-            sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=self.startup),
             load_if_exists=True,
+        )
+        drawn = len(study.get_trials(deepcopy=False))  # else it would draw the same ones again
+        study.sampler = optuna.samplers.TPESampler(
+            seed=self.seed + drawn, n_startup_trials=self.startup
         )
         launched = 0
         while trials := self._next(study, space):
@@ -146,8 +150,10 @@ class OptunaSweeper(Sweeper):
             study.tell(number, value)
         elif state == "pruned":
             study.tell(number, state=states.PRUNED)
-        else:
+        elif state == "failed":
             study.tell(number, state=states.FAIL)
+        else:
+            raise HydraException(f"trial {number} is {state}; the same command goes on with it")
         log.info("trial %s: %s%s", number, state, f", {value:.4f}" if state == "finished" else "")
 
     def _report(self, study: Any, folder: Path) -> None:

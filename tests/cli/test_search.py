@@ -70,6 +70,7 @@ def test_what_a_kill_left_running_comes_first_and_nothing_is_made_again(search):
     _, _, study = search(4)
     assert [trial.state for trial in study.trials] == [States.COMPLETE] * 4
     assert study.trials[left.number].params == left.params
+    assert len({str(trial.params) for trial in study.trials}) == 4  # nothing is drawn again
     assert {f: f.stat().st_mtime_ns for f in before} == before
     assert len(states_of_runs(search.folder)) == 4
 
