@@ -33,7 +33,7 @@ smoke: $(RUN)  ## every stage in under 30 s, offline; fails if the result is not
 	$(BIN)/python train.py experiment=smoke $(ARGS)
 
 test: $(DEV)  ## the whole test suite; ARGS go to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(DEV)  ## ruff: rules and format
 	$(BIN)/ruff check .
