@@ -44,6 +44,9 @@ def one_of_many(
             done = finished(folder, about.get("config"))
             if done is not None:
                 log.info("%s: finished before", folder)
+                if before.get("state") != "finished":  # killed just then
+                    known = {key: before.get(key) for key in ("started", "host", "pid")}
+                    status.write(folder, "finished", {**about, **known})
                 return done
         elif not retry_failed:
             log.error(

@@ -194,7 +194,8 @@ def print_summary(collection: Collection, summary: Summary, console: Console | N
     for run in collection.runs:
         states[run.state].append(run)
     found = ", ".join(f"{len(runs)} {state}" for state, runs in sorted(states.items()))
-    console.print(f"{len(collection.runs)} runs: {found}", highlight=False)
+    count = len(collection.runs)
+    console.print(f"{count} run{'s'[: count - 1]}: {found}", highlight=False)
     for state in ("failed", "interrupted", "pruned"):
         for run in states[state][:MANY]:
             _line(console, state, str(run.folder), run.reason)

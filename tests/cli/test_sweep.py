@@ -84,6 +84,20 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(sweep, conten
     assert (run / "student" / "model.safetensors").read_bytes() == first
 
 
+def test_killed_between_its_result_and_its_record(sweep):
+    sweep("sparsity.final=0.5")
+    run = by_sparsity(sweep.folder)[0.5]
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"state": "running", "ended": None}))
+    before = made_at(sweep.folder)
+    code, said = sweep("sparsity.final=0.5")
+    assert code == 0
+    assert made_at(sweep.folder) == before
+    again = json.loads((run / "status.json").read_text())
+    assert again == status | {"ended": again["ended"]}
+    assert "1 run: 1 finished" in said
+
+
 def test_a_result_that_is_not_whole_is_made_again(sweep):
     sweep("sparsity.final=0.5")
     run = by_sparsity(sweep.folder)[0.5]
