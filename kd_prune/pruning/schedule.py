@@ -185,6 +185,8 @@ class Schedule:
                 f"initial={self.initial} is above final={self.final}: "
                 "masks only ever lose weights, so initial must not exceed final"
             )
+        if isinstance(self.milestones, int | float):
+            raise ValueError(f"milestones={self.milestones}: expected a list, [{self.milestones}]")
         object.__setattr__(self, "milestones", tuple(self.milestones))
         self._check_milestones()
 

@@ -403,6 +403,7 @@ def test_without_milestones_hold_is_of_no_account():
     ("arguments", "message"),
     [
         ({"milestones": [0.5, 0.5]}, r"milestones=\[0.5, 0.5\]: expected sparsities that rise"),
+        ({"milestones": 0.5}, r"milestones=0.5: expected a list, \[0.5\]"),
         ({"milestones": [0.9]}, "rise between initial=0.0 and final=0.9"),
         ({"milestones": [0.5], "initial": 0.7}, "rise between initial=0.7"),
         ({"milestones": [50]}, r"milestones: sparsity=50: .* did you mean 0.5\?"),
