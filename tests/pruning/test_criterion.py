@@ -36,7 +36,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def name_of(value):
-    return type(value).__name__ if isinstance(value, StatefulCriterion) else str(value)
+    if isinstance(value, StatefulCriterion):
+        return type(value).__name__
+    return getattr(value, "__name__", str(value))  # the same in every process
 
 
 def seeded(seed):
