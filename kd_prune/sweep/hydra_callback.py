@@ -9,7 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from kd_prune.sweep import names, status
+from kd_prune.sweep import names, search, status
 
 log = logging.getLogger(__name__)
 __all__ = ["SummaryCallback", "names"]  # a job's process has the folders' names by unpickling this
@@ -19,7 +19,7 @@ class SummaryCallback(Callback):
     """Writes the summary at the end of every multirun; exit code 1 if a job failed.
 
     It covers all that lies in the sweep's folder, so a sweep that was started again, or by several
-    processes, ends in one table.
+    processes, ends in one table; a search's best settings come last.
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -37,5 +37,6 @@ class SummaryCallback(Callback):
             log.info("python -m kd_prune.sweep %s makes one", folder)
             log.debug("no summary", exc_info=True)
             raise SystemExit(1) from None
+        search.print_best(folder)
         if any(run.state == "failed" for run in found.runs):
             raise SystemExit(1)

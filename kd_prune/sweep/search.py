@@ -28,6 +28,8 @@ from kd_prune.sweep import status
 log = logging.getLogger(__name__)
 STUDY = "search"
 BEST = "best.yaml"
+FIXED = ("task", "seed", "sparsity.final")
+"""What a search leaves as it is: values under other tasks, seeds or targets do not compare."""
 
 
 class OptunaSweeper(Sweeper):
@@ -35,7 +37,8 @@ class OptunaSweeper(Sweeper):
 
     A trial is a job like any other: named by what it is, skipped where it is finished, resumed
     where it was interrupted. The study lies in the sweep's folder, so the same command goes on with
-    it; trials that a kill left running come first. With more `n_trials` it goes on further.
+    it; trials that a kill left running come first. With more `n_trials` it goes on further, and
+    with ``sweep.retry_failed`` what failed is tried again.
 
     Args:
         params: Key → what is tried, in Hydra's words: ``interval(a, b)``, ``tag(log, interval(a,
@@ -87,8 +90,8 @@ class OptunaSweeper(Sweeper):
         """Hydra's: ask for trials, launch them, tell how they went, until there are enough.
 
         Raises:
-            HydraException: Optuna is not installed, nothing is to be searched, or a trial did not
-                come to an end: another process has it.
+            HydraException: Optuna is not installed, nothing is to be searched, or what has to stay
+                the same; or a trial did not come to an end: another process has it.
         """
         optuna = import_optuna()
         written = [f"{key}={value}" for key, value in self.params.items()]
@@ -100,6 +103,12 @@ class OptunaSweeper(Sweeper):
             raise HydraException(
                 "hydra.sweeper.params: nothing to search; see hparams_search=optuna"
             )
+        for key in FIXED:
+            if key in space:
+                raise HydraException(
+                    f"{overrides[key].input_line}: a search is for one {key}; "
+                    "give one value here, and each of them a search"
+                )
         folder = Path(self.config.hydra.sweep.dir).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
@@ -114,32 +123,55 @@ class OptunaSweeper(Sweeper):
         study.sampler = optuna.samplers.TPESampler(
             seed=self.seed + drawn, n_startup_trials=self.startup
         )
+        if self.config.sweep.retry_failed:
+            self._retry(study)
         launched = 0
         while trials := self._next(study, space):
+            # Trials with the same settings are one job.
+            jobs: dict[tuple[str, ...], Any] = {}
+            for trial in trials:
+                jobs.setdefault(tuple(f"{k}={v}" for k, v in trial.params.items()), trial)
             batch = [
                 [
                     *(f"{key}={value}" for key, value in rest.items()),
-                    *(f"{key}={value}" for key, value in trial.params.items()),
+                    *settings,
                     f"search.storage='{storage}'",
                     f"search.trial={trial.number}",
                     f"search.startup={self.startup}",
                 ]
-                for trial in trials
+                for settings, trial in jobs.items()
             ]
             returns = self.launcher.launch(batch, initial_job_idx=launched)
             launched += len(batch)
-            for trial, job in zip(trials, returns, strict=True):
-                self._tell(study, trial.number, job)
+            for first, job in zip(jobs.values(), returns, strict=True):
+                for trial in trials:
+                    if trial.params == first.params:
+                        self._tell(study, trial.number, job)
         self._report(study, folder)
+
+    def _retry(self, study: Any) -> None:
+        """Put what failed, and is not being tried again yet, in the queue."""
+        trials = study.get_trials(deepcopy=False)
+        again = {trial.user_attrs.get("retries") for trial in trials}
+        failed = import_optuna().trial.TrialState.FAIL
+        for trial in trials:
+            if trial.state == failed and trial.params and trial.number not in again:
+                study.enqueue_trial(trial.params, user_attrs={"retries": trial.number})
 
     def _next(self, study: Any, space: Mapping[str, Any]) -> Sequence[Any]:
         """Trials that a kill left running, then new ones; none where there are enough."""
-        running = import_optuna().trial.TrialState.RUNNING
-        left = [trial for trial in study.get_trials(deepcopy=False) if trial.state == running]
-        missing = self.n_trials - len(study.get_trials(deepcopy=False))
-        return left[: self.n_jobs] or [
-            study.ask(space) for _ in range(min(self.n_jobs, max(missing, 0)))
-        ]
+        states = import_optuna().trial.TrialState
+        left = []
+        for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            if space.keys() <= trial.params.keys():
+                left.append(trial)
+            else:  # killed while it was being drawn
+                study.tell(trial.number, state=states.FAIL)
+        trials = study.get_trials(deepcopy=False)
+        drawn = sum(trial.state != states.WAITING for trial in trials)
+        allowed = self.n_trials + sum("retries" in trial.user_attrs for trial in trials)
+        new = min(self.n_jobs, max(allowed - drawn, 0))
+        return left[: self.n_jobs] or [study.ask(space) for _ in range(new)]
 
     def _tell(self, study: Any, number: int, job: JobReturn) -> None:
         value = job.return_value  # raises what the launcher caught
@@ -171,8 +203,15 @@ class OptunaSweeper(Sweeper):
         best = study.best_trial
         result = {"value": best.value, "trial": best.number, "params": dict(best.params)}
         OmegaConf.save(OmegaConf.create(result | {"trials": counts}), folder / BEST)
-        line = " ".join(f"{key}={value}" for key, value in best.params.items())
-        log.info("best: %.4f, trial %s, of %s: %s", best.value, best.number, folder / BEST, line)
+
+
+def print_best(folder: Path) -> None:
+    """The best settings that a search in this folder has found, to be pasted."""
+    if not (folder / BEST).is_file():
+        return
+    best = OmegaConf.load(folder / BEST)
+    print(f"Best: {best.value:.4f}, trial {best.trial} ({folder / BEST})")
+    print(" ".join(f"{key}={value}" for key, value in best.params.items()), flush=True)
 
 
 def distribution(override: Override) -> Any:
@@ -193,6 +232,7 @@ class TrialJudge:
     Sparsity rises during a run and the metric falls with it, so values are shown to the study only
     once the run has its final sparsity, under the share of the run that is done, in percent:
     whatever a trial's steps and ramp, it is compared with others at the same sparsity and progress.
+    Nothing is ended by fewer than three others, nor at the end of its training.
 
     Args:
         storage: The study's.
@@ -207,7 +247,9 @@ class TrialJudge:
         self.study = optuna.load_study(
             study_name=STUDY,
             storage=open_storage(storage),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=startup),
+            pruner=optuna.pruners.MedianPruner(
+                n_startup_trials=startup, n_min_trials=max(min(startup, 3), 1)
+            ),
         )
         (found,) = (t for t in self.study.get_trials() if t.number == trial)
         self.trial = optuna.trial.Trial(self.study, found._trial_id)
@@ -219,7 +261,7 @@ class TrialJudge:
             return None
         self.seen.add(percent)
         self.trial.report(value, percent)
-        if not self.trial.should_prune():
+        if percent == 100 or not self.trial.should_prune():
             return None
         return f"{value:.4f} after {percent} % of the run is below the median of earlier trials"
 

@@ -57,7 +57,8 @@ def test_a_search_and_its_best(search):
     assert all(result["config"]["optimizer"]["warmup"] == 0.05 for result in results)
     best = OmegaConf.load(search.folder / "best.yaml")
     assert best.value == max(values)
-    assert f"optimizer.lr={best.params['optimizer.lr']}" in said  # to be pasted
+    pasted = " ".join(f"{key}={value}" for key, value in best.params.items())
+    assert pasted in said.splitlines()
     assert (search.folder / "report.html").is_file()
 
 
@@ -75,6 +76,33 @@ def test_what_a_kill_left_running_comes_first_and_nothing_is_made_again(search):
     assert len(states_of_runs(search.folder)) == 4
 
 
+def test_a_trial_that_was_half_drawn_when_it_was_killed_is_none(search):
+    search(1)
+    storage = open_storage(str(search.folder / "study.log"))
+    study = optuna.load_study(study_name=STUDY, storage=storage)
+    half = study.ask({"optimizer.lr": study.trials[0].distributions["optimizer.lr"]})
+    _, _, study = search(3)
+    assert study.trials[half.number].state == States.FAIL
+    assert len(states_of_runs(search.folder)) == 2  # it never was a job
+
+
+def test_trials_with_the_same_settings_are_one_job(search):
+    fixed = ("optimizer.lr=1e-3", "optimizer.warmup=0.05", "sparsity.end=choice(0.5)")
+    code, said, study = search(3, *fixed, "hydra.sweeper.n_jobs=3")
+    assert code == 0, said
+    assert [trial.state for trial in study.trials] == [States.COMPLETE] * 3
+    assert len({trial.value for trial in study.trials}) == 1
+    assert states_of_runs(search.folder) == ["finished"]
+
+
+@pytest.mark.parametrize("override", ["sparsity.final=0.5,0.9", "seed=1,2", "task=mrpc,stsb"])
+def test_a_search_has_one_task_seed_and_target(call, tmp_path, override):
+    code, _, err = call("-m", "hparams_search=optuna", override, f"hydra.sweep.dir={tmp_path}")
+    key = override.partition("=")[0]
+    assert code == 1
+    assert err.strip().startswith(f"error: {override}: a search is for one {key}; give one value")
+
+
 def test_a_trial_that_fails_is_no_value(search):
     code, said, study = search(2, "optimizer.lr=1e30")
     assert code == 1
@@ -82,6 +110,12 @@ def test_a_trial_that_fails_is_no_value(search):
     assert states_of_runs(search.folder) == ["failed"] * 2
     assert "no trial was finished" in said
     assert not (search.folder / "best.yaml").exists()
+    _, _, study = search(2, "optimizer.lr=1e30")
+    assert len(study.trials) == 2
+    _, _, study = search(2, "optimizer.lr=1e30", "sweep.retry_failed=true")
+    assert [trial.user_attrs for trial in study.trials[2:]] == [{"retries": 0}, {"retries": 1}]
+    assert [trial.params for trial in study.trials[2:]] == [t.params for t in study.trials[:2]]
+    assert states_of_runs(search.folder) == ["failed"] * 2
 
 
 def test_a_trial_behind_the_median_is_pruned(search):
@@ -124,6 +158,22 @@ def test_values_count_at_the_final_sparsity_alone(tmp_path):
     assert found.intermediate_values == {50: 0.81}
     trial = study.ask()
     assert "0.7000 after 75 % of the run is below the median" in judge_for(trial)(75, 0.9, 0.7)
+    assert judge_for(study.ask())(100, 0.9, 0.7) is None  # it is done anyway
+
+
+def test_fewer_than_three_others_end_nothing(tmp_path):
+    storage = str(tmp_path / "study.log")
+    study = optuna.create_study(
+        study_name=STUDY, storage=open_storage(storage), direction="maximize"
+    )
+    for percents in [(50, 75), (75,), (75,), (100,)]:
+        trial = study.ask()
+        for percent in percents:
+            trial.report(0.8, percent)
+        study.tell(trial, 0.8)
+    judge = TrialJudge(storage, study.ask().number, final=0.9, startup=4)
+    assert judge(50, 0.9, 0.1) is None
+    assert judge(75, 0.9, 0.1)
 
 
 def test_a_resumed_trial_reports_nothing_twice(tmp_path, recwarn):
