@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs-times", type=float, default=1.0, help="times the student's epochs"
     )
+    parser.add_argument("--batches", type=int, help="batches per epoch, where the hours are few")
     parser.add_argument(
         "--precision", default="32-true", help="bf16-mixed where the hardware has it"
     )
@@ -81,7 +82,9 @@ def main() -> None:
 def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     """One run, unless its result is there."""
     epochs = round(TASKS[task]["student"] * arguments.epochs_times)
-    name = f"{task}-{row.replace(' ', '_')}-{epochs}ep-s{seed}"
+    limit = arguments.batches
+    budget = f"{epochs}ep" if limit is None else f"{epochs}x{limit}"
+    name = f"{task}-{row.replace(' ', '_')}-{budget}-s{seed}"
     source = arguments.data / task if task == "qnli_style" else arguments.data
     if task == "qnli_style" and not source.is_dir():
         source = arguments.data.parent / task
@@ -94,6 +97,7 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
         f"trainer.max_epochs={epochs}",
         f"teacher.max_epochs={TASKS[task]['teacher']}",
         *VALIDATION.get(task, []),
+        *([] if limit is None else [f"trainer.limit_train_batches={limit}"]),
         f"trainer.precision={arguments.precision}",
         *RECIPE,
         *ROWS[row],
@@ -106,15 +110,17 @@ def table() -> None:
     runs: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
     for file in sorted(FOLDER.glob("*.json")):
         run = json.loads(file.read_text())
-        epochs = next(o for o in run["overrides"] if o.startswith("trainer.max_epochs"))
-        runs[run["task"], run["row"], epochs.split("=")[1]].append(run)
+        given = dict(override.split("=", 1) for override in run["overrides"])
+        epochs, batches = given["trainer.max_epochs"], given.get("trainer.limit_train_batches")
+        budget = epochs if batches is None else f"{epochs} of {batches} batches"
+        runs[run["task"], run["row"], budget].append(run)
     rows = []
-    for (task, row, epochs), found in runs.items():
+    for (task, row, budget), found in runs.items():
         metric = METRIC.get(task, "accuracy")
         rows.append(
             (
                 f"{task}: {row}",
-                epochs,
+                budget,
                 mean_std(run["teacher"][metric] for run in found),
                 mean_std(run["student"][metric] for run in found),
                 mean_std(run["student"][metric] - run["teacher"][metric] for run in found),

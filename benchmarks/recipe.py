@@ -42,6 +42,7 @@ def rate(value: str) -> list[str]:
 
 
 ATTENTION = "distillation.terms.attention_scores.weight={}"
+ONE_THRESHOLD = ["sparsity=global", "sparsity.allocation.ceiling=0.99"]
 ROWS = {
     "base": [],
     "no dropout": ["student.dropout=0"],
@@ -60,15 +61,15 @@ ROWS = {
     "8e-3": rate("8e-3"),
     "1e-3, ramp to 50 %": ["optimizer.lr=1e-3", "sparsity.end=0.5"],
     "2e-3, ramp to 50 %": [*rate("2e-3"), "sparsity.end=0.5"],
-    "4e-3, starts from the teacher": [*rate("4e-3"), "student.init=teacher"],
-    "4e-3, batches of 16": [*rate("4e-3"), "task.batch_size=16"],
-    "4e-3, no dropout": [*rate("4e-3"), "student.dropout=0"],
-    "4e-3, attention scores × 0.1": [*rate("4e-3"), ATTENTION.format(0.1)],
-    "4e-3, global": [*rate("4e-3"), "sparsity=global", "sparsity.allocation.ceiling=0.99"],
-    "4e-3, logits only": [*rate("4e-3"), "distillation=logits"],
-    "4e-3, no distillation": [*rate("4e-3"), "distillation=none"],
-    # More of the same: twice the steps.
-    "4e-3, 920 steps": [*rate("4e-3"), "trainer.max_epochs=8"],
+    # On top of the winner: where the zeros lie, what the terms weigh, where the student starts.
+    "2e-3, global": [*rate("2e-3"), *ONE_THRESHOLD],
+    "2e-3, global with floor": [*rate("2e-3"), *ONE_THRESHOLD, "sparsity.allocation.floor=0.9"],
+    "2e-3, attention twice as dense": [*rate("2e-3"), "sparsity/allocation=per_type"],
+    "2e-3, attention scores × 0.1": [*rate("2e-3"), ATTENTION.format(0.1)],
+    "2e-3, starts from the teacher": [*rate("2e-3"), "student.init=teacher"],
+    "2e-3, jump to 0.7": [*rate("2e-3"), "sparsity.initial=0.7"],
+    "2e-3, batches of 16": [*rate("2e-3"), "task.batch_size=16"],
+    "2e-3, no dropout": [*rate("2e-3"), "student.dropout=0"],
 }
 
 
