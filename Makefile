@@ -15,7 +15,7 @@ DEV := $(VENV)/.installed-dev
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test faults lint types format clean \
-	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe
+	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-sweep
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
@@ -70,6 +70,9 @@ bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task
 
 bench-glue: $(RUN)  ## the table on real tasks, hours: DATA= and MODEL= (without them: from the hub)
 	$(BIN)/python benchmarks/glue.py $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench-sweep: need-DATA $(RUN)  ## the sweep of the README's picture, hours: DATA= and MODEL=
+	$(BIN)/python benchmarks/sweep.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 clean:  ## remove .venv and the tools' caches; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

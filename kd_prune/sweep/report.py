@@ -28,12 +28,14 @@ def summarize(folders: Iterable[Path], out: Path, console: Console | None = None
     from kd_prune.sweep.page import write_page  # plotly: a job that only imports us needs none
 
     console = console or Console()
+    folders = list(folders)
     collection = collect(folders)
     summary = summarize_runs(collection.runs)
     print_summary(collection, summary, console)
     out.mkdir(parents=True, exist_ok=True)
     whole.write(out / "summary.csv", summary_csv(summary.rows))
     whole.write(out / "runs.csv", runs_csv(collection.runs))
-    write_page(collection, out / "report.html", title=out.resolve().name)
+    title = ", ".join(folder.resolve().name for folder in folders)
+    write_page(collection, out / "report.html", title=title)
     console.print(f"Summary: {out}/summary.csv, runs.csv, report.html", soft_wrap=True)
     return collection

@@ -293,8 +293,9 @@ function drawSparsity(shown) {
       xaxis: { title: { text: log ? "weights kept, %" : "sparsity in scope, %" }, type: log ? "log" : "linear", autorange: log ? "reversed" : true },
       yaxis: { title: { text: plain(metric) } },
       legend: { orientation: "h", y: -0.25 },
+      margin: { l: 60, r: 56, t: 40, b: 48 }, // on the right, the teacher's label
       shapes: level === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: level, y1: level, line: { color: colour("faint"), dash: "dash", width: 1 } }],
-      annotations: level === null ? [] : [{ xref: "paper", x: 0, y: level, text: `teacher ${level.toFixed(1)}`, showarrow: false, yanchor: "bottom", xanchor: "left", font: { color: colour("faint"), size: 11 } }],
+      annotations: level === null ? [] : [{ xref: "paper", x: 1, y: level, text: `teacher<br>${level.toFixed(1)}`, showarrow: false, yanchor: "middle", xanchor: "left", font: { color: colour("faint"), size: 11 } }],
     }, "No finished run in view.");
   });
 }
