@@ -6,8 +6,10 @@ mutant that survives, or whose line is not found, makes the command fail.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 120  # seconds; the slowest tests here take a third of it
 
 
 @dataclass(frozen=True)
@@ -241,19 +244,27 @@ def killed(mutant: Mutant, folder: Path) -> bool:
     if source.count(mutant.before) != 1:
         sys.exit(f"{mutant.name}: {mutant.before!r} is not found once in {mutant.file}")
     path.write_text(source.replace(mutant.before, mutant.after))
+    tests = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *mutant.tests.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *mutant.tests.split()],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(folder)},
-            capture_output=True,
-            text=True,
-        )
+        printed, _ = tests.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return True  # tests that hang do not pass
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(tests.pid, signal.SIGKILL)  # what they started too
+        tests.wait()
         path.write_text(source)
-    if done.returncode not in (0, 1):  # 1: tests were run, and some failed
-        sys.exit(f"{mutant.name}: pytest could not run\n{done.stdout[-2000:]}")
-    return done.returncode == 1
+    if tests.returncode not in (0, 1):  # 1: tests were run, and some failed
+        sys.exit(f"{mutant.name}: pytest could not run\n{printed[-2000:]}")
+    return tests.returncode == 1
 
 
 def main() -> None:
