@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 # Before torch is loaded: its idle threads sleep rather than spin, or two runs on one machine would
 # slow each other down many times over.
@@ -19,7 +22,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -32,12 +35,23 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).resolve()
 NOT_THE_JOBS = ("eval", "search", "sweep", "hydra")
+GROUPS = ("task", "model", "sparsity", "distillation", "optimizer", "trainer")
+EXPECTED = {
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    bool: "true or false",
+    Sequence: "a list",
+    type(None): "null",
+}
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Carry out the composed job; returns the metric that a sweep looks at."""
     # After composing: a misspelt key need not wait for torch.
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     from kd_prune.lit import NonFiniteError
     from kd_prune.lit.resume import Interrupted
     from kd_prune.run import PromiseError
@@ -66,7 +80,8 @@ def main(config: DictConfig) -> float | None:
         sys.stderr.write(f"{interrupted}\n{how_to_go_on(interrupted.path, out)}\n")
         sys.exit(128 + interrupted.number)
     except Exception as error:
-        foreseen = (ValueError, NonFiniteError, PromiseError, status.AtWorkError)
+        ours = (ValueError, NonFiniteError, PromiseError, status.AtWorkError)
+        foreseen = (*ours, MisconfigurationException)  # Lightning's word for settings it refuses
         if not isinstance(error, foreseen) and not status.disk_is_full(error):
             raise
         logging.getLogger(__name__).debug("refused", exc_info=True)
@@ -107,10 +122,43 @@ def make_job(config: DictConfig, out: Path) -> Job:
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True)
+        for group in GROUPS:
+            settings = plain.get(group)
+            if isinstance(settings, dict) and "_target_" not in settings:
+                raise ValueError(f"{group}={settings}: belongs to no option; choose one: {group}=…")
+        check_types(plain)
         parts = OmegaConf.masked_copy(config, [key for key in config if key not in NOT_THE_JOBS])
         return dataclasses.replace(instantiate(parts, _convert_="all"), out=out, config=plain)
     except (ValueError, InstantiationException, OmegaConfBaseException) as error:
         raise ValueError(one_line(error, config)) from error
+
+
+def check_types(value: Any, hint: Any = None, key: str = "") -> None:
+    """Hold numbers, texts and switches against what their classes say they take.
+
+    Raises:
+        ValueError: A value is of another type; the message names its key.
+    """
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(value, dict):
+        hints = {}
+        if "_target_" in value:
+            with contextlib.suppress(ImportError, NameError):  # a package that is not installed
+                target = get_object(value["_target_"])
+                hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+        for name, one in value.items():
+            check_types(one, hints.get(name), f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, list):
+        elements = [get_args(option)[0] for option in options if get_args(option)]
+        for one in value:
+            check_types(one, elements[0] if elements else None, key)
+    elif value is not None:
+        kinds = {get_origin(option) or option for option in options}
+        # A whole number will do for any; a switch is none, though Python counts it as one.
+        fits = kinds | ({int} if float in kinds else set())
+        if kinds <= set(EXPECTED) and type(value) not in fits:
+            expected = " or ".join(words for kind, words in EXPECTED.items() if kind in kinds)
+            raise ValueError(f"{key}={value}: expected {expected}")
 
 
 def trial_callback(config: DictConfig) -> dict[str, Callback]:
@@ -173,7 +221,7 @@ def description(config: DictConfig) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Keep libraries from talking between the progress bars; warnings still come through."""
+    """Keep libraries from talking between the progress bars; users' warnings still come through."""
     from datasets import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
@@ -182,6 +230,8 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         disable_progress_bars()
+    # Lightning 2.6 asks torch's tree for leaves the old way: news for its authors.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 
 def how_to_go_on(saved: Path, out: Path) -> str:
@@ -208,6 +258,16 @@ def one_line(error: BaseException, config: DictConfig | None = None) -> str:
 
 def misspelt(error: BaseException) -> str:
     """Hydra's word on an override that fits nothing, with the key that may have been meant."""
+    if isinstance(error, ValueError):  # of the choice of options, and names none
+        conf = SCRIPT.with_name("conf")
+        options = [argument.partition("=") for argument in sys.argv[1:]]
+        wrong = [
+            f"{group}={option}"
+            for group, _, option in options
+            if (conf / group).is_dir() and not (conf / group / f"{option}.yaml").is_file()
+        ]
+        hint = "expected the name of an option; a dense student is sparsity.final=0"
+        return f"{' '.join(wrong)}: {hint}" if wrong else one_line(error)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         cause = cause.__cause__
@@ -225,5 +285,5 @@ if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here instead of being printed
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as problem:
+    except (HydraException, OmegaConfBaseException, ValueError) as problem:
         sys.exit(f"error: {misspelt(problem)}")

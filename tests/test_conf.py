@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kd_prune.hf import Task
 from kd_prune.pruning import Global, layerwise, linear, one_shot, update_plan
 from kd_prune.run import Job
 from kd_prune.sweep import names  # noqa: F401  Hydra's configuration uses them
-from train import NOT_THE_JOBS
+from train import NOT_THE_JOBS, check_types
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -121,10 +122,29 @@ def test_the_base_of_tasks_names_every_field():
     assert base.keys() - {"_target_"} == {field.name for field in dataclasses.fields(Task)}
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sparsity.updates=1.5", "sparsity.updates=1.5: expected a whole number"),
+        ("sparsity.final=true", "sparsity.final=True: expected a number or null"),
+        ("sparsity.milestones=0.5", "sparsity.milestones=0.5: expected a list"),
+        ("sparsity.milestones=[half]", "sparsity.milestones=half: expected a number"),
+        ("optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
+        ("trainer.max_epochs=1.5", "trainer.max_epochs=1.5: expected a whole number or null"),
+        ("student.init=3", "student.init=3: expected text"),
+        ("distillation.terms.soft_targets.weight=x", "terms.soft_targets.weight=x: expected a num"),
+    ],
+)
+def test_a_value_of_another_type_is_named(override, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        check_types(OmegaConf.to_container(composed(override), resolve=True))
+
+
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option != "task/base"])
 def test_every_option_composes_and_is_made(option):
     group, _, name = option.rpartition("/")
     config = composed(f"{group}={name}", *NEEDS.get(option, []))
+    check_types(OmegaConf.to_container(config, resolve=True))
     nodes = list(targets(config))
     assert len(nodes) >= 10
     for node in nodes:

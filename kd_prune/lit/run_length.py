@@ -74,8 +74,9 @@ class RunLength:
         length = cls(steps=steps, batches=batches, seconds=seconds)
         if not length.limits:
             raise ValueError(
-                "trainer.max_epochs=-1: a run needs an end for a ramp to fit it; set it, or "
-                "max_steps or max_time; a loader without a length needs one of the latter two"
+                f"trainer.max_epochs={trainer.max_epochs}: a run needs an end for a ramp to fit "
+                "it; set it, or max_steps or max_time; a loader without a length needs one of "
+                "the latter two"
             )
         return length
 

@@ -48,6 +48,8 @@ def check(
             batches = math.ceil(len(train) / trainer.world_size)
             job.sparsity.check(RunLength.ahead(trainer, batches).total)
         except ValueError as error:
+            if str(error).startswith("trainer."):
+                raise
             raise ValueError(f"sparsity.{error}") from error
     teacher = student
     if job.teacher.path:

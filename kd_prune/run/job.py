@@ -33,7 +33,9 @@ class Teacher:
     optimizer: hf.FineTuning = field(default_factory=hf.FineTuning)
 
     def __post_init__(self) -> None:
-        """Check the batch size."""
+        """Check the numbers."""
+        if self.max_epochs < 1:
+            raise ValueError(f"teacher.max_epochs={self.max_epochs}: expected a number above 0")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"teacher.batch_size={self.batch_size}: expected a number above 0")
 
@@ -100,3 +102,8 @@ class Job:
     ckpt_path: str | None = None
     checkpoint_minutes: float = 5.0
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what every part of the run takes for granted."""
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected a whole number from 0 to {2**32 - 1}")
