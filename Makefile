@@ -68,8 +68,8 @@ bench-recipe: need-DATA $(RUN)  ## what buys most on MRPC at 95 %, hours: DATA= 
 bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task>/train.parquet, MODEL= optional
 	$(BIN)/python benchmarks/padding.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-bench-glue: $(RUN)  ## the table on real tasks, hours: DATA= and MODEL= (without them: from the hub)
-	$(BIN)/python benchmarks/glue.py $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+bench-glue: need-DATA $(RUN)  ## the table on real tasks, hours: DATA= and MODEL=
+	$(BIN)/python benchmarks/glue.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 bench-sweep: need-DATA $(RUN)  ## the sweep of the README's picture, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/sweep.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

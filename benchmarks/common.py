@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -45,6 +46,27 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def job_parser(doc: str | None, work: str) -> argparse.ArgumentParser:
+    """The options of a command that runs jobs on real data, in the folder `work`."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--data", type=Path, help="folder with <task>/train.parquet …")
+    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument(
+        "--precision", default="bf16-mixed", help="32-true where the hardware has no bf16"
+    )
+    parser.add_argument("--work", type=Path, default=Path("outputs") / work)
+    parser.add_argument("--table", action="store_true", help="only make the table of what there is")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What the command was given; runs need data, a table does not."""
+    arguments = parser.parse_args()
+    if arguments.data is None and not arguments.table:
+        parser.error("--data is needed: a folder with a subfolder per task")
+    return arguments
 
 
 def run_job(overrides: Sequence[str], out: Path) -> dict[str, Any]:

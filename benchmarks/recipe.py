@@ -10,14 +10,12 @@ repeated, one that was cut off goes on. Started twice, two processes share the w
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
 from collections import defaultdict
-from pathlib import Path
 
-from common import RESULTS, mean_std, print_table, run_once
+from common import RESULTS, job_parser, mean_std, parsed, print_table, run_once
 
 FOLDER = RESULTS / "recipe"
 
@@ -75,19 +73,10 @@ ROWS = {
 
 def main() -> None:
     """Run what is asked for and not there yet; print the table after every run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--data", type=Path, help="folder with mrpc/{train,validation,test}.parquet"
-    )
-    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser = job_parser(__doc__, "bench-recipe")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--precision", default="bf16-mixed")
-    parser.add_argument("--work", type=Path, default=Path("outputs/bench-recipe"))
-    parser.add_argument("--table", action="store_true", help="only print what there is")
-    arguments = parser.parse_args()
-    if not arguments.table and arguments.data is None:
-        parser.error("--data is needed: a folder with a subfolder mrpc")
+    arguments = parsed(parser)
     for seed in arguments.seeds if not arguments.table else ():
         for row in arguments.rows:
             overrides = [

@@ -3,18 +3,17 @@
 MRPC, STS-B and SST-2, with and without distillation, three seeds; 50, 80, 90 and 95 % are
 milestones of runs to 97 %. Eighteen runs, five hours on one core: start it once per core, each
 takes what no other has. Leaves ``summary.csv`` and ``runs.csv`` in ``benchmarks/results/sweep`` and
-the page in the sweep's folder. ``--summary`` only makes these from what there is.
+the page in the sweep's folder. ``--table`` only makes these from what there is.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import subprocess
 import sys
 from pathlib import Path
 
-from common import RESULTS, ROOT
+from common import RESULTS, ROOT, job_parser, parsed
 
 FOLDER = RESULTS / "sweep"
 COMMON = [
@@ -50,17 +49,9 @@ METHODS = {
 
 def main() -> None:
     """Run a multirun per task and method, then keep the summary."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="folder with <task>/train.parquet …")
-    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
-    parser.add_argument("--precision", default="bf16-mixed")
-    parser.add_argument("--work", type=Path, default=Path("outputs/bench-sweep"))
-    parser.add_argument("--summary", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parsed(job_parser(__doc__, "bench-sweep"))
     work = arguments.work.resolve()
-    if not arguments.summary:
-        if arguments.data is None:
-            parser.error("--data is needed: a folder with a subfolder per task")
+    if not arguments.table:
         common = [
             *COMMON,
             f"model.path={arguments.model}",
