@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 # Before torch is loaded: its idle threads sleep rather than spin, or two runs on one machine would
 # slow each other down many times over.
@@ -22,10 +19,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
+from kd_prune import settings
 from kd_prune.sweep import job, processes, search, status
 
 if TYPE_CHECKING:
@@ -35,15 +33,6 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).resolve()
 NOT_THE_JOBS = ("eval", "search", "sweep", "hydra")
-GROUPS = ("task", "model", "sparsity", "distillation", "optimizer", "trainer")
-EXPECTED = {
-    float: "a number",
-    int: "a whole number",
-    str: "text",
-    bool: "true or false",
-    Sequence: "a list",
-    type(None): "null",
-}
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -122,43 +111,12 @@ def make_job(config: DictConfig, out: Path) -> Job:
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True)
-        for group in GROUPS:
-            settings = plain.get(group)
-            if isinstance(settings, dict) and "_target_" not in settings:
-                raise ValueError(f"{group}={settings}: belongs to no option; choose one: {group}=…")
-        check_types(plain)
+        settings.check_options(plain)
+        settings.check_types(plain)
         parts = OmegaConf.masked_copy(config, [key for key in config if key not in NOT_THE_JOBS])
         return dataclasses.replace(instantiate(parts, _convert_="all"), out=out, config=plain)
     except (ValueError, InstantiationException, OmegaConfBaseException) as error:
-        raise ValueError(one_line(error, config)) from error
-
-
-def check_types(value: Any, hint: Any = None, key: str = "") -> None:
-    """Hold numbers, texts and switches against what their classes say they take.
-
-    Raises:
-        ValueError: A value is of another type; the message names its key.
-    """
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if isinstance(value, dict):
-        hints = {}
-        if "_target_" in value:
-            with contextlib.suppress(ImportError, NameError):  # a package that is not installed
-                target = get_object(value["_target_"])
-                hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
-        for name, one in value.items():
-            check_types(one, hints.get(name), f"{key}.{name}".removeprefix("."))
-    elif isinstance(value, list):
-        elements = [get_args(option)[0] for option in options if get_args(option)]
-        for one in value:
-            check_types(one, elements[0] if elements else None, key)
-    elif value is not None:
-        kinds = {get_origin(option) or option for option in options}
-        # A whole number will do for any; a switch is none, though Python counts it as one.
-        fits = kinds | ({int} if float in kinds else set())
-        if kinds <= set(EXPECTED) and type(value) not in fits:
-            expected = " or ".join(words for kind, words in EXPECTED.items() if kind in kinds)
-            raise ValueError(f"{key}={value}: expected {expected}")
+        raise ValueError(settings.one_line(error, config)) from error
 
 
 def trial_callback(config: DictConfig) -> dict[str, Callback]:
@@ -241,49 +199,9 @@ def how_to_go_on(saved: Path, out: Path) -> str:
     return "To go on, give the same command again"
 
 
-def one_line(error: BaseException, config: DictConfig | None = None) -> str:
-    """What was wrong, without Hydra's wrapping; arguments by their full key."""
-    key = ""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        _, _, key = str(error).rpartition("full_key: ")
-        error = error.__cause__
-    message = " ".join(str(error).split())
-    argument = message.partition("=")[0]
-    key = key.strip()
-    if not isinstance(error, ValueError):  # Python's own words, which name no key
-        return f"{key}: {message}" if key else message
-    known = OmegaConf.select(config, key) if config is not None and key else None
-    return f"{key}.{message}" if known is not None and argument in known else message
-
-
-def misspelt(error: BaseException) -> str:
-    """Hydra's word on an override that fits nothing, with the key that may have been meant."""
-    if isinstance(error, ValueError):  # of the choice of options, and names none
-        conf = SCRIPT.with_name("conf")
-        options = [argument.partition("=") for argument in sys.argv[1:]]
-        wrong = [
-            f"{group}={option}"
-            for group, _, option in options
-            if (conf / group).is_dir() and not (conf / group / f"{option}.yaml").is_file()
-        ]
-        hint = "expected the name of an option; a dense student is sparsity.final=0"
-        return f"{' '.join(wrong)}: {hint}" if wrong else one_line(error)
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
-        cause = cause.__cause__
-    message = one_line(error)
-    if cause is None or cause.parent_node is None:
-        return message
-    keys = [str(key) for key in cause.parent_node]
-    prefix = cause.full_key.removesuffix(str(cause.key))
-    if meant := difflib.get_close_matches(str(cause.key), keys, n=1):
-        return f"{cause.full_key}: there is no such key; did you mean {prefix}{meant[0]}?"
-    return f"{cause.full_key}: there is no such key; there are {', '.join(keys)}"
-
-
 if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here instead of being printed
     try:
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as problem:
-        sys.exit(f"error: {misspelt(problem)}")
+        sys.exit(f"error: {settings.misspelt(problem, sys.argv[1:], SCRIPT.with_name('conf'))}")
