@@ -23,8 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_prune import settings
-from kd_prune.sweep import job, processes, search, status
+from kd_prune.sweep import job, processes, search, settings, status
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback

@@ -40,7 +40,8 @@ METRIC = {"mrpc": "test/accuracy", "stsb": "pearson", "cola": "matthews"}
 QNLI_STYLE = ["task=qnli", "task.name=qnli_style", "task.subset=null"]
 FILES = ["task.files={train: train_constructed.parquet}"]
 
-# The common recipe, then what each row changes.
+# The common recipe, then what each row changes: experiment=recovery, written out so that a result
+# says its settings itself, whatever that file says later.
 RECIPE = [
     "optimizer.lr=2e-3",  # what bench-recipe found
     "optimizer.warmup=0.05",

@@ -19,8 +19,8 @@ from kd_prune.distillation import Objective
 from kd_prune.hf import Task
 from kd_prune.pruning import Global, layerwise, linear, one_shot, update_plan
 from kd_prune.run import Job
-from kd_prune.settings import check_types
 from kd_prune.sweep import names  # noqa: F401  Hydra's configuration uses them
+from kd_prune.sweep.settings import check_types
 from train import NOT_THE_JOBS
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -31,8 +31,8 @@ THEIRS = {
 }
 # Package → the only places that may import it.
 ONLY_IN = {
-    "hydra": {"kd_prune.settings", "kd_prune.sweep"},
-    "omegaconf": {"kd_prune.settings", "kd_prune.sweep"},
+    "hydra": {"kd_prune.sweep"},
+    "omegaconf": {"kd_prune.sweep"},
     "transformers": {"kd_prune.hf", "kd_prune.run"},
     "datasets": {"kd_prune.hf", "kd_prune.run"},
     "lightning": {"kd_prune.lit", "kd_prune.run"},

@@ -611,7 +611,8 @@ def test_a_student_that_learnt_too_little_fails_but_is_reported(make_job, tmp_pa
 
 
 def test_nothing_is_asked_of_a_student_by_default(make_job, tmp_path):
-    verify_retained(make_job(tmp_path), student=-0.2, teacher=-0.1)  # correlations may be negative
+    # Raises PromiseError if anything is asked; correlations may be negative.
+    verify_retained(make_job(tmp_path), student=-0.2, teacher=-0.1)
 
 
 def test_labels_alone_and_dense(make_job, tmp_path):

@@ -89,6 +89,7 @@ def test_looking_does_not_stand_in_the_way_of_a_run(tmp_path):
     with FileLock(tmp_path / "a" / "run.lock"):
         collect([tmp_path])
     collect([tmp_path])
+    # Raises Timeout unless the lock is free.
     FileLock(tmp_path / "a" / "run.lock").acquire(timeout=0).lock.release()
 
 
