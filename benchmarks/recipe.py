@@ -39,6 +39,7 @@ def rate(value: str) -> list[str]:
     return [f"optimizer.lr={value}", "optimizer.warmup=0.05"]
 
 
+CONSTANT = "optimizer.schedule=constant_with_warmup"
 ATTENTION = "distillation.terms.attention_scores.weight={}"
 ONE_THRESHOLD = ["sparsity=global", "sparsity.allocation.ceiling=0.99"]
 ROWS = {
@@ -59,6 +60,11 @@ ROWS = {
     "8e-3": rate("8e-3"),
     "1e-3, ramp to 50 %": ["optimizer.lr=1e-3", "sparsity.end=0.5"],
     "2e-3, ramp to 50 %": [*rate("2e-3"), "sparsity.end=0.5"],
+    # The rate falls linearly to 0 in all of these. Is that what it should do?
+    "3e-4, constant rate": [CONSTANT],
+    "1e-3, constant rate": ["optimizer.lr=1e-3", CONSTANT],
+    "2e-3, constant rate": [*rate("2e-3"), CONSTANT],
+    "2e-3, falls as a cosine": [*rate("2e-3"), "optimizer.schedule=cosine"],
     # On top of the winner: where the zeros lie, what the terms weigh, where the student starts.
     "2e-3, global": [*rate("2e-3"), *ONE_THRESHOLD],
     "2e-3, global with floor": [*rate("2e-3"), *ONE_THRESHOLD, "sparsity.allocation.floor=0.9"],

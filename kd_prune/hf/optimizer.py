@@ -10,6 +10,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 
+# Those of transformers that need nothing but the number of steps.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
     """Makes the optimizer and the learning-rate schedule of one fit.
@@ -19,9 +31,12 @@ class FineTuning:
         weight_decay: Decoupled weight decay, not on biases and norms.
         betas: AdamW's.
         eps: AdamW's.
-        schedule: A name known to `transformers.get_scheduler`: `linear` (to 0), `cosine`,
-            `constant_with_warmup`, …
+        schedule: How the rate goes after the warm-up, by the name `transformers.get_scheduler`
+            has for it: one of `SCHEDULES`. `linear` falls to 0.
         warmup: Share of the steps during which the rate rises from 0.
+
+    Raises:
+        ValueError: A value is out of its range; the message names it.
     """
 
     lr: float = 3e-5
@@ -34,9 +49,17 @@ class FineTuning:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not self.lr > 0:
-            raise ValueError(f"optimizer.lr={self.lr}: expected a number above 0")
+            raise ValueError(f"lr={self.lr}: expected a number above 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay={self.weight_decay}: expected a number from 0")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: expected two numbers in [0, 1)")
+        if not self.eps > 0:
+            raise ValueError(f"eps={self.eps}: expected a number above 0")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule}: expected one of {', '.join(SCHEDULES)}")
         if not 0.0 <= self.warmup < 1.0:
-            raise ValueError(f"optimizer.warmup={self.warmup}: expected a fraction in [0, 1)")
+            raise ValueError(f"warmup={self.warmup}: expected a fraction in [0, 1)")
 
     def __call__(self, model: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """Optimizer over `model`'s parameters and its schedule over `total_steps`."""
@@ -52,7 +75,8 @@ class FineTuning:
             eps=self.eps,
         )
         scheduler = get_scheduler(
-            self.schedule,
+            # What transformers calls constant would leave the warm-up out, silently.
+            "constant_with_warmup" if self.schedule == "constant" else self.schedule,
             optimizer,
             num_warmup_steps=round(self.warmup * total_steps),
             num_training_steps=total_steps,

@@ -87,6 +87,8 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["task.path=/nowhere"], ["task.path=/nowhere", "pass task.path=<folder>"]),
         (["model.path=/nowhere"], ["model.path=/nowhere", "pass model.path=<folder>"]),
         (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),
+        (["teacher.optimizer.lr=0"], ["error: teacher.optimizer.lr=0", "above 0"]),
+        (["optimizer.schedule=wavy"], ["optimizer.schedule=wavy", "one of linear, cosine"]),
         (["distillation.terms.soft_targets.weight=-1"], ["soft_targets.weight=-1", "finite"]),
         (["student.init=nothing"], ["student.init=nothing", "pretrained or teacher"]),
         (["ckpt_path=/nowhere.ckpt"], ["ckpt_path=/nowhere.ckpt", "no such file"]),
