@@ -130,6 +130,12 @@ def test_the_base_of_tasks_names_every_field():
         ("sparsity.final=true", "sparsity.final=True: expected a number or null"),
         ("sparsity.milestones=0.5", "sparsity.milestones=0.5: expected a list"),
         ("sparsity.milestones=[half]", "sparsity.milestones=half: expected a number"),
+        ("optimizer.betas=0.9", "optimizer.betas=0.9: expected a list"),
+        ("optimizer.lr=[1e-3]", "optimizer.lr=[0.001]: expected a number"),
+        (
+            "distillation.terms.hidden_states.layer_map=[1,2]",
+            "layer_map=[1, 2]: expected a mapping {name: value} or null",
+        ),
         ("optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
         ("trainer.max_epochs=1.5", "trainer.max_epochs=1.5: expected a whole number or null"),
         ("student.init=3", "student.init=3: expected text"),

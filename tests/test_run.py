@@ -75,8 +75,7 @@ def make_job(cache):
                 name="tiny",
                 path=rows,
                 text=["things", "which"],
-                max_length=32,
-                **({"batch_size": BATCH} | (task or {})),
+                **({"max_length": 32, "batch_size": BATCH} | (task or {})),
             ),
             "model": hf.Pretrained(path=model),
             "teacher": Teacher(max_epochs=1, optimizer=hf.FineTuning(lr=2e-3)),
@@ -604,10 +603,20 @@ def test_a_run_whose_student_was_refilled_reports_nothing(done, make_job, tmp_pa
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_student_that_learnt_too_little_fails_but_is_reported(make_job, tmp_path):
-    with pytest.raises(PromiseError, match=r"student\.min_retained=1000.*did not learn enough"):
-        run(make_job(tmp_path, student=Student(min_retained=1000)))
-    assert json.loads((tmp_path / "result.json").read_text())["student"]["accuracy"] < 1000
+@pytest.mark.parametrize("key", ["max_length", "pad_to"])
+def test_rows_longer_than_the_model_reads_are_refused(make_job, tmp_path, key):
+    """The tiny model has 64 positions."""
+    for split in ("train", "validation"):
+        rows = [{"text": "fox " * count, "label": f"{count}"} for count in (1, 90)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    long = hf.Task(name="long", path=str(tmp_path), text=["text"], **{key: 128})
+    with pytest.raises(ValueError, match=rf"^task\.{key}=128: .*64"):
+        run(dataclasses.replace(make_job(tmp_path / "out"), task=long))
+
+
+def test_a_limit_above_what_the_model_reads_does_no_harm_to_shorter_rows(make_job, tmp_path):
+    assert run(make_job(tmp_path, task={"max_length": 1000}))["task"] == "tiny"
 
 
 def test_nothing_is_asked_of_a_student_by_default(make_job, tmp_path):

@@ -80,7 +80,7 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
     except Exception as error:  # the hub, the disk and every parser raise their own
         cause = error.__cause__  # datasets wraps what a parser said in what it did
         cause = cause if isinstance(cause, Exception) else error
-        if any(sign in str(cause) for sign in NO_ROWS):
+        if isinstance(cause, StopIteration) or any(sign in str(cause) for sign in NO_ROWS):
             raise empty(task, split) from error
         raise unreachable("task.path", task.path, cause) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,16 @@ def encoder_scope(model: PreTrainedModel) -> Scope:
         if isinstance(module, nn.Linear)
     }
     return Scope(include=[f"*{stack}.*.{name}.weight" for name in sorted(linears)])
+
+
+def positions(model: PreTrainedModel) -> float:
+    """Longest input in tokens: rows of the table of positions; infinite where there is none."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts from behind the padding's index.
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - skipped
+    return math.inf
 
 
 def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activations:

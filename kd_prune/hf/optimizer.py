@@ -9,7 +9,6 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-
 # Those of transformers that need nothing but the number of steps.
 SCHEDULES = (
     "linear",

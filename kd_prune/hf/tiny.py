@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,13 @@ def make_task(
     things: int = 5,
     seed: int = 0,
 ) -> str:
-    """Write the task as ``train.jsonl`` and ``validation.jsonl``; return the folder."""
+    """Write the task as ``train.jsonl`` and ``validation.jsonl``; return the folder.
+
+    Raises:
+        ValueError: A number is out of its range; the message names it.
+    """
+    if things > len(ORDINALS):
+        raise ValueError(f"things={things}: expected a whole number up to {len(ORDINALS)}")
 
     def write(folder: Path) -> None:
         for split, count, stream in (("train", train, 1), ("validation", validation, 2)):
@@ -78,7 +84,8 @@ def make_task(
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{split}.jsonl").write_text(lines)
 
-    return made_once(cache_dir, "task", (train, validation, things, seed), write)
+    settings = {"train": train, "validation": validation, "things": things, "seed": seed}
+    return made_once(cache_dir, "task", settings, write)
 
 
 def make_model(
@@ -89,7 +96,11 @@ def make_model(
     heads: int = 4,
     seed: int = 0,
 ) -> str:
-    """Write a randomly initialised BERT and its tokenizer; return the folder."""
+    """Write a randomly initialised BERT and its tokenizer; return the folder.
+
+    Raises:
+        ValueError: A number is out of its range, or `hidden_size` no multiple of `heads`.
+    """
 
     def write(folder: Path) -> None:
         words = " ".join((*KINDS.values(), ADJECTIVES, *ORDINALS, "the , and")).split()
@@ -110,15 +121,20 @@ def make_model(
             torch.manual_seed(seed)
             BertForSequenceClassification(config).save_pretrained(folder)
 
-    return made_once(cache_dir, "model", (layers, hidden_size, heads, seed), write)
+    settings = {"layers": layers, "hidden_size": hidden_size, "heads": heads, "seed": seed}
+    return made_once(cache_dir, "model", settings, write)
 
 
 def made_once(
-    cache_dir: str, what: str, settings: tuple[int, ...], write: Callable[[Path], None]
+    cache_dir: str, what: str, settings: Mapping[str, int], write: Callable[[Path], None]
 ) -> str:
     """Folder of `what`, written unless an earlier run did; a rename makes it whole or absent."""
+    for name, value in settings.items():
+        least = 0 if name == "seed" else 1
+        if value < least:
+            raise ValueError(f"{name}={value}: expected a whole number from {least}")
     source = Path(__file__).read_bytes()
-    key = hashlib.sha256(source + repr((what, settings)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(source + repr((what, sorted(settings.items()))).encode()).hexdigest()[:16]
     folder = Path(cache_dir).expanduser() / "tiny" / f"{what}-{key}"
     if not folder.is_dir():
         with whole.folder(folder) as scratch:

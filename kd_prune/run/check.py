@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning.pytorch as L
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,12 +33,7 @@ def check(
     rows, so that every term meets the activations it will get.
     """
     metric_collection(job.task.metrics, data.num_labels)
-    trainer = job.trainer(logger=False)
-    if trainer.num_nodes > 1:
-        raise ValueError(
-            f"trainer.num_nodes={trainer.num_nodes}: a job runs on one machine; a sweep's jobs run "
-            "on many (docs/sweeps.md)"
-        )
+    trainer = checked_trainer(job)
     train, _ = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     if job.sparsity:
         if job.sparsity.scope is None:
@@ -55,6 +51,7 @@ def check(
     if job.teacher.path:
         teacher = load_fine_tuned("teacher.path", job.teacher.path, data)
         models.check_pair(student, teacher)
+    check_lengths(job, data, min(models.positions(model) for model in (student, teacher)))
     requires = job.distillation.requires
     for model in (student, teacher):
         models.prepare(model, requires)
@@ -64,6 +61,53 @@ def check(
     with torch.no_grad():
         ours, theirs = (models.forward(model, batch, requires) for model in (student, teacher))
         job.distillation(ours, theirs, batch)
+
+
+def check_lengths(job: Job, data: hf.TaskData, positions: float) -> None:
+    """Raise ValueError if a row has more tokens, or is padded to more, than models can read."""
+    if (job.task.pad_to or 0) > positions:
+        raise ValueError(
+            f"task.pad_to={job.task.pad_to}: the model reads {positions} tokens at most; "
+            "set it to that, or to null"
+        )
+    if job.task.max_length > positions:
+        for split, rows in data.splits.items():
+            if (longest := max(map(len, rows["input_ids"]))) > positions:
+                raise ValueError(
+                    f"task.max_length={job.task.max_length}: a row of the {split} split has "
+                    f"{longest} tokens, the model reads {positions} at most; set it to that"
+                )
+
+
+# Settings of Lightning's that end in no training at all, or in a division, where they are 0.
+NEVER_ZERO = (
+    "max_epochs",
+    "max_steps",
+    "limit_train_batches",
+    "accumulate_grad_batches",
+    "check_val_every_n_epoch",
+)
+
+
+def checked_trainer(job: Job) -> L.Trainer:
+    """A trainer as the student's fit will have it.
+
+    Raises:
+        ValueError: It cannot be made here, or a setting cannot be 0; the message names the key.
+    """
+    try:
+        trainer = job.trainer(logger=False)
+    except (ImportError, TypeError) as error:  # an accelerator's package; a number of devices
+        raise ValueError(f"trainer: {error}") from error
+    for name in NEVER_ZERO:
+        if getattr(trainer, name) == 0:
+            raise ValueError(f"trainer.{name}=0: expected a number above 0")
+    if trainer.num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes}: a job runs on one machine; a sweep's jobs run "
+            "on many (docs/sweeps.md)"
+        )
+    return trainer
 
 
 class PromiseError(RuntimeError):

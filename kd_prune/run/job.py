@@ -61,6 +61,8 @@ class Student:
             raise ValueError(f"student.init={self.init}: expected pretrained or teacher")
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"student.dropout={self.dropout}: expected a fraction in [0, 1)")
+        if not 0.0 <= self.min_retained <= 1.0:
+            raise ValueError(f"student.min_retained={self.min_retained}: expected a share, 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +109,7 @@ class Job:
         """Check what every part of the run takes for granted."""
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected a whole number from 0 to {2**32 - 1}")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(
+                f"checkpoint_minutes={self.checkpoint_minutes}: expected a number from 0"
+            )

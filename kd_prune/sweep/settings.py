@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -21,6 +21,10 @@ EXPECTED = {
     str: "text",
     bool: "true or false",
     Sequence: "a list",
+    tuple: "a list",
+    list: "a list",
+    Mapping: "a mapping {name: value}",
+    dict: "a mapping {name: value}",
     type(None): "null",
 }
 
@@ -44,26 +48,37 @@ def check_types(value: Any, hint: Any = None, key: str = "") -> None:
         ValueError: A value is of another type; the message names its key.
     """
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = {get_origin(option) or option for option in options}
+    made = isinstance(value, dict) and "_target_" in value  # what it makes can be anything
+    if value is not None and not made and kinds <= EXPECTED.keys() and not fits(value, kinds):
+        words = dict.fromkeys(EXPECTED[kind] for kind in EXPECTED if kind in kinds)
+        raise ValueError(f"{key}={value}: expected {' or '.join(words)}")
     if isinstance(value, dict):
-        hints = {}
-        if "_target_" in value:
-            with contextlib.suppress(ImportError, NameError):  # a package that is not installed
-                target = get_object(value["_target_"])
-                made_by = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-                hints = get_type_hints(made_by)
+        hints = arguments(value["_target_"]) if made else {}
         for name, one in value.items():
             check_types(one, hints.get(name), f"{key}.{name}".removeprefix("."))
     elif isinstance(value, list):
-        lists = [option for option in options if get_origin(option) in (Sequence, tuple, list)]
+        inner = next((get_args(option)[0] for option in options if get_origin(option)), None)
         for one in value:
-            check_types(one, get_args(lists[0])[0] if lists else None, key)
-    elif value is not None:
-        kinds = {get_origin(option) or option for option in options}
-        # A whole number will do for any; a switch is none, though Python counts it as one.
-        fits = kinds | ({int} if float in kinds else set())
-        if kinds <= set(EXPECTED) and type(value) not in fits:
-            expected = " or ".join(words for kind, words in EXPECTED.items() if kind in kinds)
-            raise ValueError(f"{key}={value}: expected {expected}")
+            check_types(one, inner, key)
+
+
+def fits(value: Any, kinds: Set[Any]) -> bool:
+    """Whether a value from YAML is of one of these types."""
+    if isinstance(value, dict):
+        return bool(kinds & {Mapping, dict})
+    if isinstance(value, list):
+        return bool(kinds & {Sequence, tuple, list})
+    # A whole number will do for any; a switch is none, though Python counts it as one.
+    return type(value) in kinds | ({int} if float in kinds else set())
+
+
+def arguments(target: str) -> Mapping[str, Any]:
+    """Name → type of what a class or function takes; empty where its package is not installed."""
+    with contextlib.suppress(ImportError, NameError):
+        found = get_object(target)
+        return get_type_hints(found.__init__ if isinstance(found, type) else found)  # type: ignore[misc]
+    return {}
 
 
 def one_line(error: BaseException, config: DictConfig | None = None) -> str:

@@ -53,6 +53,16 @@ def test_the_smoke_run_is_deterministic(smoke, call, tmp_path):
         assert (out / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
+def test_a_student_that_learnt_too_little_fails_but_is_reported(smoke, call, tmp_path):
+    code, _, stderr = call("experiment=smoke", f"hydra.run.dir={tmp_path}", "optimizer.lr=1e-12")
+    assert code == 1
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: student.min_retained=0.9: ")
+    assert lines[-1].endswith("did not learn enough")
+    result = result_of(tmp_path)
+    assert result["student"]["accuracy"] < 0.9 * result["teacher"]["accuracy"]
+
+
 def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
     outs = [tmp_path / "a", tmp_path / "b"]
     processes = [start(out, tmp_path, *SMALL) for out in outs]
@@ -80,7 +90,13 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["~sparsity", "experiment=smoke"], ["sparsity={'end': 0.5}", "choose one: sparsity="]),
         (["seed=-1"], ["seed=-1", "from 0 to 4294967295"]),
         (["teacher.max_epochs=0"], ["teacher.max_epochs=0", "above 0"]),
-        (["trainer.max_epochs=0"], ["error: trainer.max_epochs=0", "needs an end"]),
+        (["student.min_retained=2"], ["student.min_retained=2", "0 to 1"]),
+        (["checkpoint_minutes=-1"], ["error: checkpoint_minutes=-1", "from 0"]),
+        (["trainer.max_epochs=0"], ["error: trainer.max_epochs=0", "above 0"]),
+        (["trainer.max_steps=0"], ["error: trainer.max_steps=0", "above 0"]),
+        (["trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches=0", "above 0"]),
+        (["trainer.check_val_every_n_epoch=0"], ["check_val_every_n_epoch=0", "above 0"]),
+        (["trainer.devices=-7"], ["error: trainer: ", "`devices`", "> 0"]),
         (["trainer.max_epochs=-3"], ["`max_epochs`", "-3"]),
         (["task=foo"], ["task/foo", "cola mnli mrpc"]),
         (["task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),

@@ -219,15 +219,25 @@ def test_a_broken_file_is_refused(folder, tokenizer, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_an_empty_split_is_refused(tmp_path, tokenizer, suffix):
     write(tmp_path, "train", rows([0, 1]), suffix)
-    if suffix == "csv":
-        (tmp_path / "validation.csv").write_text("text,label\n")
-    else:
+    if suffix == "parquet":
         empty = pa.Table.from_pylist(rows([0])).slice(0, 0)
         pq.write_table(empty, tmp_path / "validation.parquet")
+    else:
+        header = "text,label\n" if suffix == "csv" else ""
+        (tmp_path / f"validation.{suffix}").write_text(header)
     with pytest.raises(ValueError, match=r"task\.path=.*the validation split is empty"):
+        load(task(tmp_path), tokenizer, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl"])
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_file_without_anything_in_it_is_refused_in_one_line(tmp_path, tokenizer, suffix, text):
+    write(tmp_path, "train", rows([0, 1]), suffix)
+    (tmp_path / f"validation.{suffix}").write_text(text)
+    with pytest.raises(ValueError, match=r"^task\.path=[^\n]*(empty|cannot be read)[^\n]*$"):
         load(task(tmp_path), tokenizer, tmp_path / "cache")
 
 

@@ -11,6 +11,7 @@ from kd_prune.hf.models import (
     encoder_layers,
     encoder_scope,
     fingerprint,
+    positions,
     unreachable,
 )
 
@@ -261,3 +262,17 @@ def test_the_fingerprint_is_the_same_of_a_model_that_was_run(folder):
     before = fingerprint(made, tokenizer())
     made(**batch() | {"labels": torch.tensor([0, 1, 2])})
     assert fingerprint(made, tokenizer()) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_reads_as_many_tokens_as_it_has_positions_for(family):
+    made = model(family).eval()
+    longest = positions(made)
+
+    def read(length):
+        with torch.no_grad():
+            return made(input_ids=torch.full((1, length), VOCABULARY.index("a")))
+
+    read(longest)
+    with pytest.raises((RuntimeError, IndexError)):
+        read(longest + 1)

@@ -51,7 +51,9 @@ def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3))
     model[2].requires_grad_(False)
     optimizer, _ = FineTuning(weight_decay=0.1)(model, STEPS)
-    decayed = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decayed = {
+        p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     assert decayed == {
         model[0].weight: 0.1,
         model[0].bias: 0.0,

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
@@ -77,6 +78,23 @@ def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path):
         winner.mkdir()
         (winner / "theirs").write_text("theirs")
 
-    folder = Path(tiny.made_once(str(tmp_path), "thing", (1,), write))
+    folder = Path(tiny.made_once(str(tmp_path), "thing", {"seed": 1}, write))
     assert [file.name for file in folder.iterdir()] == ["theirs"]
     assert list((tmp_path / "tiny").iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (make_task, "train", 0),
+        (make_task, "things", 0),
+        (make_task, "things", 6),
+        (make_task, "seed", -1),
+        (make_model, "layers", 0),
+        (make_model, "heads", -1),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(tmp_path, make, name, value):
+    with pytest.raises(ValueError, match=f"^{name}={value}: expected a whole number"):
+        make(str(tmp_path), **{name: value})
+    assert not list(tmp_path.iterdir())
