@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -47,8 +48,8 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr}: expected a number above 0")
+        if not 0.0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr}: expected a finite number above 0")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay={self.weight_decay}: expected a number from 0")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):

@@ -105,7 +105,6 @@ class SparsityCallback(L.Callback):
         self.updates = updates
         self.criterion = criterion
         self.verbose = verbose
-        self._plan = plan
         self._make_pruner = partial(
             Pruner,
             updates=updates,
@@ -124,10 +123,11 @@ class SparsityCallback(L.Callback):
         self.position = 0
         """How far the run has come, in the unit of `plan`."""
 
-    def check(self, total_steps: int) -> None:
-        """Raise ValueError unless the ramp fits a run of `total_steps` optimizer steps."""
-        if self.schedule:
-            self._plan(self.schedule, total_steps=total_steps, updates=self.updates)
+    def check(
+        self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
+    ) -> None:
+        """Raise ValueError unless such weights can be pruned so in a run of this length."""
+        self._prune(trainer, parameters, length)
 
     def plan(
         self,

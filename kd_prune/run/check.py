@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
 from kd_prune.hf import models
-from kd_prune.lit import metric_collection
+from kd_prune.lit import SparsityCallback, metric_collection
 from kd_prune.lit.callback import refuse_sharding
 from kd_prune.lit.run_length import RunLength
 from kd_prune.pruning import Pruner, SparsityReport
@@ -38,15 +39,16 @@ def check(
     if job.sparsity:
         if job.sparsity.scope is None:
             job.sparsity.scope = job.model.scope or models.encoder_scope(student)
-        job.sparsity.scope.select(student)
+        parameters = job.sparsity.scope.select(student)
         refuse_sharding(trainer)
         try:
             batches = math.ceil(len(train) / trainer.world_size)
-            job.sparsity.check(RunLength.ahead(trainer, batches).total)
+            job.sparsity.check(trainer, parameters, RunLength.ahead(trainer, batches))
         except ValueError as error:
             if str(error).startswith("trainer."):
                 raise
-            raise ValueError(f"sparsity.{error}") from error
+            own = str(error).partition("=")[0] in signature(SparsityCallback).parameters
+            raise ValueError(f"sparsity{'.' if own else ': '}{error}") from error
     teacher = student
     if job.teacher.path:
         teacher = load_fine_tuned("teacher.path", job.teacher.path, data)
@@ -84,6 +86,8 @@ NEVER_ZERO = (
     "max_epochs",
     "max_steps",
     "limit_train_batches",
+    "limit_val_batches",
+    "val_check_interval",
     "accumulate_grad_batches",
     "check_val_every_n_epoch",
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
+from pathlib import Path, PurePath
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +22,7 @@ EXPECTED = {
     str: "text",
     bool: "true or false",
     Sequence: "a list",
+    Collection: "a list",
     tuple: "a list",
     list: "a list",
     Mapping: "a mapping {name: value}",
@@ -42,35 +44,46 @@ def check_options(settings: Mapping[str, Any]) -> None:
 
 
 def check_types(value: Any, hint: Any = None, key: str = "") -> None:
-    """Hold numbers, texts and switches against what their classes say they take.
+    """Hold values against what their classes say they take.
 
     Raises:
         ValueError: A value is of another type; the message names its key.
     """
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = {get_origin(option) or option for option in options}
+    kinds = [get_origin(option) or option for option in options]
     made = isinstance(value, dict) and "_target_" in value  # what it makes can be anything
-    if value is not None and not made and kinds <= EXPECTED.keys() and not fits(value, kinds):
-        words = dict.fromkeys(EXPECTED[kind] for kind in EXPECTED if kind in kinds)
-        raise ValueError(f"{key}={value}: expected {' or '.join(words)}")
-    if isinstance(value, dict):
-        hints = arguments(value["_target_"]) if made else {}
+    if not made and all(map(tellable, kinds)) and not fits(value, kinds):
+        words = (EXPECTED.get(kind, f"a {kind.__name__} (_target_: …)") for kind in kinds)
+        shown = "null" if value is None else value
+        raise ValueError(f"{key}={shown}: expected {' or '.join(dict.fromkeys(words))}")
+    inner = next((get_args(option) for option in options if get_args(option)), ())
+    if made:
+        hints = arguments(value["_target_"])
         for name, one in value.items():
             check_types(one, hints.get(name), f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, dict):
+        of_name, of_value = inner if len(inner) == 2 else (None, None)
+        for name, one in value.items():
+            check_types(name, of_name, key)
+            check_types(one, of_value, f"{key}.{name}")
     elif isinstance(value, list):
-        inner = next((get_args(option)[0] for option in options if get_origin(option)), None)
         for one in value:
-            check_types(one, inner, key)
+            check_types(one, inner[0] if inner else None, key)
 
 
-def fits(value: Any, kinds: Set[Any]) -> bool:
+def tellable(kind: Any) -> bool:
+    """Whether a value from YAML shows whether it is of this type; text may stand for some."""
+    return isinstance(kind, type) and kind is not object and not issubclass(kind, (PurePath, Enum))
+
+
+def fits(value: Any, kinds: Sequence[type]) -> bool:
     """Whether a value from YAML is of one of these types."""
-    if isinstance(value, dict):
-        return bool(kinds & {Mapping, dict})
     if isinstance(value, list):
-        return bool(kinds & {Sequence, tuple, list})
+        return any(kind in kinds for kind in (list, tuple, Sequence, Collection))
+    if isinstance(value, dict):
+        return any(kind in kinds for kind in (dict, Mapping))
     # A whole number will do for any; a switch is none, though Python counts it as one.
-    return type(value) in kinds | ({int} if float in kinds else set())
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def arguments(target: str) -> Mapping[str, Any]:

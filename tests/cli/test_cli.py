@@ -56,9 +56,8 @@ def test_the_smoke_run_is_deterministic(smoke, call, tmp_path):
 def test_a_student_that_learnt_too_little_fails_but_is_reported(smoke, call, tmp_path):
     code, _, stderr = call("experiment=smoke", f"hydra.run.dir={tmp_path}", "optimizer.lr=1e-12")
     assert code == 1
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    assert lines[-1].startswith("error: student.min_retained=0.9: ")
-    assert lines[-1].endswith("did not learn enough")
+    assert refusal(stderr).startswith("error: student.min_retained=0.9: ")
+    assert refusal(stderr).endswith("did not learn enough")
     result = result_of(tmp_path)
     assert result["student"]["accuracy"] < 0.9 * result["teacher"]["accuracy"]
 
@@ -108,18 +107,40 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["distillation.terms.soft_targets.weight=-1"], ["soft_targets.weight=-1", "finite"]),
         (["student.init=nothing"], ["student.init=nothing", "pretrained or teacher"]),
         (["ckpt_path=/nowhere.ckpt"], ["ckpt_path=/nowhere.ckpt", "no such file"]),
-        (["optimizer.lr=1e30", "trainer.gradient_clip_val=null"], ["not finite", "optimizer.lr"]),
+        (["sparsity/select=nm", "sparsity.final=0.9"], ["sparsity: ", "NM(keep=2, of=4) cannot"]),
+        (
+            ["sparsity/allocation=global", "sparsity.allocation.ceiling=0.5"],
+            ["sparsity: ceiling=0.5", "raise it"],
+        ),
+        (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0", "above 0"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line_and_exit_code_1(call, tmp_path, overrides, says):
-    code, _, stderr = call(*SMALL, f"hydra.run.dir={tmp_path / 'out'}", *overrides)
-    lines = [line for line in stderr.splitlines() if line.strip()]
+def test_bad_input_is_one_line_before_any_work(call, tmp_path, overrides, says):
+    code, stdout, stderr = call(
+        *SMALL, f"hydra.run.dir={tmp_path / 'out'}", *overrides, cache=tmp_path / "cache"
+    )
     assert code == 1
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("error: ")
-    assert all(part in lines[0] for part in says), lines[0]
+    assert refusal(stderr) == stderr.strip()
+    assert all(part in refusal(stderr) for part in says), stderr
+    assert "Fine-tuning" not in stdout
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_loss_that_is_not_finite_is_one_line(call, tmp_path):
+    wild = ["optimizer.lr=1e30", "trainer.gradient_clip_val=null"]
+    code, _, stderr = call(*SMALL, f"hydra.run.dir={tmp_path}", *wild)
+    assert code == 1
+    assert refusal(stderr) == stderr.strip()
+    assert all(part in stderr for part in ("not finite", "optimizer.lr"))
+    assert not (tmp_path / "result.json").exists()
+
+
+def refusal(stderr):
+    """The last line, which says what was wrong."""
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("error: "), stderr
+    return last
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT])

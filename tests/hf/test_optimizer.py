@@ -67,6 +67,7 @@ def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
     [
         ("lr", 0.0),
         ("lr", math.nan),
+        ("lr", math.inf),
         ("weight_decay", -0.1),
         ("betas", (0.9,)),
         ("betas", (0.9, 1.0)),
