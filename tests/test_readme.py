@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
 from kd_prune.distillation import Objective
-from kd_prune.hf import Task
+from kd_prune.hf import Pretrained, Task, load
+from kd_prune.hf.tiny import make_model
 from kd_prune.lit import SparsityCallback
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +92,12 @@ def test_the_task_file_is_a_task(tmp_path):
         config = compose("train", overrides=["task=reviews", "model=distilbert"])
     task = instantiate(config.task, _convert_="all")
     assert isinstance(task, Task)
-    assert task.text == ["title", "body"]
+    for split, stars in (("train", [5, 1, 3]), ("validation", [2, 4])):
+        rows = "".join(f"fox,the old fox,{star}\n" for star in stars)
+        (tmp_path / f"{split}.csv").write_text(f"title,body,stars\n{rows}")
+    tokenizer = Pretrained(path=make_model(str(tmp_path))).tokenizer()
+    data = load(replace(task, path=str(tmp_path)), tokenizer, tmp_path / "cache")
+    assert [list(split["labels"]) for split in data.splits.values()] == [[4, 0, 2], [1, 3]]
 
 
 def test_the_ci_workflow_is_one():

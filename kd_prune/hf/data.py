@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,12 @@ def load(task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path) -> TaskDat
     }
     for split, dataset in rows.items():
         check_columns(task, split, dataset)
-    labels = () if task.regression else class_names(task, rows[task.train])
+    classes = None if task.regression else Classes.of(task, rows[task.train])
+    labels = classes.names if classes else ()
     tokens = {}
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(labels).encode())
     for split, dataset in rows.items():
-        targets = target_values(task, split, dataset, labels)
+        targets = target_values(task, split, dataset, classes)
         columns = dataset.select_columns(list(task.text))
         key = content_hash(columns, targets, tokenizer, task.max_length)
         digest.update(f"{split}:{key}".encode())
@@ -137,9 +138,8 @@ def class_names(task: Task, train: Dataset) -> tuple[str, ...]:
     """Names of the classes in the order of their indices."""
     if task.labels is not None:
         return tuple(task.labels)
-    feature = train.features[task.label]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
+    if names_of := declared(task, train):
+        return names_of
     found = set(column_values(train, task.label))
     values = {value for value in found if value is not None and value == value}
     if any(isinstance(value, float) and not value.is_integer() for value in values):
@@ -150,7 +150,8 @@ def class_names(task: Task, train: Dataset) -> tuple[str, ...]:
     if any(isinstance(value, str) for value in values):
         names = sorted(map(str, values))
     else:  # a CSV's whole numbers are read as 1.0 where a label is missing
-        names = [str(value) for value in range(int(max(values, default=-1)) + 1)]
+        least, most = int(min(values, default=0)), int(max(values, default=-1))
+        names = [str(value) for value in range(max(least, 0), most + 1)]
     if len(names) < 2:
         raise ValueError(
             f"task.label={task.label}: {len(names)} class in the {task.train} split; a "
@@ -159,17 +160,66 @@ def class_names(task: Task, train: Dataset) -> tuple[str, ...]:
     return tuple(names)
 
 
-def target_values(task: Task, split: str, dataset: Dataset, labels: tuple[str, ...]) -> list[Any]:
-    """Labels as a model takes them: class indices, or floats for regression."""
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a task, and how its data speak of them.
+
+    Attributes:
+        names: Names of the classes in the order of their indices.
+        declared: What the data declare whole numbers to mean (`ClassLabel`); empty if they do not.
+        by_name: Whether whole numbers are looked up by name (stars 1 … 5); else they are indices.
+    """
+
+    names: tuple[str, ...]
+    declared: tuple[str, ...] = ()
+    by_name: bool = False
+
+    @classmethod
+    def of(cls, task: Task, train: Dataset) -> Classes:
+        """Those of a task, by the split that it learns from."""
+        names = class_names(task, train)
+        here = cls(names, declared(task, train))
+        found = {here.name(value) for value in set(column_values(train, task.label))}
+        return replace(here, by_name=not found.isdisjoint(names))
+
+    def name(self, value: Any, own: tuple[str, ...] = ()) -> str | None:
+        """The name that the data have for a label, or None; `own`: what this split declares."""
+        if value is None or isinstance(value, str):
+            return value
+        if number(value) is None or value != int(value):
+            return None
+        meanings = own or self.declared
+        if not meanings:
+            return str(int(value))
+        return meanings[int(value)] if value in range(len(meanings)) else None
+
+    def index(self, value: Any, own: tuple[str, ...] = ()) -> int | None:
+        """The index of the class that a label is of, or None."""
+        if self.by_name or isinstance(value, str):
+            name = self.name(value, own)
+            return self.names.index(name) if name in self.names else None
+        if value is None or value not in range(len(self.names)):  # NaN is in no range, 1.0 is
+            return None
+        return int(value)
+
+
+def declared(task: Task, dataset: Dataset) -> tuple[str, ...]:
+    """The names that a split declares for its labels; empty if it does not."""
+    feature = dataset.features[task.label]
+    return tuple(feature.names) if isinstance(feature, ClassLabel) else ()
+
+
+def target_values(task: Task, split: str, dataset: Dataset, classes: Classes | None) -> list[Any]:
+    """Labels as a model takes them: class indices, or floats for regression (no classes)."""
     values = column_values(dataset, task.label)
+    own = declared(task, dataset)
     index: dict[Any, Any] = dict.fromkeys(values)  # one look at each value: rows are many
     for value in index:
-        target = number(value) if task.regression else class_index(value, labels)
+        target = classes.index(value, own) if classes else number(value)
         if target is None:
             row = next(i for i, other in enumerate(values) if other is value or other == value)
             raise ValueError(
-                f"task.label={task.label}: row {row} of the {split} split "
-                + refusal(value, labels, regression=task.regression)
+                f"task.label={task.label}: row {row} of the {split} split {refusal(value, classes)}"
             )
         index[value] = target
     return [index[value] for value in values]
@@ -189,23 +239,14 @@ def number(value: Any) -> float | None:
     return target if math.isfinite(target) else None
 
 
-def class_index(value: Any, labels: tuple[str, ...]) -> int | None:
-    """The index of a class given by index or name, or None."""
-    if isinstance(value, str):
-        return labels.index(value) if value in labels else None
-    if value is None or value not in range(len(labels)):  # NaN is in no range, 1.0 is
-        return None
-    return int(value)
-
-
-def refusal(value: Any, labels: tuple[str, ...], *, regression: bool) -> str:
+def refusal(value: Any, classes: Classes | None) -> str:
     """What is wrong with a label, and what to do."""
     if value is None or value != value:
         return "has no label; remove such rows, or pick a split that has labels"
-    if regression:
+    if classes is None:
         return f"is {value!r}: regression needs finite numbers; remove such rows"
     return (
-        f"is {value!r}: not one of the {len(labels)} classes {list(labels)[:5]}; "
+        f"is {value!r}: not one of the {len(classes.names)} classes {list(classes.names)[:5]}; "
         "set task.labels, or pick a split that has labels"
     )
 
@@ -227,6 +268,8 @@ def content_hash(
     for set_by_use in ("truncation", "padding"):
         state.pop(set_by_use, None)
     digest.update(json.dumps(state, sort_keys=True).encode())
+    # What is not in that state: BERT reads segments and DistilBERT does not, with the same words.
+    digest.update(repr((tokenizer.model_input_names, tokenizer.truncation_side)).encode())
     digest.update(str(max_length).encode())
     return digest.hexdigest()
 

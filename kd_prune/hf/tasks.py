@@ -18,7 +18,9 @@ class Task:
         subset: Configuration of the hub data set, or subfolder.
         label: Label column.
         labels: Class names in the order of their indices; None: as the data declare them, or
-            their sorted values. Empty for regression.
+            their sorted values. Labels in the data are looked up by name (text, what a class
+            label is declared to mean, a whole number such as 1 of ``["1", "2"]``); whole numbers
+            that are no such names are indices. Empty for regression.
         regression: Whether the label is a number to be predicted.
         metrics: Names of metrics (see `kd_prune.lit.metrics`).
         monitor: The one metric a sweep looks at.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import shutil
@@ -17,7 +18,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer
 
 from kd_prune.hf import Task, data, load, loaders
-from kd_prune.hf.data import LengthGroupedBatches, ResumableLoader, target_values
+from kd_prune.hf.data import Classes, LengthGroupedBatches, ResumableLoader, target_values
 from kd_prune.hf.tiny import make_model
 
 TEXTS = ["the old fox", "hammer", "the small green canoe and the lute", "zinc", "oak", "pear"]
@@ -107,6 +108,10 @@ def test_files_by_name(folder, tokenizer, tmp_path):
         (["no", "yes", "no"], {"labels": ["yes", "no"]}, ("yes", "no"), [1, 0, 1]),
         ([1, 0, 1], {"labels": ["bad", "good"]}, ("bad", "good"), [1, 0, 1]),
         ([True, False, True], {}, ("0", "1"), [1, 0, 1]),
+        ([2, 1, 4], {}, ("1", "2", "3", "4"), [1, 0, 3]),
+        ([2, 1, 5], {"labels": ["1", "2", "3", "4", "5"]}, ("1", "2", "3", "4", "5"), [1, 0, 4]),
+        ([4, 1, 2], {"labels": ["1", "2", "3", "4", "5"]}, ("1", "2", "3", "4", "5"), [3, 0, 1]),
+        ([1.0, 2.0, 1.0], {"labels": ["2", "1"]}, ("2", "1"), [1, 0, 1]),
         ([1.0, 0.0, 1.0], {}, ("0", "1"), [1, 0, 1]),
         ([0.5, 4.0, 3.25], {"regression": True}, (), [0.5, 4.0, 3.25]),
         ([1, 0, 5], {"regression": True}, (), [1.0, 0.0, 5.0]),
@@ -132,6 +137,17 @@ def test_class_names_from_the_data(tmp_path, tokenizer):
         Dataset.from_list(rows([1, 0, 0]), features=kinds).to_parquet(tmp_path / f"{split}.parquet")
     found = load(task(tmp_path), tokenizer, tmp_path / "cache")
     assert (found.labels, labels_of(found)) == (("yes", "no"), [1, 0, 0])
+    # Named otherwise, they are what they are declared to be, in another order;
+    found = load(task(tmp_path, labels=["no", "yes"]), tokenizer, tmp_path / "cache")
+    assert (found.labels, labels_of(found)) == (("no", "yes"), [0, 1, 1])
+    # names of one's own take their place,
+    found = load(task(tmp_path, labels=["good", "bad"]), tokenizer, tmp_path / "cache")
+    assert (found.labels, labels_of(found)) == (("good", "bad"), [1, 0, 0])
+    # and a file that declares nothing means what the training split declares.
+    write(tmp_path, "plain", rows([1, 0]), "csv")
+    chosen = task(tmp_path, labels=["no", "yes"], validation=["plain"])
+    found = load(chosen, tokenizer, tmp_path / "cache")
+    assert labels_of(found, "plain") == [0, 1]
 
 
 def test_a_missing_text_is_an_empty_one(tmp_path, tokenizer):
@@ -155,11 +171,12 @@ REGRESSION = {"regression": True, "metrics": ["pearson"], "monitor": "pearson"}
         ([0, None, 1], {}, ["task.label=label", "row 1 of the train split", "no label", "remove"]),
         ([0, 1, float("nan")], {}, ["row 2 of the train split", "no label", "remove"]),
         ([0, 1, -1], {}, ["row 2", "is -1", "not one of the 2 classes", "task.labels"]),
+        ([1, 2, 0], {"labels": ["1", "2"]}, ["row 2", "is 0", "['1', '2']", "task.labels"]),
         ([0, 1, 2], {"labels": ["a", "b"]}, ["row 2", "is 2", "['a', 'b']", "task.labels"]),
         (["a", "c"], {"labels": ["a", "b"]}, ["row 1", "is 'c'", "['a', 'b']", "task.labels"]),
         ([0.5, 1.5], {}, ["task.label=label", "fractional", "task.regression=true"]),
         ([0.0, 0.5], {"labels": ["a", "b"]}, ["row 1", "is 0.5", "not one of the 2 classes"]),
-        ([1, 1], {"labels": None}, None),
+        ([1, 1], {}, ["task.label=label", "1 class"]),
         ([0, 0], {}, ["task.label=label", "1 class", "task.regression=true"]),
         ([-1, -1], {}, ["task.label=label", "0 class"]),
         (["x", "x"], {}, ["task.label=label", "1 class"]),
@@ -172,9 +189,6 @@ REGRESSION = {"regression": True, "metrics": ["pearson"], "monitor": "pearson"}
 def test_refusals_name_key_value_and_remedy(tmp_path, tokenizer, train, settings, says):
     write(tmp_path, "train", rows(train), "parquet")
     write(tmp_path, "validation", rows(train), "parquet")
-    if says is None:
-        assert load(task(tmp_path, **settings), tokenizer, tmp_path / "cache").num_labels == 2
-        return
     with pytest.raises(ValueError, match="task") as refused:
         load(task(tmp_path, **settings), tokenizer, tmp_path / "cache")
     assert "\n" not in str(refused.value)
@@ -246,7 +260,7 @@ def test_labels_of_a_large_data_set_are_checked_fast():
     labels = np.random.default_rng(0).integers(0, 3, size=400_000)
     dataset = Dataset.from_dict({"label": labels})
     start = time.perf_counter()
-    targets = target_values(task("x"), "train", dataset, ("a", "b", "c"))
+    targets = target_values(task("x"), "train", dataset, Classes(("a", "b", "c")))
     assert time.perf_counter() - start < 2.0
     assert targets == labels.tolist()
 
@@ -268,7 +282,10 @@ def test_tokens_are_found_again(folder, tokenizer, tmp_path, monkeypatch):
     assert sorted((cache / "tokens").iterdir()) == made
 
 
-@pytest.mark.parametrize("change", ["text", "labels", "tokenizer", "max_length", "nothing"])
+CHANGES = ["text", "labels", "names", "tokenizer", "inputs", "max_length", "nothing"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_tokens_are_made_anew_when_something_changed(folder, tokenizer, tmp_path, change):
     cache = tmp_path / "cache"
     before = load(task(folder), tokenizer, cache)
@@ -282,15 +299,21 @@ def test_tokens_are_made_anew_when_something_changed(folder, tokenizer, tmp_path
         tokenizer.save_pretrained(other)
         tokenizer = AutoTokenizer.from_pretrained(other)
         tokenizer.add_tokens(["unheard"])
+    elif change == "inputs":  # the same words, for a model that reads no segments
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     elif change == "max_length":
         max_length = 4
     write(folder, "train", rows(labels, texts))
-    after = load(task(folder, max_length=max_length), tokenizer, cache)
+    names = ["no", "yes"] if change == "names" else None
+    after = load(task(folder, max_length=max_length, labels=names), tokenizer, cache)
     assert (after.fingerprint == before.fingerprint) == (change == "nothing")
     if change == "text":
         assert after.splits["train"][5]["input_ids"] == tokenizer("plum")["input_ids"]
     if change == "labels":
         assert labels_of(after) == labels
+    has_segments = "token_type_ids" in after.splits["train"].column_names
+    assert has_segments == (change != "inputs")
     if change == "max_length":
         assert max(map(len, after.splits["train"]["input_ids"])) == 4
 
