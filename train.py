@@ -132,12 +132,14 @@ def trial_callback(config: DictConfig) -> dict[str, Callback]:
 def with_task_of(config: DictConfig, folder: Path) -> DictConfig:
     """The configuration with the task of a run folder, unless the command names one.
 
+    What the command sets of a task (`task.validation=[test]`) goes on top.
+
     Raises:
         ValueError: The folder asks for a call that is not ours; it may be anybody's.
     """
     theirs = status.read(folder).get("config")
-    named = any(override.startswith("task") for override in HydraConfig.get().overrides.task)
-    if named or not isinstance(theirs, dict):
+    given = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
+    if "task" in given or not isinstance(theirs, dict):
         return config
 
     def merged(ours: Any, theirs: Any, key: str) -> Any:
@@ -153,7 +155,11 @@ def with_task_of(config: DictConfig, folder: Path) -> DictConfig:
 
     plain = OmegaConf.to_container(config)
     plain["task"] = merged(plain["task"], theirs["task"], "task")
-    return OmegaConf.create(plain)
+    whole = OmegaConf.create(plain)
+    for key in given:
+        if key.startswith("task."):
+            OmegaConf.update(whole, key, OmegaConf.select(config, key), force_add=True)
+    return whole
 
 
 def description(config: DictConfig) -> dict[str, Any]:

@@ -29,12 +29,13 @@ from kd_prune.distillation import (
     Objective,
     SoftTargets,
 )
+from kd_prune.hf.models import encoder_scope
 from kd_prune.hf.tiny import make_model, make_task
-from kd_prune.lit import DistillModule, SparsityCallback
+from kd_prune.lit import DistillModule, History, SparsityCallback
 from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import Scope, SparsityReport
 from kd_prune.run import Job, PromiseError, Student, Teacher, run
-from kd_prune.run.check import Promise, verify, verify_retained
+from kd_prune.run.check import Promise, verify, verify_history, verify_retained
 from kd_prune.run.milestones import Milestones
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
@@ -74,8 +75,10 @@ def make_job(cache):
             "task": hf.Task(
                 name="tiny",
                 path=rows,
-                text=["things", "which"],
-                **({"max_length": 32, "batch_size": BATCH} | (task or {})),
+                **(
+                    {"text": ["things", "which"], "max_length": 32, "batch_size": BATCH}
+                    | (task or {})
+                ),
             ),
             "model": hf.Pretrained(path=model),
             "teacher": Teacher(max_epochs=1, optimizer=hf.FineTuning(lr=2e-3)),
@@ -247,6 +250,23 @@ def test_the_teacher_is_trained_once(done, make_job, tmp_path, monkeypatch):
     assert len(fits) == 3
 
 
+@pytest.mark.parametrize("change", ["trainer", "names of labels", "head"])
+def test_another_teacher_is_another_one(done, make_job, tmp_path, cache, change):
+    """What a teacher depends on besides data, seed and optimizer."""
+    settings = {}
+    if change == "trainer":
+        settings["trainer_settings"] = {"accumulate_grad_batches": 2}
+    elif change == "names of labels":
+        settings["task"] = {"labels": [*reversed(LABELS)]}
+    else:
+        model = hf.Pretrained(path=make_model(str(cache), layers=2, hidden_size=16, heads=2))
+        torch.manual_seed(99)  # not the head that a job's seed gives
+        hf.save(model.load(num_labels=8), model.tokenizer(), tmp_path / "headed", LABELS)
+        settings["model"] = hf.Pretrained(path=str(tmp_path / "headed"))
+    result = run(make_job(tmp_path / "out", **settings))
+    assert result["teacher"]["path"] != done[2]["teacher"]["path"]
+
+
 def test_an_interrupted_teacher_is_gone_on_with(done, make_job, tmp_path, cache):
     """Stopped in its first epoch's end, and the same teacher in the end."""
 
@@ -382,10 +402,15 @@ def other_teacher(done, tmp_path, **changes):
     source = Path(done[2]["teacher"]["path"])
     config = AutoConfig.from_pretrained(source)
     for name, value in changes.items():
-        setattr(config, name, value)
+        if name != "words":
+            setattr(config, name, value)
     folder = tmp_path / "teacher"
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    shutil.copy(source / "tokenizer.json", folder)
+    words = json.loads((source / "tokenizer.json").read_text())
+    if "words" in changes:
+        vocabulary = words["model"]["vocab"]
+        words["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+    (folder / "tokenizer.json").write_text(json.dumps(words))
     return Teacher(path=str(folder))
 
 
@@ -400,12 +425,26 @@ def other_teacher(done, tmp_path, **changes):
         ),
         ({"num_hidden_layers": 3}, r"layer_map=null: 3 teacher layers.*give a layer_map"),
         ({"hidden_size": 32}, r"embeddings: the student is 16 wide, the teacher 32"),
+        ({"words": "turned round"}, r"teacher\.path: the teacher's vocabulary has \d+ for '"),
     ],
 )  # fmt: skip
 def test_a_teacher_that_does_not_fit(done, make_job, tmp_path, no_training, changes, says):
     teacher = other_teacher(done, tmp_path, **changes)
     with pytest.raises(ValueError, match=says):
         run(make_job(tmp_path / "out", teacher=teacher))
+
+
+def test_a_student_that_cannot_begin_as_the_teacher(done, make_job, tmp_path, no_training):
+    deeper = other_teacher(done, tmp_path, num_hidden_layers=3)
+    with pytest.raises(ValueError, match=r"student\.init=teacher: bert.*layer\.2.* is \(16,.*None"):
+        run(
+            make_job(
+                tmp_path,
+                teacher=deeper,
+                student=Student(init="teacher"),
+                distillation=Objective({"soft_targets": SoftTargets()}),
+            )
+        )
 
 
 def test_a_teacher_that_was_not_fine_tuned(done, make_job, tmp_path, no_training):
@@ -437,6 +476,14 @@ def test_a_job_that_cannot_work(make_job, tmp_path, no_training):
         sparsity=SparsityCallback(0.5, begin=0.01, end=0.02),
     )
     refused(r"sparsity\.updates=0: a ramp needs", sparsity=SparsityCallback(0.5, updates=0))
+    refused(
+        r"trainer\.max_epochs=-1: the learning rate needs a number of steps",
+        trainer_settings={"max_epochs": -1, "max_time": "00:00:01:00"},
+    )
+    refused(
+        r"trainer\.limit_train_batches=0\.001: leaves no batch",
+        trainer_settings={"limit_train_batches": 0.001},
+    )
     refused(
         r"trainer\.max_epochs=-1: a run needs an end",
         trainer_settings={"max_epochs": -1},
@@ -486,6 +533,10 @@ def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
     refused(r"ckpt_path=.*text\.ckpt: truncated or no checkpoint", text)
     refused(r"ckpt_path=.*foreign\.ckpt: not a checkpoint of this student", foreign)
     refused(r"of a pruned fit, and this one is dense", out / "last.ckpt", sparsity=None)
+    refused(r"of another run, with seed=0 where this one has 1", out / "last.ckpt", seed=1)
+    refused(r"with sparsity\.final=0\.9 where this one has 0\.5", out / "last.ckpt", final=0.5)
+    other = {"text": ["things"]}
+    refused(r"of another run, with data=.* where this one has", out / "last.ckpt", task=other)
 
 
 # Milestones
@@ -573,13 +624,72 @@ def test_interrupted_anywhere_the_milestones_are_the_same(make_job, tmp_path, cu
         assert weights(tmp_path / "run" / name) == weights(out / name)
 
 
+def test_milestones_come_along_where_a_run_goes_on_elsewhere(make_job, tmp_path, curve):
+    out, result = curve
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step == result["milestones"][1]["step"]:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(make_job(tmp_path / "a", sparsity=resting(), callbacks={"stop": Stop()}))
+    last = str(tmp_path / "a/last.ckpt")
+    again = run(make_job(tmp_path / "b", sparsity=resting(), ckpt_path=last))
+    assert again["milestones"] == result["milestones"]
+    for name in ("milestones/0.4", "milestones/0.7", "student"):
+        assert weights(tmp_path / "b" / name) == weights(out / name)
+
+    shutil.rmtree(tmp_path / "a/milestones/0.4")
+    with pytest.raises(ValueError, match=r"ckpt_path=.*its student of 0\.4 is not in .*take the"):
+        run(make_job(tmp_path / "c", sparsity=resting(), ckpt_path=last))
+
+
 # What is promised
+
+
+def test_a_scope_is_in_the_students_own_names(done, make_job, tmp_path):
+    """Those that sparsity.csv shows; the module that is fitted has a prefix before them."""
+    scope = Scope(include=["bert.encoder.layer.*.query.weight"], exclude=["bert.encoder.layer.0.*"])
+    run(make_job(tmp_path / "a", sparsity=SparsityCallback(0.5, updates=4, scope=scope)))
+    run(make_job(tmp_path / "b", model=dataclasses.replace(done[1].model, scope=scope)))
+    for run_folder, share in (("a", 0.5), ("b", 0.9)):
+        with (tmp_path / run_folder / "sparsity.csv").open() as handle:
+            rows = [row for row in csv.DictReader(handle) if row["in_scope"] == "True"]
+        assert [row["name"] for row in rows] == ["bert.encoder.layer.1.attention.self.query.weight"]
+        assert int(rows[0]["zeros"]) == round(share * int(rows[0]["size"]))
+
+
+def test_the_table_counts_the_teacher(done, make_job, tmp_path, capsys):
+    out, _, _ = done
+    sparse = Teacher(path=str(out / "student"))
+    result = run(make_job(tmp_path, final=0.5, teacher=sparse))
+    table = {
+        cells[0]: cells[1:]
+        for line in capsys.readouterr().out.splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("│ ").split("│")]) == 3
+    }
+    assert table["sparsity in scope"] == ["89.97 %", "50.00 %"]
+    assert table["non-zero weights"][1] == f"{result['nonzero']:,}"
+    assert table["non-zero weights"][0] != f"{result['parameters']:,}"
+
+
+def test_a_metrics_file_that_lost_rows_is_an_error(done):
+    out, _, _ = done
+    history = History(out / "metrics.csv")
+    with history.path.open() as handle:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(handle)]
+    history.rows = [row | {"step": int(row["step"])} for row in rows]
+    verify_history(history)
+    history.rows = history.rows[:-1]
+    with pytest.raises(PromiseError, match=r"metrics\.csv does not hold the \d+ rows of this fit"):
+        verify_history(history)
 
 
 def test_fewer_zeros_than_promised_is_an_error(done):
     out, job, _ = done
     model = AutoModelForSequenceClassification.from_pretrained(out / "student")
-    scope = job.sparsity.scope.select(model)
+    scope = encoder_scope(model).select(model)
     promise = Promise.of(job.sparsity.pruner)
     verify(promise, SparsityReport.count(model, scope.keys()), out)
     with torch.no_grad():

@@ -13,6 +13,8 @@ weight decay fixed at 0.01); the skipped last incomplete batch; padding everythi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,15 +30,35 @@ def soft_cross_entropy(student: Activations, teacher: Activations, batch: Batch)
 
 def hidden_states(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
     """``Σ_{l=0..L} MSE(S_l, T_l)``, embeddings and padding included."""
-    pairs = zip(student.hidden_states, teacher.hidden_states, strict=True)
+    pairs = layers(student.hidden_states, teacher.hidden_states, "width", axis=-1)
     return sum((F.mse_loss(s, t) for s, t in pairs), start=student.logits.new_zeros(()))
 
 
 def attention_scores(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
     """``Σ_{l=1..L} MSE(A_S, A_T)``, padded queries included, scores of padded keys set to 0."""
     padded = ~batch["attention_mask"].bool()[:, None, None, :]
-    pairs = zip(student.attention_scores, teacher.attention_scores, strict=True)
+    pairs = layers(student.attention_scores, teacher.attention_scores, "number of heads", axis=1)
     return sum(
         (F.mse_loss(s.masked_fill(padded, 0.0), t.masked_fill(padded, 0.0)) for s, t in pairs),
         start=student.logits.new_zeros(()),
     )
+
+
+def layers(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], what: str, axis: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of layers: the reference code has student and teacher of one shape.
+
+    Raises:
+        ValueError: They differ in depth, or in `what`, the size of `axis`.
+    """
+    for name, ours, theirs in (
+        ("depth", len(student), len(teacher)),
+        (what, student[0].shape[axis], teacher[0].shape[axis]),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"the student's {name} is {ours}, the teacher's {theirs}; the reference code takes "
+                "two of one shape: set the term's weight to 0, or take distillation=sparsebert"
+            )
+    return list(zip(student, teacher, strict=True))

@@ -83,6 +83,10 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
         cause = cause if isinstance(cause, Exception) else error
         if isinstance(cause, StopIteration) or any(sign in str(cause) for sign in NO_ROWS):
             raise empty(task, split) from error
+        if "Unknown split" in str(cause):
+            key = "train" if split == task.train else "validation"
+            known = str(cause).strip().splitlines()[0]
+            raise ValueError(f"task.{key}={split}: not a split of {task.path} ({known})") from error
         raise unreachable("task.path", task.path, cause) from error
 
 

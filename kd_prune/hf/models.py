@@ -37,8 +37,15 @@ class Pretrained:
     revision: str | None = None
     scope: Scope | None = None
 
-    def load(self, *, num_labels: int) -> PreTrainedModel:
+    def load(
+        self, *, num_labels: int, head: bool = False, key: str = "model.path"
+    ) -> PreTrainedModel:
         """The model in float32, with a new head unless the files hold one that fits.
+
+        Args:
+            num_labels: Outputs of the head.
+            head: Whether the files must hold it.
+            key: The option that named the path, for errors.
 
         Raises:
             ValueError: It cannot be reached or read, or its weights are not those of its config.
@@ -54,18 +61,18 @@ class Pretrained:
                 output_loading_info=True,
             )
         except Exception as error:  # each way to be broken raises a type of its own
-            raise unreachable("model.path", self.path, error) from error
+            raise unreachable(key, self.path, error) from error
         anew = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
         encoder = re.compile(rf"{model.base_model_prefix}\.(?!pooler\.)")  # a pooler may be new
-        if lacking := sorted(filter(encoder.match, anew)):
+        if lacking := sorted(anew if head else filter(encoder.match, anew)):
             raise ValueError(  # transformers would begin with random layers, and only log it
-                f"model.path={self.path}: {lacking[0]} is missing or of another shape than "
+                f"{key}={self.path}: {lacking[0]} is missing or of another shape than "
                 "config.json says; the weights are of another model"
             )
         return model
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that comes with the model.
+    def tokenizer(self, key: str = "model.path") -> PreTrainedTokenizerBase:
+        """The tokenizer that comes with the model; `key` is the option that named the path.
 
         Raises:
             ValueError: It cannot be reached or read, or has no words.
@@ -73,10 +80,10 @@ class Pretrained:
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision or "main")
         except Exception as error:  # each way to be broken raises a type of its own
-            raise unreachable("model.path", self.path, error) from error
+            raise unreachable(key, self.path, error) from error
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError(  # without its files transformers gives one that knows no word
-                f"model.path={self.path}: no tokenizer comes with the model; save it there too "
+                f"{key}={self.path}: no tokenizer comes with the model; save it there too "
                 "(tokenizer.json, tokenizer_config.json)"
             )
         return tokenizer
@@ -161,6 +168,17 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.p = probability
 
 
+def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless both give the same words the same numbers."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        word = min(w for w in ours.keys() | theirs.keys() if ours.get(w) != theirs.get(w))
+        raise ValueError(
+            f"teacher.path: the teacher's vocabulary has {theirs.get(word)} for {word!r}, the "
+            f"student's {ours.get(word)}; take a teacher with the student's vocabulary"
+        )
+
+
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raise ValueError unless both read the same tokens and give as many outputs."""
     for name, key in (("vocabulary", "vocab_size"), ("number of labels", "num_labels")):
@@ -172,8 +190,23 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             )
 
 
-# What of a config is about the head, or where and by what it was written.
-OTHER_THAN_ENCODER = {
+def check_same_shapes(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise ValueError unless the student can begin with the teacher's weights."""
+    ours, theirs = (
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for model in (student, teacher)
+    )
+    if ours != theirs:
+        name = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
+        raise ValueError(
+            f"student.init=teacher: {name} is {theirs.get(name)} in the teacher and "
+            f"{ours.get(name)} in the student; take a teacher of the same shape, or "
+            "student.init=pretrained"
+        )
+
+
+# What of a config is about names of labels, or where and by what it was written.
+OF_NO_MATTER = {
     "_name_or_path",
     "architectures",
     "id2label",
@@ -185,13 +218,13 @@ OTHER_THAN_ENCODER = {
 
 
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of a pre-trained encoder: its weights (without the head), config and tokenizer."""
+    """Hash of a model to be fine-tuned: weights (a new head's too), config and tokenizer."""
     digest = hashlib.sha256()
-    for name, tensor in model.base_model.state_dict().items():
+    for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     config = model.config.to_dict()
-    encoder = {key: value for key, value in config.items() if key not in OTHER_THAN_ENCODER}
-    digest.update(json.dumps(encoder, sort_keys=True, default=str).encode())
+    matters = {key: value for key, value in config.items() if key not in OF_NO_MATTER}
+    digest.update(json.dumps(matters, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,11 +49,15 @@ class ResumePoint(Checkpoint):
     Args:
         path: The checkpoint file.
         minutes: Longest time of training between two checkpoints.
+        about: What the checkpoint says of the run, for whoever reads it: plain data.
     """
 
-    def __init__(self, path: Path, minutes: float = 5.0) -> None:
+    def __init__(
+        self, path: Path, minutes: float = 5.0, about: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.minutes = minutes
+        self.about = dict(about or {})
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
         self._theirs: dict[int, Callable[[int, FrameType | None], Any]] = {}
@@ -190,9 +194,14 @@ class ResumePoint(Checkpoint):
         return self._earlier + now
 
     def state_dict(self) -> dict[str, Any]:
-        """States of torch's random generators, and the time."""
+        """States of torch's random generators, the time, and what the run is."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": cuda, "seconds": self.seconds}
+        return {
+            "cpu": torch.get_rng_state(),
+            "cuda": cuda,
+            "seconds": self.seconds,
+            "about": self.about,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the generators' until the first batch."""

@@ -59,6 +59,10 @@ class RunLength:
         limit = trainer.limit_train_batches
         share = per_epoch if math.isinf(per_epoch) else int(per_epoch * limit)
         per_epoch = min(per_epoch, limit) if isinstance(limit, int) else share
+        if per_epoch == 0:
+            raise ValueError(
+                f"trainer.limit_train_batches={limit}: leaves no batch of an epoch; raise it"
+            )
         steps = trainer.max_steps if trainer.max_steps > 0 else None
         if not automatic:
             return cls._known(steps, _times(trainer.max_epochs, per_epoch), trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass
 from inspect import signature
@@ -13,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
 from kd_prune.hf import models
-from kd_prune.lit import SparsityCallback, metric_collection
+from kd_prune.lit import History, SparsityCallback, metric_collection
 from kd_prune.lit.callback import refuse_sharding
 from kd_prune.lit.run_length import RunLength
-from kd_prune.pruning import Pruner, SparsityReport
+from kd_prune.pruning import Pruner, Scope, SparsityReport
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.run.job import Job
 from kd_prune.run.teacher import load_fine_tuned
@@ -36,14 +37,17 @@ def check(
     metric_collection(job.task.metrics, data.num_labels)
     trainer = checked_trainer(job)
     train, _ = hf.loaders(job.task, data, tokenizer, seed=job.seed)
+    length = RunLength.ahead(trainer, math.ceil(len(train) / trainer.world_size))
+    if length.steps is None:
+        raise ValueError(
+            f"trainer.max_epochs={trainer.max_epochs}: the learning rate needs a number of steps "
+            "to fall over; set max_epochs or max_steps too"
+        )
     if job.sparsity:
-        if job.sparsity.scope is None:
-            job.sparsity.scope = job.model.scope or models.encoder_scope(student)
-        parameters = job.sparsity.scope.select(student)
+        parameters = student_scope(job, student).select(student)
         refuse_sharding(trainer)
         try:
-            batches = math.ceil(len(train) / trainer.world_size)
-            job.sparsity.check(trainer, parameters, RunLength.ahead(trainer, batches))
+            job.sparsity.check(trainer, parameters, length)
         except ValueError as error:
             if str(error).startswith("trainer."):
                 raise
@@ -53,6 +57,9 @@ def check(
     if job.teacher.path:
         teacher = load_fine_tuned("teacher.path", job.teacher.path, data)
         models.check_pair(student, teacher)
+        check_words(job.teacher.path, tokenizer)
+        if job.student.init == "teacher":
+            models.check_same_shapes(student, teacher)
     check_lengths(job, data, min(models.positions(model) for model in (student, teacher)))
     requires = job.distillation.requires
     for model in (student, teacher):
@@ -63,6 +70,21 @@ def check(
     with torch.no_grad():
         ours, theirs = (models.forward(model, batch, requires) for model in (student, teacher))
         job.distillation(ours, theirs, batch)
+
+
+def student_scope(job: Job, student: PreTrainedModel) -> Scope:
+    """What may be pruned, in the student's own names."""
+    own = job.sparsity.scope if job.sparsity else None
+    return own or job.model.scope or models.encoder_scope(student)
+
+
+def check_words(teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless the teacher reads the same words, where its tokenizer is at hand."""
+    try:
+        theirs = hf.Pretrained(path=teacher).tokenizer()
+    except ValueError:  # saved without it: `check_pair` has compared the sizes
+        return
+    models.check_vocabularies(tokenizer, theirs)
 
 
 def check_lengths(job: Job, data: hf.TaskData, positions: float) -> None:
@@ -160,6 +182,18 @@ def verify(promise: Promise, report: SparsityReport, folder: Path) -> None:
         raise PromiseError(
             f"the student in {folder} has {sum(zeros)} zeros in scope where the masks prune "
             f"{sum(masked)} and {sum(counts)} of {size} were promised"
+        )
+
+
+def verify_history(history: History) -> None:
+    """Raise PromiseError unless the metrics file, read back, holds every value of the fit."""
+    with history.path.open(newline="") as handle:
+        found = [{k: v for k, v in row.items() if v} for row in csv.DictReader(handle)]
+    wanted = [{name: str(value) for name, value in row.items()} for row in history.rows]
+    if not wanted or found != wanted:
+        raise PromiseError(
+            f"{history.path} does not hold the {len(wanted)} rows of this fit; did another process "
+            "write to it?"
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from kd_prune.hf import TaskData
 from kd_prune.run.job import Job
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,21 @@ def load_checkpoint(path: str) -> Any:
         raise CheckpointError(f"ckpt_path={path}: truncated or no checkpoint ({reason})") from error
 
 
-def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, Any]:
-    """Read a checkpoint of a student's fit.
+def what_it_is_of(job: Job, data: TaskData) -> dict[str, Any]:
+    """What a checkpoint of a student's fit says of its run, and one that goes on has to share."""
+    schedule = job.sparsity.schedule if job.sparsity else None
+    return {
+        "data": data.fingerprint,
+        "seed": job.seed,
+        "sparsity.final": schedule.final if schedule else None,
+        "sparsity.milestones": list(schedule.milestones) if schedule else [],
+    }
+
+
+def read_checkpoint(
+    path: str, job: Job, student: PreTrainedModel, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read a checkpoint of a student's fit; `about` is `what_it_is_of` the job.
 
     Raises:
         CheckpointError: It is missing, truncated, or of something else.
@@ -51,6 +66,13 @@ def read_checkpoint(path: str, job: Job, student: PreTrainedModel) -> dict[str, 
             f"ckpt_path={path}: a checkpoint of a {kinds[pruned]} fit, and this one is "
             f"{kinds[not pruned]}; take the last.ckpt of a run folder"
         )
+    theirs = checkpoint["callbacks"].get("ResumePoint", {}).get("about", {})
+    for name, ours in about.items():
+        if name in theirs and theirs[name] != ours:
+            raise CheckpointError(
+                f"ckpt_path={path}: a checkpoint of another run, with {name}={theirs[name]} where "
+                f"this one has {ours}; give the command that it is of"
+            )
     return dict(checkpoint)
 
 

@@ -34,7 +34,7 @@ def evaluate_saved(job: Job, path: str) -> dict[str, Any]:
     if (Path(path) / "student").is_dir():
         path = str(Path(path) / "student")
     fine_tuned_config("eval", path)
-    tokenizer = hf.Pretrained(path=path).tokenizer()
+    tokenizer = hf.Pretrained(path=path).tokenizer(key="eval")
     data = hf.load(job.task, tokenizer, Path(job.cache_dir).expanduser())
     model = load_fine_tuned("eval", path, data)
     metrics = evaluate(on_one_device(job), data, tokenizer, model)

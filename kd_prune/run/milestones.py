@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
 
+from kd_prune import whole
 from kd_prune.lit import SparsityCallback
 from kd_prune.run.check import Promise
+from kd_prune.run.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,31 @@ class Milestones(L.Callback):
             for found in state_dict["reached"]
         ]
         self._mean, self._count = dict(state_dict["mean"]), state_dict["count"]
+
+
+def milestone_folder(out: Path, sparsity: float) -> Path:
+    """Where a run keeps the student of a milestone."""
+    return out / "milestones" / f"{sparsity:g}"
+
+
+def bring_milestones(source: Path, out: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Copy the students that were reached before the checkpoint to the run that goes on from it.
+
+    Raises:
+        CheckpointError: One is no longer beside the checkpoint.
+    """
+    saved = checkpoint["callbacks"].get("Milestones", {"reached": []})
+    for reached in saved["reached"]:
+        there, here = (milestone_folder(run, reached["sparsity"]) for run in (source, out))
+        if here.is_dir():
+            continue
+        if not there.is_dir():
+            raise CheckpointError(
+                f"ckpt_path={source / 'last.ckpt'}: its student of {reached['sparsity']:g} is not "
+                f"in {there}; take the checkpoint in its run folder"
+            )
+        with whole.folder(here) as scratch:
+            shutil.copytree(there, scratch, dirs_exist_ok=True)
 
 
 def _trained(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from kd_prune import whole
+from kd_prune.hf import models
+from kd_prune.pruning import SparsityReport
 
 
 def versions() -> dict[str, str]:
@@ -75,7 +80,30 @@ def series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float],
     return [row["step"] for row in there], [row[name] for row in there]
 
 
-def print_summary(result: Mapping[str, Any], out: Path) -> None:
+@dataclass(frozen=True)
+class Counted:
+    """What the table says of the teacher besides its metrics.
+
+    Attributes:
+        report: Its zeros; in scope are the encoder's Linear weights.
+        size: Bytes of its file; None where it is not on this disk.
+    """
+
+    report: SparsityReport
+    size: int | None
+
+    @classmethod
+    def of(cls, teacher: PreTrainedModel, path: str) -> Counted:
+        """Count a teacher that was loaded from `path`."""
+        scope: set[str] = set()
+        with suppress(ValueError):  # a family whose layers are not found has none
+            scope = set(models.encoder_scope(teacher).select(teacher))
+        file = Path(path) / "model.safetensors"
+        size = file.stat().st_size if file.is_file() else None
+        return cls(SparsityReport.count(teacher, scope), size)
+
+
+def print_summary(result: Mapping[str, Any], counted: Counted, out: Path) -> None:
     """Print the run's one table: teacher against students, sparsity, size and time."""
     teacher, last, seconds = result["teacher"], result["student"], result["seconds"]
     students = [*result["milestones"], result]
@@ -90,11 +118,13 @@ def print_summary(result: Mapping[str, Any], out: Path) -> None:
     table.add_section()
     for name, of in (("sparsity in scope", ""), ("sparsity of the model", "model_")):
         ours = [f"{100 * student[f'{of}sparsity']:.2f} %" for student in students]
-        table.add_row(name, "0.0 %", *ours)
+        table.add_row(name, f"{100 * getattr(counted.report, f'{of}sparsity'):.2f} %", *ours)
     nonzero = [f"{student['nonzero']:,}" for student in students]
-    table.add_row("non-zero weights", f"{result['parameters']:,}", *nonzero)
-    megabytes = f"{result['bytes'] / 1e6:.1f} MB"
-    table.add_row("file (zeros are stored)", megabytes, *[megabytes] * len(students))
+    table.add_row("non-zero weights", f"{counted.report.nonzero:,}", *nonzero)
+    sizes = [counted.size, *[result["bytes"]] * len(students)]
+    table.add_row(
+        "file (zeros are stored)", *[f"{size / 1e6:.1f} MB" if size else "" for size in sizes]
+    )
     table.add_section()
     ours = [*[""] * len(way), f"{seconds['student']:.1f}"]
     table.add_row("seconds", f"{seconds['teacher']:.1f}", *ours)

@@ -15,13 +15,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import History, ResumePoint
-from kd_prune.pruning import SparsityReport
-from kd_prune.run.check import Promise, check, verify, verify_retained
-from kd_prune.run.checkpoint import read_checkpoint
+from kd_prune.pruning import Scope, SparsityReport
+from kd_prune.run.check import (
+    Promise,
+    check,
+    student_scope,
+    verify,
+    verify_history,
+    verify_retained,
+)
+from kd_prune.run.checkpoint import read_checkpoint, what_it_is_of
 from kd_prune.run.fit import evaluate, make_module, make_trainer, on_one_device, together
 from kd_prune.run.job import Job
-from kd_prune.run.milestones import Milestone, Milestones
-from kd_prune.run.outcome import draw_curves, print_summary, versions, write_json
+from kd_prune.run.milestones import Milestone, Milestones, bring_milestones, milestone_folder
+from kd_prune.run.outcome import Counted, draw_curves, print_summary, versions, write_json
 from kd_prune.run.teacher import obtain_teacher
 
 
@@ -51,8 +58,14 @@ def run(job: Job) -> dict[str, Any] | None:
         data = hf.load(job.task, tokenizer, cache)
     L.seed_everything(job.seed, verbose=False)
     student = job.model.load(num_labels=data.num_labels)
-    checkpoint = read_checkpoint(job.ckpt_path, job, student) if job.ckpt_path else None
+    about = what_it_is_of(job, data)
+    checkpoint = read_checkpoint(job.ckpt_path, job, student, about) if job.ckpt_path else None
     check(job, data, tokenizer, student)
+    if job.ckpt_path and checkpoint:
+        bring_milestones(Path(job.ckpt_path).parent, job.out, checkpoint)
+    scope = student_scope(job, student) if job.sparsity else None
+    if job.sparsity and scope:
+        job.sparsity.scope = scope.under("student")  # the callback's module holds the student
 
     alone = on_one_device(job)
     with timed(seconds, "teacher"):
@@ -61,9 +74,10 @@ def run(job: Job) -> dict[str, Any] | None:
         student.load_state_dict(teacher.state_dict())
     if job.student.dropout is not None:
         models.set_dropout(student, job.student.dropout)
-    fit = fit_student(job, data, tokenizer, student, teacher, checkpoint)
+    fit = fit_student(job, data, tokenizer, student, teacher, checkpoint, about)
     if not fit.first:
         return None
+    verify_history(fit.history)
     seconds["student"] = fit.seconds
     folder = job.out / "student"
     hf.save(student, tokenizer, folder, data.labels)
@@ -71,9 +85,11 @@ def run(job: Job) -> dict[str, Any] | None:
     pruner = job.sparsity.pruner if job.sparsity else None
     with timed(seconds, "evaluation"):
         promise = Promise.of(pruner) if pruner else None
-        student_metrics, report = judge(alone, data, tokenizer, folder, promise)
+        student_metrics, report = judge(alone, data, tokenizer, folder, scope, promise)
         report.write_csv(job.out / "sparsity.csv")
-        on_the_way = [judge_milestone(alone, data, tokenizer, found) for found in fit.milestones]
+        on_the_way = [
+            judge_milestone(alone, data, tokenizer, scope, found) for found in fit.milestones
+        ]
     draw_curves(
         fit.history.rows,
         job.out / "curves.png",
@@ -97,7 +113,7 @@ def run(job: Job) -> dict[str, Any] | None:
         "config": dict(job.config),
     }
     write_json(result, job.out / "result.json")
-    print_summary(result, job.out)
+    print_summary(result, Counted.of(teacher, teacher_metrics["path"]), job.out)
     monitor = job.task.monitor
     verify_retained(job, student_metrics[monitor], teacher_metrics[monitor])
     return result
@@ -127,8 +143,9 @@ def fit_student(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     checkpoint: Mapping[str, Any] | None,
+    about: Mapping[str, Any],
 ) -> Fit:
-    """Train the student in place, pruning it meanwhile."""
+    """Train the student in place, pruning it meanwhile; `about` goes into its checkpoints."""
     L.seed_everything(job.seed, verbose=False)
     for model in (student, teacher):
         models.prepare(model, job.distillation.requires)
@@ -138,10 +155,10 @@ def fit_student(
     if job.sparsity and job.sparsity.schedule and job.sparsity.schedule.milestones:
 
         def save(sparsity: float) -> None:
-            hf.save(student, tokenizer, milestone_folder(job, sparsity), data.labels)
+            hf.save(student, tokenizer, milestone_folder(job.out, sparsity), data.labels)
 
         milestones = Milestones(job.sparsity, save)
-    resume = ResumePoint(job.out / "last.ckpt", job.checkpoint_minutes)
+    resume = ResumePoint(job.out / "last.ckpt", job.checkpoint_minutes, about)
     callbacks = [
         *([job.sparsity] if job.sparsity else []),
         *([milestones] if milestones else []),
@@ -174,6 +191,7 @@ def judge(
     data: hf.TaskData,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
+    scope: Scope | None,
     promise: Promise | None,
 ) -> tuple[dict[str, float], SparsityReport]:
     """Metrics and zeros of a student as it is on disk.
@@ -181,20 +199,23 @@ def judge(
     Raises:
         PromiseError: It is not as sparse as promised.
     """
-    student = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels)
-    scope = set(job.sparsity.scope.select(student)) if job.sparsity and job.sparsity.scope else ()
-    report = SparsityReport.count(student, scope)
+    student = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels, head=True)
+    report = SparsityReport.count(student, scope.select(student).keys() if scope else ())
     if promise:
         verify(promise, report, folder)
     return evaluate(job, data, tokenizer, student), report
 
 
 def judge_milestone(
-    job: Job, data: hf.TaskData, tokenizer: PreTrainedTokenizerBase, milestone: Milestone
+    job: Job,
+    data: hf.TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    scope: Scope | None,
+    milestone: Milestone,
 ) -> dict[str, Any]:
     """A milestone's entry in ``result.json``."""
-    folder = milestone_folder(job, milestone.sparsity)
-    metrics, report = judge(job, data, tokenizer, folder, milestone.promise)
+    folder = milestone_folder(job.out, milestone.sparsity)
+    metrics, report = judge(job, data, tokenizer, folder, scope, milestone.promise)
     return {
         "target": milestone.sparsity,
         "step": milestone.step,
@@ -205,11 +226,6 @@ def judge_milestone(
         "nonzero": report.nonzero,
         "path": str(folder.relative_to(job.out)),
     }
-
-
-def milestone_folder(job: Job, sparsity: float) -> Path:
-    """Where the student of a milestone is kept."""
-    return job.out / "milestones" / f"{sparsity:g}"
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def obtain_teacher(
         if not (folder / "metrics.json").is_file():
             fine_tune(job, data, tokenizer, model, folder)
     metrics = json.loads((folder / "metrics.json").read_text())
-    found = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels)
+    found = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels, head=True)
     return found, {**metrics, "path": str(folder)}
 
 
@@ -82,7 +82,7 @@ def load_fine_tuned(key: str, path: str, data: hf.TaskData) -> PreTrainedModel:
             f"{key}={path}: the model's labels are in the order {names[:5]}, the task's "
             f"in the order {list(data.labels)[:5]}; set task.labels to the model's"
         )
-    return hf.Pretrained(path=path).load(num_labels=data.num_labels)
+    return hf.Pretrained(path=path).load(num_labels=data.num_labels, head=True, key=key)
 
 
 @contextmanager
@@ -99,25 +99,29 @@ def waiting_lock(path: Path) -> Iterator[None]:
         yield
 
 
+# Settings of the trainer that are the student's alone: a teacher has its own, and one process.
+OF_THE_STUDENT = (
+    "max_epochs",
+    "max_steps",
+    "max_time",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "plugins",
+)
+
+
 def teacher_key(job: Job, data: hf.TaskData, model: str) -> str:
     """Hash of everything that a fine-tuned teacher depends on."""
-    trainer = dict(job.config.get("trainer", {}))
-    for of_the_student in (
-        "max_epochs",
-        "max_steps",
-        "devices",
-        "num_nodes",
-        "strategy",
-        "plugins",
-    ):
-        trainer.pop(of_the_student, None)
+    # Of a trainer that is made in a way of its own nothing is known, so it is like no other.
+    trainer = dict(getattr(job.trainer, "keywords", {"": repr(job.trainer)}))
     depends = {
         "data": data.fingerprint,
         "model": model,
         "max_epochs": job.teacher.max_epochs,
         "optimizer": repr(job.teacher.optimizer),
         "batch": (job.task.batch_size, job.task.pad_to),
-        "trainer": trainer,
+        "trainer": {k: repr(v) for k, v in trainer.items() if k not in OF_THE_STUDENT},
         "metrics": list(job.task.metrics),
         "seed": job.seed,
         "versions": versions(),
@@ -142,6 +146,7 @@ def fine_tune(
         logger=False,
         max_epochs=job.teacher.max_epochs,
         max_steps=-1,
+        max_time=None,
     )
     print(f"Fine-tuning the teacher on {job.task.name} ({folder.name})", flush=True)
     trainer.fit(

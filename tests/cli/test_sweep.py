@@ -137,6 +137,18 @@ def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path
         assert found[key] == trained[key]
     assert f"{100 * trained['sparsity']:.2f} %" in said
 
+    # What the command sets goes on top of the run's own task.
+    code, *_ = call(
+        f"eval={out}",
+        "task.validation=[validation, train]",
+        "task.eval_batch_size=7",
+        f"hydra.run.dir={tmp_path / 'd'}",
+    )
+    assert code == 0
+    both = json.loads((tmp_path / "d" / "evaluation.json").read_text())
+    assert both["student"].keys() == {"accuracy", "train/accuracy"}
+    assert both["student"]["accuracy"] == trained["student"]["accuracy"]
+
     code, *_ = call(
         f"eval={out / 'student'}",
         "task.path.train=128",

@@ -79,13 +79,21 @@ def test_a_regression_learns_from_the_labels_not_the_teacher():
     assert student.logits.grad.norm() > 0
 
 
-def test_other_numbers_of_layers_raise_with_the_terms_name():
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [({"layers": 3}, "depth"), ({"width": 6}, "width"), ({"heads": 3}, "number of heads")],
+)
+def test_another_shape_raises_with_the_terms_name(other, what):
     terms = {
         "hidden_states": Custom(function=official.hidden_states, requires=["hidden_states"]),
         "attention_scores": Custom(
             function=official.attention_scores, requires=["attention_scores"]
         ),
     }
+    if what == "width":
+        del terms["attention_scores"]
+    if what == "number of heads":
+        del terms["hidden_states"]
     for name, term in terms.items():
-        with pytest.raises(ValueError, match=f"^{name}: "):
-            Objective({name: term})(activations(seed=1), activations(seed=2, layers=3), batch())
+        with pytest.raises(ValueError, match=f"^{name}: the student's {what} is .* set the term's"):
+            Objective({name: term})(activations(seed=1), activations(seed=2, **other), batch())

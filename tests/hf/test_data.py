@@ -219,6 +219,16 @@ def test_missing_files_are_refused(folder, tokenizer, tmp_path):
         load(task(folder, files={"validation": "dev.txt"}), tokenizer, tmp_path / "cache")
 
 
+def test_a_split_the_hub_has_not_is_refused(tokenizer, tmp_path, monkeypatch):
+    def refuse(**source):
+        raise ValueError('Unknown split "dev". Should be one of ["train", "validation"].')
+
+    monkeypatch.setattr(data, "load_dataset", refuse)
+    chosen = task("nyu-mll/glue", train="dev")
+    with pytest.raises(ValueError, match=r'task\.train=dev: .*nyu-mll/glue \(.*\["train", "valid'):
+        load(chosen, tokenizer, tmp_path)
+
+
 def test_an_unreachable_path_is_refused(tokenizer, tmp_path):
     with pytest.raises(
         ValueError, match=r"task\.path=.*nowhere: not a local folder.*pass task\.pa"

@@ -3,11 +3,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from kd_prune.hf.models import (
     Pretrained,
     check_pair,
+    check_vocabularies,
     encoder_layers,
     encoder_scope,
     fingerprint,
@@ -230,26 +232,50 @@ def test_a_pair_that_does_not_fit_raises(changes, message):
         check_pair(model(num_labels=3), model(**changes))
 
 
-def test_the_fingerprint_is_of_the_encoder(folder, tmp_path):
+def test_the_same_words_in_another_order_are_another_vocabulary():
+    check_vocabularies(tokenizer(), tokenizer())
+    with pytest.raises(ValueError, match=r"^teacher.path: .* has \d+ for '.*', the student's \d+;"):
+        check_vocabularies(tokenizer(), tokenizer(reversed(VOCABULARY)))
+
+
+@pytest.mark.parametrize("what", ["missing", "of another shape"])
+def test_a_fine_tuned_model_has_its_head_or_is_refused(folder, what):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    if what == "missing":
+        del tensors["classifier.weight"]
+    else:
+        tensors["classifier.weight"] = torch.zeros(5, 8)
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert load(folder).classifier.weight.shape == (3, 8)  # to be fine-tuned: a new head will do
+    with pytest.raises(ValueError, match=r"^teacher.path=.*: classifier.weight is missing or"):
+        Pretrained(path=str(folder)).load(num_labels=3, head=True, key="teacher.path")
+
+
+def test_the_fingerprint_is_of_what_is_going_to_be_fine_tuned(folder, tmp_path):
     expected = fingerprint(load(folder), tokenizer())
     assert fingerprint(load(folder), tokenizer()) == expected
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     assert fingerprint(load(copy), tokenizer()) == expected
-    assert fingerprint(load(folder, num_labels=7), tokenizer()) == expected
 
-    other_head = load(folder)
-    with torch.no_grad():
-        other_head.classifier.weight.add_(1)
-    assert fingerprint(other_head, tokenizer()) == expected
+    new_heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        new_heads.append(fingerprint(load(folder, num_labels=7), tokenizer()))
+    assert new_heads[0] == new_heads[1] != new_heads[2]
 
 
 def test_the_fingerprint_changes_with_a_weight_the_config_and_the_tokenizer(folder):
     original = load(folder)
     prints = {"original": fingerprint(original, tokenizer())}
-    for name in ("embeddings.word_embeddings.weight", "encoder.layer.2.output.dense.weight"):
+    for name in (
+        "bert.embeddings.word_embeddings.weight",
+        "bert.encoder.layer.2.output.dense.weight",
+        "classifier.bias",
+    ):
         changed = load(folder)
         with torch.no_grad():
-            changed.bert.get_parameter(name).view(-1)[-1].add_(1e-3)
+            changed.get_parameter(name).view(-1)[-1].add_(1e-3)
         prints[name] = fingerprint(changed, tokenizer())
     prints["words"] = fingerprint(original, tokenizer(reversed(VOCABULARY)))
     change_config(folder, hidden_dropout_prob=0.3)
