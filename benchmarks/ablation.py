@@ -1,11 +1,12 @@
 """What distillation and gradual pruning buy on the embedded task: ``make demo-ablation``.
 
 Teacher and students take the same steps, three seeds each; a table after every run. Results go to
-``benchmarks/results/ablation.json``.
+``benchmarks/results/ablation.json``. Overrides go to every run: ``ARGS="trainer.max_epochs=12"``.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -17,17 +18,21 @@ ROWS = {
     "one-shot pruning, distilled": ["sparsity=oneshot"],
     "one-shot pruning without distillation": ["sparsity=oneshot", "distillation=none"],
 }
-SEEDS = (0, 1, 2)
 
 
 def main() -> None:
     """Run all rows and seeds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="overrides of train.py, for every run")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
     scores: dict[str, list[float]] = {"teacher (dense)": [], **{name: [] for name in ROWS}}
     seconds: dict[str, list[float]] = {name: [] for name in scores}
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in SEEDS:
+        for seed in arguments.seeds:
             for name, overrides in ROWS.items():
-                result = run_job([f"seed={seed}", *overrides], Path(scratch))
+                given = [f"seed={seed}", *overrides, *arguments.overrides]
+                result = run_job(given, Path(scratch))
                 scores[name].append(result["student"]["accuracy"])
                 seconds[name].append(result["seconds"]["student"])
                 if name == "SparseBERT":

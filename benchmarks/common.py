@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+# Figures are kept in the repository, or where KD_PRUNE_RESULTS says.
+RESULTS = Path(os.environ.get("KD_PRUNE_RESULTS", ROOT / "benchmarks" / "results"))
 
 sys.path.insert(0, str(ROOT))
 

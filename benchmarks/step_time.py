@@ -97,9 +97,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     shape = (arguments.batch_size, arguments.length)
+    words = len(hf.Pretrained(path=arguments.model).tokenizer())
     lengths = torch.randint(arguments.length - 6, arguments.length + 1, shape[:1])
     batch = {
-        "input_ids": torch.randint(1000, 20000, shape),
+        "input_ids": torch.randint(words, shape),
         "attention_mask": (torch.arange(arguments.length) < lengths[:, None]).long(),
         "labels": torch.randint(0, 2, shape[:1]),
     }

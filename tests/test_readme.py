@@ -7,16 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
+from lightning.pytorch import Trainer
 
-from kd_prune.distillation import Objective
+from kd_prune.distillation import Activations, Objective
 from kd_prune.hf import Pretrained, Task, load
 from kd_prune.hf.tiny import make_model
 from kd_prune.lit import SparsityCallback
+from kd_prune.run import Job
+from train import make_job
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,14 +43,26 @@ def overrides():
             part
             for code in re.findall(r"`([^`\n]+)`", README)
             for part in code.split()
-            if re.fullmatch(r"(sparsity|distillation|student|trainer)[\w.]*=[\w.-]+", part)
+            if re.fullmatch(r"(sparsity|distillation|student|trainer)[\w.]*=[\w.,\[\]-]+", part)
         }
     )
 
 
-def composed(words):
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        return compose("train", overrides=words)
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory):
+    """Composes with the YAML files that the README shows in their places."""
+    folder = tmp_path_factory.mktemp("readme")
+    conf = Path(shutil.copytree(ROOT / "conf", folder / "conf"))
+    (task,) = [block for block in blocks("yaml") if "name: reviews" in block]
+    (conf / "task" / "reviews.yaml").write_text(task)
+    (mine,) = [block for block in blocks("yaml") if "mine.score" in block]
+    (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{mine}")
+
+    def compose_job(words):
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+            return compose("train", overrides=[*words, f"cache_dir={folder / 'cache'}"])
+
+    return compose_job
 
 
 def test_it_shows_commands_and_overrides():
@@ -55,9 +71,8 @@ def test_it_shows_commands_and_overrides():
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python")])
-def test_train_commands_compose(command):
+def test_train_commands_compose(command, composed):
     words = re.sub(r"<[^>]*>", "x", command).split()[2:]
-    words = [word for word in words if word not in ("task=reviews", "sparsity.final=95")]
     if words[:1] != ["-m"]:
         composed(words)
         return
@@ -76,20 +91,38 @@ def test_make_targets_exist(command):
 
 
 @pytest.mark.parametrize("override", overrides())
-def test_overrides_compose_and_build(override):
-    config = composed([override])
-    assert isinstance(instantiate(config.sparsity, _convert_="all"), SparsityCallback)
-    assert isinstance(instantiate(config.distillation, _convert_="all"), Objective)
+def test_overrides_compose_and_build(override, composed, tmp_path):
+    job = make_job(composed([override]), tmp_path)
+    assert isinstance(job, Job)
+    assert isinstance(job.sparsity, SparsityCallback)
+    assert isinstance(job.distillation, Objective)
+    assert isinstance(job.trainer(logger=False, default_root_dir=tmp_path), Trainer)
 
 
-def test_the_task_file_is_a_task(tmp_path):
+def test_functions_of_ones_own_are_named_in_yaml(composed, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def score(weight): return weight.abs()\n"
+        "def cosine(student, teacher, batch):\n"
+        "    ours, theirs = student.hidden_states[-1], teacher.hidden_states[-1]\n"
+        "    return (1 - (ours * theirs).sum(-1) / ours.norm(dim=-1) / theirs.norm(dim=-1)).mean()"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    job = make_job(composed(["experiment=mine"]), tmp_path)
+    assert job.sparsity.criterion(torch.tensor([-2.0])).item() == 2.0
+    same = Activations(
+        logits=torch.randn(2, 2),
+        hidden_states=(torch.randn(2, 4, 6),) * 3,
+        attention_scores=(torch.randn(2, 1, 4, 4),) * 2,
+    )
+    _, losses = job.distillation(same, same, {"attention_mask": torch.ones(2, 4)})
+    assert losses["cosine"].item() == pytest.approx(0.0, abs=1e-6)
+    assert losses.keys() > {"cosine", "soft_targets"}
+
+
+def test_the_task_file_is_a_task(composed, tmp_path):
     (text,) = [block for block in blocks("yaml") if "name: reviews" in block]
     assert len(text.splitlines()) <= 9
-    conf = tmp_path / "conf"
-    shutil.copytree(ROOT / "conf", conf)
-    (conf / "task" / "reviews.yaml").write_text(text)
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        config = compose("train", overrides=["task=reviews", "model=distilbert"])
+    config = composed(["task=reviews", "model=distilbert"])
     task = instantiate(config.task, _convert_="all")
     assert isinstance(task, Task)
     for split, stars in (("train", [5, 1, 3]), ("validation", [2, 4])):

@@ -1,0 +1,138 @@
+"""The benchmarks that the README names run, at the size of the tiny task and model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kd_prune.hf.tiny import make_model, sentences
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+COLUMNS = {"mrpc": ("sentence1", "sentence2"), "sst2": ("sentence",)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(str(tmp_path_factory.mktemp("model")), layers=1, hidden_size=16, heads=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """MRPC and SST-2 in shape: two classes, columns as GLUE has them."""
+    folder = tmp_path_factory.mktemp("glue")
+    for task, columns in COLUMNS.items():
+        (folder / task).mkdir()
+        for split, count in (("train", 64), ("validation", 32), ("test", 32)):
+            rows = [
+                dict(zip(columns, (row["things"], row["which"]), strict=False))
+                | {"label": int(row["label"] < "j"), "idx": i}
+                for i, row in enumerate(sentences(count, seed=len(split)))
+            ]
+            pq.write_table(pa.Table.from_pylist(rows), folder / task / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Runs a benchmark's `main`; its figures go to `results` in the test's folder."""
+    monkeypatch.setenv("KD_PRUNE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("KD_PRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+
+    def run(name, *arguments, **patches):
+        spec = importlib.util.spec_from_file_location(f"bench_{name}", FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        for what, value in patches.items():
+            monkeypatch.setattr(module, what, value)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        module.main()
+        return tmp_path / "results"
+
+    yield run
+    sys.modules.pop("common", None)
+
+
+def real(data, model, tmp_path):
+    given = {"--data": data, "--model": model, "--work": tmp_path / "work"}
+    return [word for pair in given.items() for word in pair] + ["--precision", "32-true"]
+
+
+def test_the_ablation(bench, capsys):
+    small = ["task.path.train=64", "task.path.validation=32", "trainer.max_epochs=1"]
+    results = bench("ablation", *small, "teacher.max_epochs=1", "sparsity.updates=1", "--seeds", 3)
+    found = json.loads((results / "ablation.json").read_text())
+    assert len(found["scores"]) == 5
+    assert all(len(scores) == 1 for scores in found["scores"].values())
+    assert "accuracy after seed 3" in capsys.readouterr().out
+
+
+def test_the_table_on_real_tasks_and_that_it_is_not_made_twice(bench, data, model, tmp_path):
+    given = [*real(data, model, tmp_path), "--tasks", "mrpc", "--rows", "0.95", "--seeds", 1]
+    (file,) = (bench("glue", *given) / "glue").iterdir()
+    found = json.loads(file.read_text())
+    assert found["sparsity"] == pytest.approx(0.95, abs=1e-3)
+    assert found["student"].keys() == {"accuracy", "f1", "test/accuracy", "test/f1"}
+    assert str(tmp_path) not in file.read_text()
+    before = file.stat().st_mtime_ns
+    bench("glue", *given)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_the_recipe(bench, data, model, tmp_path, capsys):
+    results = bench("recipe", *real(data, model, tmp_path), "--rows", "base", "2e-3, constant rate")
+    assert {json.loads(file.read_text())["row"] for file in (results / "recipe").iterdir()} == {
+        "base",
+        "2e-3, constant rate",
+    }
+    assert "teacher" in capsys.readouterr().out
+
+
+def test_the_sweep(bench, data, model, tmp_path):
+    results = bench(
+        "sweep",
+        *real(data, model, tmp_path),
+        COMMON=["model=minilm", "sparsity.updates=2", "seed=1,2"],
+        TASKS={"mrpc": ["teacher.max_epochs=1", "trainer.max_epochs=1"]},
+        METHODS={"none": ["distillation=none"]},
+    )
+    lines = (results / "sweep" / "runs.csv").read_text().splitlines()
+    assert len(lines) == 3
+    assert str(tmp_path) not in "".join(lines)
+
+
+def test_padding(bench, data, model):
+    results = bench("padding", "--data", data, "--model", model)
+    found = json.loads((results / "padding.json").read_text())
+    assert found.keys() == COLUMNS.keys()
+    assert all(1 <= row["grouped"] <= row["random batches"] for row in found.values())
+
+
+def test_the_time_of_a_step(bench, model):
+    results = bench("step_time", "--model", model, "--rounds", 2, "--batch-size", 2)
+    ratios = json.loads((results / "step_time.json").read_text())["ratios"]
+    assert ratios["plain fine-tuning"] == 1
+    assert len(ratios) == 8
+
+
+def test_the_time_of_an_update(bench, tmp_path):
+    out = tmp_path / "mask_update.json"
+    bench("mask_update", "--out", out, "--repeats", 1, SHAPES=[(64, 64), (128, 64)])
+    assert json.loads(out.read_text())["weights"] == 64 * 64 + 128 * 64
+
+
+def test_the_comparison_with_peers(bench, capsys):
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96}
+    tiny = {"title": "tiny", "config": sizes, "batch": (2, 8), "rounds": 2}
+    results = bench("peers", SHAPES={"bert": tiny})
+    found = json.loads((results / "peers.json").read_text())
+    assert found.keys() == {"versions", "machine", "behaviour", "cost"}
+    assert "| " in capsys.readouterr().out
