@@ -74,6 +74,14 @@ ROWS = {
     "2e-3, jump to 0.7": [*rate("2e-3"), "sparsity.initial=0.7"],
     "2e-3, batches of 16": [*rate("2e-3"), "task.batch_size=16"],
     "2e-3, no dropout": [*rate("2e-3"), "student.dropout=0"],
+    # Two of these added something. Together?
+    "2e-3, global, no dropout": [*rate("2e-3"), *ONE_THRESHOLD, "student.dropout=0"],
+    "2e-3, global, no dropout, batches of 16": [
+        *rate("2e-3"),
+        *ONE_THRESHOLD,
+        "student.dropout=0",
+        "task.batch_size=16",
+    ],
 }
 
 
