@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,35 @@ def test_the_base_of_tasks_names_every_field():
 def test_a_value_of_another_type_is_named(override, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         check_types(OmegaConf.to_container(composed(override), resolve=True))
+
+
+def anything(
+    any_value: Any = 1,
+    mapping: dict[str, Any] | None = None,
+    several: Iterable[str] = (),
+    implicitly: str = None,  # noqa: RUF013 - as other packages have it
+    plain=None,
+) -> None:
+    """Takes what has no type of its own."""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"any_value": "x"},
+        {"any_value": None},
+        {"mapping": {"team": "x", "runs": [1]}},
+        {"several": ["a", "b"]},
+        {"implicitly": None},
+        {"plain": 3},
+    ],
+    ids=str,
+)
+def test_what_a_type_does_not_rule_out_is_let_pass(given, monkeypatch):
+    monkeypatch.setattr("kd_prune.sweep.settings.get_object", lambda target: anything)
+    check_types({"_target_": "anything", **given})
+    with pytest.raises(ValueError, match="implicitly=3: expected text or null"):
+        check_types({"_target_": "anything", "implicitly": 3})
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option != "task/base"])

@@ -33,7 +33,7 @@ from kd_prune.hf.models import encoder_scope
 from kd_prune.hf.tiny import make_model, make_task
 from kd_prune.lit import DistillModule, History, SparsityCallback
 from kd_prune.lit.resume import Interrupted
-from kd_prune.pruning import Scope, SparsityReport
+from kd_prune.pruning import NM, PerType, Rows, Scope, SparsityReport
 from kd_prune.run import Job, PromiseError, Student, Teacher, run
 from kd_prune.run.check import Promise, verify, verify_history, verify_retained
 from kd_prune.run.milestones import Milestones
@@ -640,6 +640,13 @@ def test_milestones_come_along_where_a_run_goes_on_elsewhere(make_job, tmp_path,
     for name in ("milestones/0.4", "milestones/0.7", "student"):
         assert weights(tmp_path / "b" / name) == weights(out / name)
 
+    # A folder that holds students of another run.
+    for name in ("0.4", "0.7"):
+        shutil.rmtree(tmp_path / "b/milestones" / name)
+        shutil.copytree(tmp_path / "b/student", tmp_path / "b/milestones" / name)
+    run(make_job(tmp_path / "b", sparsity=resting(), ckpt_path=last))
+    assert weights(tmp_path / "b/milestones/0.4") == weights(out / "milestones/0.4")
+
     shutil.rmtree(tmp_path / "a/milestones/0.4")
     with pytest.raises(ValueError, match=r"ckpt_path=.*its student of 0\.4 is not in .*take the"):
         run(make_job(tmp_path / "c", sparsity=resting(), ckpt_path=last))
@@ -658,6 +665,35 @@ def test_a_scope_is_in_the_students_own_names(done, make_job, tmp_path):
             rows = [row for row in csv.DictReader(handle) if row["in_scope"] == "True"]
         assert [row["name"] for row in rows] == ["bert.encoder.layer.1.attention.self.query.weight"]
         assert int(rows[0]["zeros"]) == round(share * int(rows[0]["size"]))
+
+
+def test_patterns_of_an_allocation_are_in_the_students_own_names_too(make_job, tmp_path):
+    share = {"bert.encoder.layer.0.*": 2.0}
+    sparsity = SparsityCallback(0.75, updates=4, allocation=PerType(share=share))
+    run(make_job(tmp_path, sparsity=sparsity))
+    with (tmp_path / "sparsity.csv").open() as handle:
+        kept = {
+            row["name"].split(".")[3]: 1 - int(row["zeros"]) / int(row["size"])
+            for row in csv.DictReader(handle)
+            if row["in_scope"] == "True"
+        }
+    assert kept["0"] == pytest.approx(2 * kept["1"], rel=0.02)
+
+
+def test_a_job_runs_again(done, make_job, tmp_path):
+    job = make_job(tmp_path / "a")
+    for name in ("a", "b"):
+        run(dataclasses.replace(job, out=tmp_path / name))
+    assert weights(tmp_path / "b/student") == weights(tmp_path / "a/student")
+
+
+@pytest.mark.parametrize(("select", "final"), [(NM(), 0.5), (Rows(), 0.95)])
+def test_groups_of_a_model_that_holds_zeros_already(done, make_job, tmp_path, select, final):
+    """How many weights go with them cannot be told before; what went is what is promised."""
+    out, _, first = done
+    sparse = hf.Pretrained(path=str(out / "student"))
+    sparsity = SparsityCallback(final, updates=4, select=select)
+    assert run(make_job(tmp_path, model=sparse, sparsity=sparsity))["sparsity"] > first["sparsity"]
 
 
 def test_the_table_counts_the_teacher(done, make_job, tmp_path, capsys):

@@ -25,6 +25,7 @@ from kd_prune.hf.models import unreachable
 from kd_prune.hf.tasks import Task
 
 TEXT = ("string", "large_string")
+LABELS = (*TEXT, "int", "uint", "float", "decimal", "bool", "null")
 NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")  # as datasets says it
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
 
@@ -130,6 +131,12 @@ def check_columns(task: Task, split: str, dataset: Dataset) -> None:
                 f"task.{key}={column}: the {split} split has no such column; "
                 f"it has {', '.join(dataset.column_names)}"
             )
+    kind = str(getattr(dataset.features[task.label], "dtype", "a list"))
+    if not kind.startswith(LABELS):
+        raise ValueError(
+            f"task.label={task.label}: the {split} split holds {kind} there, not numbers or text; "
+            "name another column"
+        )
     for column in task.text:
         if (kind := getattr(dataset.features[column], "dtype", "a list")) not in TEXT:
             raise ValueError(
@@ -183,7 +190,10 @@ class Classes:
         """Those of a task, by the split that it learns from."""
         names = class_names(task, train)
         here = cls(names, declared(task, train))
-        found = {here.name(value) for value in set(column_values(train, task.label))}
+        values = set(column_values(train, task.label))
+        found = {here.name(value) for value in values if not isinstance(value, str)} - {None}
+        if not found:  # text alone: whole numbers elsewhere are names if the names are such
+            return replace(here, by_name=any(name.isdigit() for name in names))
         return replace(here, by_name=not found.isdisjoint(names))
 
     def name(self, value: Any, own: tuple[str, ...] = ()) -> str | None:

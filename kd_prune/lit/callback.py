@@ -43,8 +43,10 @@ class SparsityCallback(L.Callback):
     Args:
         final: Sparsity at the end of the ramp, in [0, 1); None: the zeros that the weights have
             when the fit begins stay, and nothing else is pruned.
-        scope: What may be pruned, as patterns over the module's parameter names; None: the
-            weights of all layers that train, but the output head (see `default_scope`).
+        scope: What may be pruned, as patterns over parameter names; None: the weights of all
+            layers that train, but the output head (see `default_scope`).
+        within: The module's attribute that holds the model to be pruned, whose names then count;
+            None: the module itself.
         initial: Sparsity at its start.
         begin: Start of the ramp, as a fraction of the run.
         end: End of the ramp, likewise; what follows is recovery at `final`.
@@ -74,6 +76,7 @@ class SparsityCallback(L.Callback):
         final: float | None = 0.95,
         *,
         scope: Scope | None = None,
+        within: str | None = None,
         initial: float = 0.0,
         begin: float = 0.0,
         end: float = 1.0,
@@ -102,6 +105,7 @@ class SparsityCallback(L.Callback):
             )
         self.on_milestone = on_milestone
         self.scope = scope
+        self.within = within
         self.updates = updates
         self.criterion = criterion
         self.verbose = verbose
@@ -172,15 +176,20 @@ class SparsityCallback(L.Callback):
         if self.verbose and trainer.is_global_zero:
             print(self.pruner.preview(self._length.unit, chosen.left), flush=True)
 
+    def _model(self, module: L.LightningModule) -> nn.Module:
+        """Whose names count."""
+        return getattr(module, self.within) if self.within else module
+
     def _choose(
         self, module: L.LightningModule, optimizers: list[Optimizer] | None
     ) -> DefaultScope:
+        model = self._model(module)
         if self.scope is not None:
-            return DefaultScope(self.scope.select(module))
+            return DefaultScope(self.scope.select(model))
         networks = None
         if optimizers is not None:
             networks = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
-        return default_scope(module, networks)
+        return default_scope(model, networks)
 
     def _prune(
         self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
@@ -270,10 +279,8 @@ class SparsityCallback(L.Callback):
         return position
 
     def _update(self, pruner: Pruner, position: int) -> None:
-        if pruner.update(position):
-            if _together():  # scores of what each process has seen may differ
-                for mask in pruner.masks.values():
-                    dist.broadcast(mask.view(torch.uint8), 0)
+        # Scores of what each process has seen may differ.
+        if pruner.update(position, _broadcast if _together() else None):
             pruner.project()
             self._counted = pruner.sparsity
 
@@ -304,7 +311,7 @@ class SparsityCallback(L.Callback):
         self._deaf()
         self.pruner.project()
         if self.verbose and trainer.is_global_zero:
-            print(SparsityReport.count(pl_module, self.pruner.parameters), flush=True)
+            print(SparsityReport.count(self._model(pl_module), self.pruner.parameters), flush=True)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -345,6 +352,11 @@ def refuse_sharding(trainer: L.Trainer) -> None:
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _broadcast(mask: Tensor) -> None:
+    """Put the first process's mask in its place."""
+    dist.broadcast(mask.view(torch.uint8), 0)
 
 
 def _together() -> bool:

@@ -27,7 +27,7 @@ from kd_prune.pruning.mask import (
     Select,
     exact,
 )
-from kd_prune.pruning.tiles import Heads, whole_tiles
+from kd_prune.pruning.tiles import Heads, tiles_to_go, whole_tiles
 
 BERT_ATTENTION: Mapping[str, int] = {
     "*.attention.self.query.weight": 0,
@@ -167,7 +167,12 @@ class AttentionHeads:
         found = {}
         for attention in self.attentions(shapes):
             sizes = {name: math.prod(h.tile(shapes[name])) for name, h in attention.items()}
-            gone = round(sum(counts[name] for name in sizes) / sum(sizes.values()))
+            name, size = next(iter(sizes.items()))
+            gone = tiles_to_go(
+                sum(counts[name] for name in sizes),
+                sum(sizes.values()),
+                math.prod(shapes[name]) // size,
+            )
             found.update({name: gone * size for name, size in sizes.items()})
         rest = {name: shape for name, shape in shapes.items() if name not in found}
         found.update(reached(self.others, rest, counts))

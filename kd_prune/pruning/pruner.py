@@ -50,8 +50,8 @@ class Pruner:
             comes back its optimizer state is cleared. Either takes one more value per weight.
 
     Raises:
-        ValueError: The ramp does not fit the run (see `update_plan`), or `allocation` or `select`
-            refuses the sparsity at its end.
+        ValueError: The ramp does not fit the run (see `update_plan`), `allocation` or `select`
+            refuses the sparsity at its end, or `regrow` does not go with `select`.
 
     >>> layer = nn.Linear(10, 10)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -77,6 +77,11 @@ class Pruner:
         plan: Callable[..., Plan] = update_plan,
         regrow: bool | RigL = False,
     ) -> None:
+        if isinstance(regrow, RigL) and select is not exact:
+            raise ValueError(
+                f"regrow={regrow}: brings single weights back, so it goes with select=exact only, "
+                f"not with {select}; take regrow=true"
+            )
         self.parameters = dict(parameters)
         self.schedule = schedule
         self.updates = updates
@@ -91,7 +96,7 @@ class Pruner:
         self.target = 0.0 if schedule else self.sparsity
         self.promised: Counts = {name: pruned_in(mask) for name, mask in self.masks.items()}
         """What each mask has to prune after the last update; empty where that cannot be told: one
-        that selects as it likes, groups among weights that were zero before or come back."""
+        that selects as it likes, and, until then, groups among weights that were zero before."""
         whole = not any(self.promised.values()) and not isinstance(regrow, RigL)
         if select is not exact and not (whole and isinstance(select, Granularity | Joint)):
             self.promised = {}
@@ -161,10 +166,15 @@ class Pruner:
                 self._gradients[name] = gradient.detach().clone()
 
     @torch.no_grad()
-    def update(self, step: int) -> bool:
+    def update(self, step: int, agree: Callable[[Tensor], None] | None = None) -> bool:
         """Raise the masks to what the plan says for `step` completed optimizer steps.
 
         An update that was passed over is made up for; of several only the last is made.
+
+        Args:
+            step: Completed optimizer steps.
+            agree: Given each new mask before it counts: where several processes train one model, it
+                puts the first one's in its place.
 
         Returns:
             Whether the masks were updated. Call `project` afterwards.
@@ -194,6 +204,8 @@ class Pruner:
         alone = not (self.regrow or isinstance(self.criterion, StatefulCriterion))
         for name, mask in chosen(self.select, rivals, self._score, counts):
             if alone and self.select is exact:
+                if agree:
+                    agree(mask)
                 self.masks[name].copy_(mask)
                 continue
             if self.regrow is not True:
@@ -202,7 +214,12 @@ class Pruner:
                 progress = self._updated_at / self._plan_steps[-1]
                 score = self._score(name)
                 mask = self.regrow.exchange(mask, score, self._gradients[name], progress)
+            if agree:
+                agree(mask)
             self._change(name, mask)
+        groups = isinstance(self.select, Granularity | Joint)
+        if groups and not self.promised and self._updated_at == self._plan_steps[-1]:
+            self.promised = {name: pruned_in(mask) for name, mask in self.masks.items()}
         return True
 
     def _counts(self, sparsity: float) -> Counts:

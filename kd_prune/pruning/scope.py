@@ -85,17 +85,6 @@ class Scope:
             )
         return chosen
 
-    def under(self, prefix: str) -> Scope:
-        """The same scope for a module that holds the model as its attribute `prefix`.
-
-        >>> Scope(include=["encoder.*"]).under("student").include
-        ['student.encoder.*']
-        """
-        return Scope(
-            include=[f"{prefix}.{pattern}" for pattern in self.include],
-            exclude=[f"{prefix}.{pattern}" for pattern in self.exclude],
-        )
-
     def _matches(self, name: str) -> bool:
         included = any(fnmatchcase(name, pattern) for pattern in self.include)
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)

@@ -39,11 +39,14 @@ class Tiles(ABC):
     def reachable(self, count: int, shape: Shape) -> int:
         """Whole tiles only: ``round(count / size) · size`` for tiles of `size` weights.
 
+        One stays at least where fewer weights were asked for than there are: rounding alone never
+        empties a tensor.
+
         >>> Block(rows=1, columns=4).reachable(9, (2, 8))
         8
         """
         size = math.prod(self.tile(shape))
-        return round(count / size) * size
+        return tiles_to_go(count, size, math.prod(shape) // size) * size
 
     def level(self, scores: Tensor) -> Tensor:
         """Each score replaced by its tile's mean.
@@ -90,16 +93,27 @@ class Tiles(ABC):
         return rows, columns
 
 
+def tiles_to_go(count: int, size: int, tiles: int) -> int:
+    """How many of so many tiles of `size` weights go when `count` weights are asked for.
+
+    >>> tiles_to_go(95, 10, 10), tiles_to_go(97, 10, 10), tiles_to_go(100, 10, 10)
+    (9, 9, 10)
+    """
+    return min(round(count / size), tiles if count >= tiles * size else tiles - 1)
+
+
 def whole_tiles(means: Tensor, left: Tensor, size: int, count: int) -> Tensor:
     """Which of the groups stay, of `size` weights each, `left` of them so far."""
     there = left > 0
     if bool(((left == size) | ~there).all()):
-        return exact(means, round(count / size), there)
+        return exact(means, tiles_to_go(count, size, left.numel()), there)
     # Kept groups hold zeros, each its own number: walk by rising mean, and let a group go while
     # more than half of what it has left is still asked for.
     more = count - (left.numel() * size - int(left.sum()))
     order = there.flatten().nonzero().flatten()
     order = order[means.flatten()[order].argsort(stable=True)]
+    if count < left.numel() * size:
+        order = order[:-1]  # the best stays
     costs = left.flatten()[order]
     there.view(-1)[order[2 * costs.cumsum(0) - costs < 2 * more]] = False
     return there

@@ -120,17 +120,17 @@ def bring_milestones(source: Path, out: Path, checkpoint: Mapping[str, Any]) -> 
     Raises:
         CheckpointError: One is no longer beside the checkpoint.
     """
+    if source.resolve() == out.resolve():
+        return
     saved = checkpoint["callbacks"].get("Milestones", {"reached": []})
     for reached in saved["reached"]:
         there, here = (milestone_folder(run, reached["sparsity"]) for run in (source, out))
-        if here.is_dir():
-            continue
         if not there.is_dir():
             raise CheckpointError(
                 f"ckpt_path={source / 'last.ckpt'}: its student of {reached['sparsity']:g} is not "
                 f"in {there}; take the checkpoint in its run folder"
             )
-        with whole.folder(here) as scratch:
+        with whole.folder(here, replace=True) as scratch:
             shutil.copytree(there, scratch, dirs_exist_ok=True)
 
 

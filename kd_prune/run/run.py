@@ -65,7 +65,7 @@ def run(job: Job) -> dict[str, Any] | None:
         bring_milestones(Path(job.ckpt_path).parent, job.out, checkpoint)
     scope = student_scope(job, student) if job.sparsity else None
     if job.sparsity and scope:
-        job.sparsity.scope = scope.under("student")  # the callback's module holds the student
+        job.sparsity.within, job.sparsity.scope = "student", scope  # as DistillModule holds it
 
     alone = on_one_device(job)
     with timed(seconds, "teacher"):

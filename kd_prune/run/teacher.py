@@ -113,20 +113,27 @@ OF_THE_STUDENT = (
 
 def teacher_key(job: Job, data: hf.TaskData, model: str) -> str:
     """Hash of everything that a fine-tuned teacher depends on."""
-    # Of a trainer that is made in a way of its own nothing is known, so it is like no other.
-    trainer = dict(getattr(job.trainer, "keywords", {"": repr(job.trainer)}))
+    trainer = job.config.get("trainer") or getattr(job.trainer, "keywords", {})
     depends = {
         "data": data.fingerprint,
         "model": model,
         "max_epochs": job.teacher.max_epochs,
         "optimizer": repr(job.teacher.optimizer),
         "batch": (job.task.batch_size, job.task.pad_to),
-        "trainer": {k: repr(v) for k, v in trainer.items() if k not in OF_THE_STUDENT},
+        "trainer": {k: plain(v) for k, v in trainer.items() if k not in OF_THE_STUDENT},
         "metrics": list(job.task.metrics),
         "seed": job.seed,
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plain(setting: Any) -> Any:
+    """A setting as JSON has it; of an object its class, which is the same in every process."""
+    try:
+        return json.loads(json.dumps(setting))
+    except TypeError:
+        return type(setting).__qualname__
 
 
 def fine_tune(

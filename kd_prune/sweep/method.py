@@ -10,7 +10,7 @@ from kd_prune.sweep.names import PLACES
 from kd_prune.sweep.records import Run
 
 # Shown in columns of their own, or of no account here.
-ELSEWHERE = ("seed", "task", "sparsity.final", "callbacks", *PLACES)
+ELSEWHERE = ("seed", "task.name", "sparsity.final", *PLACES)
 # Hydra's groups whose option says what its keys are, unless a command changed them.
 GROUPS = ("sparsity", "distillation", "optimizer", "model", "trainer")
 
@@ -61,6 +61,11 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
             if len({repr(flat[i].get(key)) for i in members}) > 1:
                 for i in members:
                     parts[i].append(f"{key}={flat[i].get(key)}")
+    # Students at 50 % on the way to 90 % and on the way to 95 % had other ramps before them.
+    on_the_way = [i for i in known if flat[i].get("sparsity.milestones")]
+    if len({flat[i].get("sparsity.final") for i in on_the_way}) > 1:
+        for i in on_the_way:
+            parts[i].append(f"sparsity.final={flat[i].get('sparsity.final')}")
     return parts
 
 
@@ -80,4 +85,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _is_under(key: str, parents: Sequence[str]) -> bool:
     parts = key.split(".")
+    if key == "task.path":  # a folder or hub id; what makes a task of our own is below it
+        return True
     return any(key == p or key.startswith(f"{p}.") for p in parents) or parts[-1] in PLACES

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
+from inspect import signature
 from pathlib import Path, PurePath
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -73,7 +74,10 @@ def check_types(value: Any, hint: Any = None, key: str = "") -> None:
 
 def tellable(kind: Any) -> bool:
     """Whether a value from YAML shows whether it is of this type; text may stand for some."""
-    return isinstance(kind, type) and kind is not object and not issubclass(kind, (PurePath, Enum))
+    if kind in EXPECTED or kind is Callable:
+        return True
+    of_ours = isinstance(kind, type) and kind.__module__.startswith("kd_prune.")
+    return of_ours and not issubclass(kind, (PurePath, Enum))
 
 
 def fits(value: Any, kinds: Sequence[type]) -> bool:
@@ -87,10 +91,12 @@ def fits(value: Any, kinds: Sequence[type]) -> bool:
 
 
 def arguments(target: str) -> Mapping[str, Any]:
-    """Name → type of what a class or function takes; empty where its package is not installed."""
-    with contextlib.suppress(ImportError, NameError):
+    """Name → type of what a class or function takes; empty where that cannot be told."""
+    with contextlib.suppress(ImportError, NameError, TypeError, AttributeError):
         found = get_object(target)
-        return get_type_hints(found.__init__ if isinstance(found, type) else found)  # type: ignore[misc]
+        hints = get_type_hints(found.__init__ if isinstance(found, type) else found)  # type: ignore[misc]
+        optional = [p.name for p in signature(found).parameters.values() if p.default is None]
+        return hints | {name: hints[name] | None for name in optional if name in hints}
     return {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import datetime
 import json
 import shutil
 import time
@@ -150,6 +151,18 @@ def test_class_names_from_the_data(tmp_path, tokenizer):
     assert labels_of(found, "plain") == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("train", "numbers", "targets"),
+    [(["no", "yes"], [1, 0], [1, 0]), (["1", "2"], [2, 1], [1, 0])],
+)
+def test_whole_numbers_beside_a_split_of_text(tmp_path, tokenizer, train, numbers, targets):
+    """Indices, unless the names are numbers themselves."""
+    write(tmp_path, "train", rows(train))
+    write(tmp_path, "validation", rows(numbers))
+    found = load(task(tmp_path), tokenizer, tmp_path / "cache")
+    assert (found.labels, labels_of(found, "validation")) == (tuple(train), targets)
+
+
 def test_a_missing_text_is_an_empty_one(tmp_path, tokenizer):
     for split in ("train", "validation"):
         write(tmp_path, split, rows([0, 1], [None, *TEXTS[1:]]))
@@ -177,6 +190,12 @@ REGRESSION = {"regression": True, "metrics": ["pearson"], "monitor": "pearson"}
         ([0.5, 1.5], {}, ["task.label=label", "fractional", "task.regression=true"]),
         ([0.0, 0.5], {"labels": ["a", "b"]}, ["row 1", "is 0.5", "not one of the 2 classes"]),
         ([1, 1], {}, ["task.label=label", "1 class"]),
+        ([[0], [1]], {}, ["task.label=label", "holds a list", "name another column"]),
+        (
+            [datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)],
+            {},
+            ["task.label=label", "holds date32", "not numbers or text"],
+        ),
         ([0, 0], {}, ["task.label=label", "1 class", "task.regression=true"]),
         ([-1, -1], {}, ["task.label=label", "0 class"]),
         (["x", "x"], {}, ["task.label=label", "1 class"]),

@@ -277,7 +277,9 @@ def test_a_step_that_amp_skips_updates_nothing(tmp_path, skipped):
     class Overflows(Theirs):
         def on_train_start(self):
             update = pruning.pruner.update
-            pruning.pruner.update = lambda step: update(step) and not updates.append(step)
+            pruning.pruner.update = lambda step, *agree: (
+                update(step, *agree) and not updates.append(step)
+            )
             self.optimizers().optimizer.register_step_post_hook(
                 lambda *_: real.append(self.trainer.global_step + 1)
             )

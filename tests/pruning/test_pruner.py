@@ -9,6 +9,7 @@ from torch import nn
 from kd_prune.pruning.allocation import Global
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.pruning.pruner import Pruner
+from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule, update_plan
 from kd_prune.pruning.tiles import Rows
 
@@ -374,7 +375,7 @@ def test_what_is_promised_can_be_told_to_the_weight():
     assert set(pruner.promised.values()) == {0}
     run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     assert pruner.promised == {name: pruned_in(mask) for name, mask in pruner.masks.items()}
-    assert pruner.promised == {"0.weight": 70, "2.weight": 33}  # 10 rows of 11, 3 of 3
+    assert pruner.promised == {"0.weight": 70, "2.weight": 22}  # 10 rows of 11, 2 of 3: one stays
     resumed = make_pruner(make_model(), select=Rows())
     resumed.load_state_dict(pruner.state_dict())
     assert resumed.promised == pruner.promised
@@ -389,4 +390,31 @@ def test_what_was_zero_before_is_promised_too():
     run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     assert pruner.promised == {"0.weight": 70, "2.weight": 16}
     assert pruner.promised == {name: pruned_in(mask) for name, mask in pruner.masks.items()}
-    assert make_pruner(model, select=Rows()).promised == {}  # which rows go is not a count's matter
+    rows = make_pruner(model, select=Rows())
+    assert rows.promised == {}  # which rows go is not a count's matter, until they went
+    run(model, rows, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
+    assert rows.promised == {name: pruned_in(mask) for name, mask in rows.masks.items()}
+
+
+def test_rigl_brings_single_weights_back_and_so_takes_no_groups():
+    with pytest.raises(ValueError, match=r"regrow=RigL.*select=exact only, not with Rows.*regrow="):
+        make_pruner(make_model(), select=Rows(), regrow=RigL())
+
+
+@pytest.mark.parametrize("regrow", [False, True, RigL()])
+def test_processes_agree_on_masks_before_anything_hangs_on_them(regrow):
+    """What another process chose is what is cleared, zeroed and kept."""
+    pruner = make_pruner(make_model(), Schedule(final=0.5), regrow=regrow)
+    model = make_model()
+    theirs = make_pruner(model, Schedule(final=0.5), regrow=regrow)
+    for weight in pruner.parameters.values():
+        torch.nn.init.normal_(weight)  # other scores here than there
+    said = []
+    for step in range(1, STEPS + 1):
+        theirs.update(step, said.append)
+        pruner.update(step, lambda mask: mask.copy_(said.pop(0)))
+        pruner.project()
+        for name, mask in theirs.masks.items():
+            assert torch.equal(pruner.masks[name], mask)
+            assert torch.equal(pruner.parameters[name] != 0, mask & (pruner.parameters[name] != 0))
+    assert not said

@@ -8,6 +8,7 @@ import pytest
 from filelock import FileLock
 
 from kd_prune.sweep import collect
+from kd_prune.sweep.summary import summarize_runs
 
 from .runs import write_run
 
@@ -185,6 +186,30 @@ def test_what_a_command_changed_in_an_option_shows_beside_other_options(tmp_path
         "b": "sparsebert, distillation.terms.soft_targets.weight=0.5",
         "c": "none",
     }
+
+
+def test_settings_of_a_task_are_part_of_a_method_but_not_where_its_rows_lie(tmp_path):
+    write_run(tmp_path / "a", task__batch_size=16, task__path="here")
+    write_run(tmp_path / "b", task__batch_size=32, task__path="there")
+    assert labels(tmp_path) == {
+        "a": "sparsebert, task.batch_size=16",
+        "b": "sparsebert, task.batch_size=32",
+    }
+
+
+def test_students_on_the_way_to_other_sparsities_are_told_apart(tmp_path):
+    for name, final, seed in (("a", 0.9, 1), ("b", 0.95, 1), ("c", 0.9, 2)):
+        way = {"sparsity__final": final, "sparsity__milestones": [0.5], "seed": seed}
+        write_run(tmp_path / name, milestones={0.5: final}, **way)
+    assert labels(tmp_path) == {
+        "a": "sparsebert, sparsity.final=0.9",
+        "b": "sparsebert, sparsity.final=0.95",
+        "c": "sparsebert, sparsity.final=0.9",
+    }
+    rows = {(row.method, row.target): row for row in summarize_runs(collect([tmp_path]).runs).rows}
+    on_the_way = rows["sparsebert, sparsity.final=0.9", 0.5]
+    assert (on_the_way.seeds, on_the_way.student.mean) == (2, 0.9)
+    assert rows["sparsebert, sparsity.final=0.95", 0.5].seeds == 1
 
 
 def test_runs_with_milestones_are_a_method_of_their_own(tmp_path):
