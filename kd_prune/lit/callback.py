@@ -131,7 +131,9 @@ class SparsityCallback(L.Callback):
         self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
     ) -> None:
         """Raise ValueError unless such weights can be pruned so in a run of this length."""
-        self._prune(trainer, parameters, length)
+        remembers = isinstance(self.criterion, StatefulCriterion)
+        # Nothing hangs on the scores, and a memory may take many times what the weights take.
+        self._prune(trainer, parameters, length, **{"criterion": magnitude} if remembers else {})
 
     def plan(
         self,
@@ -192,14 +194,18 @@ class SparsityCallback(L.Callback):
         return default_scope(model, networks)
 
     def _prune(
-        self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
+        self,
+        trainer: L.Trainer,
+        parameters: Mapping[str, nn.Parameter],
+        length: RunLength,
+        **instead: Any,
     ) -> Pruner:
         schedule = self.schedule
         if schedule and getattr(
             trainer, "fast_dev_run", False
         ):  # a few steps, for the code's sake: all of them ramp
             schedule = Schedule(final=schedule.final)
-        return self._make_pruner(parameters, schedule, total_steps=length.total)
+        return self._make_pruner(parameters, schedule, total_steps=length.total, **instead)
 
     def _listen(self, trainer: L.Trainer, module: L.LightningModule, pruner: Pruner) -> None:
         """Hear of every step that is really made: a scaler that skips one calls no optimizer."""
