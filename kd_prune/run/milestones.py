@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from kd_prune import whole
@@ -114,6 +115,7 @@ def milestone_folder(out: Path, sparsity: float) -> Path:
     return out / "milestones" / f"{sparsity:g}"
 
 
+@rank_zero_only
 def bring_milestones(source: Path, out: Path, checkpoint: Mapping[str, Any]) -> None:
     """Copy the students that were reached before the checkpoint to the run that goes on from it.
 
