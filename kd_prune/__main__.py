@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,9 +16,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("path", type=Path, help="a model folder, a run folder or a weights file")
     given = parser.parse_args(arguments)
     try:
-        print(count_saved(given.path))
+        print(count_saved(given.path), flush=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # `| head` has seen enough; nor has Python to flush at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

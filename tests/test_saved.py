@@ -120,6 +120,14 @@ def test_one_line_for_what_cannot_be_read(tmp_path, content, says):
     assert "\n" not in str(error.value)
 
 
+def test_a_reader_that_has_seen_enough(tmp_path):
+    save_file({f"{i}.weight": torch.ones(2, 2) for i in range(2000)}, tmp_path / "m.safetensors")
+    command = f"{sys.executable} -m kd_prune {tmp_path} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)  # noqa: S602
+    assert done.stdout.startswith("Sparsity as counted")
+    assert done.stderr == ""
+
+
 def test_a_folder_without_tensors_and_none_at_all(tmp_path):
     save_file({"steps": torch.ones(1, dtype=torch.int64)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="there is no tensor in it"):

@@ -39,7 +39,7 @@ def what_it_is_of(job: Job, data: TaskData) -> dict[str, Any]:
     """What a checkpoint of a student's fit says of its run, and one that goes on has to share."""
     schedule = job.sparsity.schedule if job.sparsity else None
     return {
-        "data": data.fingerprint,
+        "data": data.fingerprint[:12],
         "seed": job.seed,
         "sparsity.final": schedule.final if schedule else None,
         "sparsity.milestones": list(schedule.milestones) if schedule else [],
