@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from enum import Enum
 from inspect import signature
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -73,11 +72,9 @@ def check_types(value: Any, hint: Any = None, key: str = "") -> None:
 
 
 def tellable(kind: Any) -> bool:
-    """Whether a value from YAML shows whether it is of this type; text may stand for some."""
-    if kind in EXPECTED or kind is Callable:
-        return True
-    of_ours = isinstance(kind, type) and kind.__module__.startswith("kd_prune.")
-    return of_ours and not issubclass(kind, (PurePath, Enum))
+    """Whether a value from YAML shows whether it is of this type; others may take text for it."""
+    ours = isinstance(kind, type) and kind.__module__.startswith("kd_prune.")
+    return kind in EXPECTED or kind is Callable or ours
 
 
 def fits(value: Any, kinds: Sequence[type]) -> bool:
