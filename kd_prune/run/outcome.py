@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +25,9 @@ from kd_prune.pruning import SparsityReport
 def versions() -> dict[str, str]:
     """Versions that results depend on."""
     packages = ("kd_prune", "torch", "lightning", "transformers", "datasets", "torchmetrics")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    found = {name: version(name) for name in packages}
+    found["torch"] = str(torch.__version__)  # with its build; a wheel's metadata may leave it out
+    return {"python": platform.python_version(), **found}
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
