@@ -47,7 +47,7 @@ def trainer(**settings):
     return partial(
         L.Trainer,
         **{
-            "accelerator": "cpu",
+            "accelerator": os.environ["KD_PRUNE_TEST_ACCELERATOR"],
             "devices": 1,
             "max_epochs": EPOCHS,
             "num_sanity_val_steps": 0,

@@ -15,7 +15,7 @@ SMALL = (
     "model.path.hidden_size=16",
     "model.path.heads=2",
     "student.min_retained=0",
-    "trainer.accelerator=cpu",
+    f"trainer.accelerator={os.environ['KD_PRUNE_TEST_ACCELERATOR']}",
 )
 
 

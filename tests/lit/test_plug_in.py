@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import lightning.pytorch as L
@@ -128,7 +129,7 @@ def vit():
 def make_trainer(out, *callbacks, **settings):
     return L.Trainer(
         **{
-            "accelerator": "cpu",
+            "accelerator": os.environ["KD_PRUNE_TEST_ACCELERATOR"],
             "devices": 1,
             "logger": False,
             "enable_checkpointing": False,
@@ -289,8 +290,9 @@ def test_a_step_that_amp_skips_updates_nothing(tmp_path, skipped):
             if self.trainer.global_step + 1 in skipped:  # before the scaler looks
                 next(self.parameters()).grad.fill_(float("inf"))
 
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    device = {"cpu": "cpu", "gpu": "cuda"}[os.environ["KD_PRUNE_TEST_ACCELERATOR"]]
+    scaler = torch.amp.GradScaler(device, init_scale=2.0)
+    plugin = MixedPrecision("16-mixed", device, scaler=scaler)
     pruning = SparsityCallback(0.9, updates=6)
     module = Overflows(mlp(), (8,))
     make_trainer(tmp_path, pruning, plugins=[plugin]).fit(module, module.batches())

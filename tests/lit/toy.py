@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def make_module(
 def make_trainer(out: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
     defaults = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
     return L.Trainer(
-        accelerator="cpu",
+        accelerator=os.environ["KD_PRUNE_TEST_ACCELERATOR"],
         devices=1,
         logger=False,
         callbacks=list(callbacks),
