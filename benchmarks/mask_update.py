@@ -8,6 +8,9 @@ of the resident set during one global update.
 One thread, as numpy's selection and torch's topk of a flat tensor have anyway, and its CPU seconds,
 which are those of the clock on an idle machine and suffer least from other load on a busy one.
 
+On a GPU (--device cuda) it is the clock, waiting for the device, and torch's own count of memory;
+numpy has no part in that.
+
     python benchmarks/mask_update.py
 
 Writes benchmarks/results/mask_update.json.
@@ -43,6 +46,7 @@ def main() -> None:
     """Measure, write the JSON, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "mask_update.json"
     )
@@ -50,11 +54,11 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     weights = {
-        f"{i}.weight": nn.Parameter(torch.empty(shape).normal_(std=0.02))
+        f"{i}.weight": nn.Parameter(torch.empty(shape).normal_(std=0.02).to(arguments.device))
         for i, shape in enumerate(SHAPES)
     }
     result = {
-        "machine": machine(),
+        "machine": machine(arguments.device),
         "weights": sum(weight.numel() for weight in weights.values()),
         "repeats": arguments.repeats,
         "memory": global_memory(weights),
@@ -68,8 +72,11 @@ def main() -> None:
     print_table(result)
 
 
-def machine() -> dict[str, str | int]:
+def machine(device: str) -> dict[str, str | int]:
     """What the figures depend on."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        return {"gpu": name, "python": platform.python_version(), "torch": torch.__version__}
     info = Path("/proc/cpuinfo")
     models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
     return {
@@ -106,8 +113,6 @@ def times(
     starts = [(p, copy.deepcopy(p.state_dict())) for p in (pruner, overall)]
     keep = TopK(weights, starts[0][1]["masks"], after, largest=True)
     drop = TopK(weights, starts[0][1]["masks"], after, largest=False)
-    scores = np.concatenate([w.detach().abs().flatten().numpy() for w in weights.values()])
-    buffer = np.empty_like(scores)
     copies = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
     projector = Pruner(copies, Schedule(final=0.5), total_steps=1)
     projector.load_state_dict(pruner.state_dict() | {"total_steps": 1})
@@ -116,24 +121,28 @@ def times(
         "topk of the kept, unsorted": keep,
         "topk of the pruned": drop,
         "global": lambda: overall.update(2),
-        "numpy.partition alone": lambda: buffer.partition(count_of(after, buffer.size)),
         "project": projector.project,
         "project, masked_fill_": lambda: fill(projector),
     }
+    pairs = [
+        ("topk of the kept, unsorted", "layerwise"),
+        ("topk of the pruned", "layerwise"),
+        ("project, masked_fill_", "project"),
+    ]
+    on_cpu = next(iter(weights.values())).device.type == "cpu"
+    scores = np.concatenate([w.detach().abs().flatten().cpu().numpy() for w in weights.values()])
+    buffer = np.empty_like(scores)
+    if on_cpu:
+        contenders["numpy.partition alone"] = lambda: buffer.partition(count_of(after, buffer.size))
+        pairs.append(("global", "numpy.partition alone"))
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
         np.copyto(buffer, scores)
         for p, state in starts:
             p.load_state_dict(state)
-        runs.append({name: seconds(action) for name, action in contenders.items()})
+        runs.append({name: seconds(action, on_cpu) for name, action in contenders.items()})
     keep.check(pruner)
     drop.check(pruner)
-    pairs = [
-        ("topk of the kept, unsorted", "layerwise"),
-        ("topk of the pruned", "layerwise"),
-        ("global", "numpy.partition alone"),
-        ("project, masked_fill_", "project"),
-    ]
     return {
         "seconds": {name: statistics.median(run[name] for run in runs) for name in contenders},
         "ratios": {
@@ -142,11 +151,20 @@ def times(
     }
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """CPU time of one call."""
-    start = time.process_time()
+def seconds(action: Callable[[], object], on_cpu: bool) -> float:
+    """CPU time of one call, or the time until the GPU is done with it."""
+    clock = time.process_time if on_cpu else time.perf_counter
+    settle(on_cpu)
+    start = clock()
     action()
-    return time.process_time() - start
+    settle(on_cpu)
+    return clock() - start
+
+
+def settle(on_cpu: bool) -> None:
+    """Wait until a GPU has done all that was asked of it."""
+    if not on_cpu:
+        torch.cuda.synchronize()
 
 
 class TopK:
@@ -204,6 +222,11 @@ def global_memory(weights: dict[str, nn.Parameter]) -> dict[str, float] | None:
     None where Linux's /proc cannot tell.
     """
     pruner = pruner_at(weights, *UPDATES["update 1"], allocation=Global())
+    if next(iter(weights.values())).is_cuda:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        pruner.update(2)
+        return over_weights(torch.cuda.max_memory_allocated() - before, weights)
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def resident(field: str) -> int:
@@ -218,6 +241,11 @@ def global_memory(weights: dict[str, nn.Parameter]) -> dict[str, float] | None:
     before = resident("VmRSS")
     pruner.update(2)
     extra = resident("VmHWM") - before
+    return over_weights(extra, weights)
+
+
+def over_weights(extra: int, weights: dict[str, nn.Parameter]) -> dict[str, float]:
+    """Bytes, and how many times those of the weights they are."""
     size = sum(weight.numel() * weight.element_size() for weight in weights.values())
     return {"weights_bytes": size, "extra_bytes": extra, "extra_over_weights": extra / size}
 
