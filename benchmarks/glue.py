@@ -77,6 +77,15 @@ ROWS |= {
     f"{row} at 3e-4": [*ROWS[row], "optimizer.lr=3e-4"]
     for row in ("0.95 without distillation", "0.95 logits only", "0.95 one-shot")
 }
+# The same without dropout: what each is worth beside "0.95 no dropout".
+ROWS |= {
+    f"{row} no dropout": [*ROWS[row], "student.dropout=0"]
+    for row in (
+        "0.95 without distillation at 3e-4",
+        "0.95 logits only at 3e-4",
+        "0.95 one-shot",
+    )
+}
 # Labels alone: is there a rate at which they learn?
 ROWS |= {
     f"0.95 without distillation at {lr}": [*ROWS["0.95 without distillation"], f"optimizer.lr={lr}"]

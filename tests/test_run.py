@@ -578,7 +578,7 @@ def test_a_milestone_is_the_mean_of_the_second_half_of_its_rest(make_job, tmp_pa
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
             seen[trainer.global_step] = {
-                name: weight.detach().double()
+                name: weight.detach().double().cpu()
                 for name, weight in pl_module.student.named_parameters()
             }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
@@ -123,7 +124,7 @@ def checked_trainer(job: Job) -> L.Trainer:
     """
     try:
         trainer = job.trainer(logger=False)
-    except (ImportError, TypeError) as error:  # an accelerator's package; a number of devices
+    except (ImportError, TypeError, MisconfigurationException) as error:
         raise ValueError(f"trainer: {error}") from error
     for name in NEVER_ZERO:
         if getattr(trainer, name) == 0:

@@ -75,7 +75,8 @@ class Milestones(L.Callback):
             if name not in self._mean:
                 self._mean[name] = weight.detach().clone()
             else:
-                self._mean[name].lerp_(weight.detach(), 1 / self._count)
+                mean = self._mean[name].to(weight.device)  # a checkpoint's tensors are the CPU's
+                self._mean[name] = mean.lerp_(weight.detach(), 1 / self._count)
 
     @torch.no_grad()
     def _on_milestone(self, module: L.LightningModule, sparsity: float) -> None:

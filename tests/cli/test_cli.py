@@ -95,7 +95,10 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["trainer.max_steps=0"], ["error: trainer.max_steps=0", "above 0"]),
         (["trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches=0", "above 0"]),
         (["trainer.check_val_every_n_epoch=0"], ["check_val_every_n_epoch=0", "above 0"]),
-        (["trainer.devices=-7"], ["error: trainer: ", "`devices`", "> 0"]),
+        (
+            ["trainer.devices=-7", "trainer.accelerator=cpu"],
+            ["error: trainer: ", "`devices`", "> 0"],
+        ),
         (["trainer.max_epochs=-3"], ["`max_epochs`", "-3"]),
         (["task=foo"], ["task/foo", "cola mnli mrpc"]),
         (["task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),

@@ -31,7 +31,9 @@ def test_the_teacher_is_no_part_of_the_module(tmp_path):
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["state_dict"].keys() == module.state_dict().keys()
     assert teacher.calls == STEPS_PER_EPOCH
-    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert all(
+        torch.equal(tensor.cpu(), before[name]) for name, tensor in teacher.state_dict().items()
+    )
 
 
 def test_the_teacher_is_in_eval_and_without_gradient_whatever_the_module_is(tmp_path):

@@ -471,7 +471,8 @@ def test_a_trainer_of_the_other_package(tmp_path):
     module = Module()
     pruning = SparsityCallback(0.9)
     trainer = old.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        accelerator=os.environ["KD_PRUNE_TEST_ACCELERATOR"], devices=1, logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, max_epochs=2, callbacks=[pruning],
     )  # fmt: skip
     trainer.fit(module, Theirs(mlp(), (8,)).batches())

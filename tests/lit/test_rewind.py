@@ -38,7 +38,10 @@ def test_kept_weights_go_back_and_zeros_stay(tmp_path, to):
     start = {n: p.detach().clone() for n, p in Theirs(mlp(), (8,)).named_parameters()}
     fit(tmp_path, SparsityCallback(0.9, end=0.5), rewind, watch)
     earlier = watch.after[3] if to else start
-    now, before = watch.after[6], watch.after[5]
+    now, before, earlier = (
+        {name: weight.cpu() for name, weight in weights.items()}
+        for weights in (watch.after[6], watch.after[5], earlier)
+    )
     for name, weight in now.items():
         if name.startswith("network.3"):
             assert not torch.equal(weight, earlier[name])
