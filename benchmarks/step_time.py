@@ -111,7 +111,8 @@ def main() -> None:
     }
     student = steppers["plain fine-tuning"][1]
     scope = models.encoder_scope(student).select(student)
-    pruner = Pruner(scope, Schedule(final=0.95), total_steps=1000, updates=1000)
+    total = 100 * arguments.rounds  # so that every round has an update
+    pruner = Pruner(scope, Schedule(final=0.95), total_steps=total, updates=total)
     times: dict[str, list[float]] = {name: [] for name in [*steppers, "projection", "mask update"]}
     for step, _ in steppers.values():
         step()
