@@ -39,7 +39,7 @@ lint: $(DEV)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-faults: $(DEV)  ## sweeps killed twenty times and a disk that fills up, five minutes
+faults: $(DEV)  ## sweeps killed twenty times, out of time on Slurm, a full disk; six minutes
 	$(BIN)/python -m pytest -m slow tests/faults $(ARGS)
 
 mutants: $(DEV)  ## faults put into the code one at a time: do the tests notice?

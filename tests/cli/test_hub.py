@@ -1,0 +1,114 @@
+"""Models and data by hub id: the hub's own client libraries, against a hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kd_prune.hf.tiny import make_model
+
+from .hub import serving
+from .script import SCRIPT
+
+CARD = """---
+configs:
+- config_name: mrpc
+  data_files:
+  - split: train
+    path: mrpc/train-*
+  - split: validation
+    path: mrpc/validation-*
+dataset_info:
+- config_name: mrpc
+  features:
+  - name: sentence1
+    dtype: string
+  - name: sentence2
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': not_equivalent
+          '1': equivalent
+---
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A hub with a tiny model under MiniLM's id, and GLUE's layout with rows of our own."""
+    root = tmp_path_factory.mktemp("hub")
+    model = make_model(str(root / "made"), layers=2, hidden_size=16, heads=2)
+    shutil.copytree(model, root / "models/sentence-transformers/all-MiniLM-L6-v2")
+    glue = root / "datasets/nyu-mll/glue"
+    (glue / "mrpc").mkdir(parents=True)
+    (glue / "README.md").write_text(CARD)
+    draw = random.Random(0)  # noqa: S311
+    for split, count in (("train", 64), ("validation", 16)):
+        first, second = (
+            [" ".join(draw.choices("abcdefgh", k=5)) for _ in range(count)] for _ in "12"
+        )
+        rows = {"sentence1": first, "sentence2": second, "label": [i % 2 for i in range(count)]}
+        pq.write_table(pa.table(rows), glue / "mrpc" / f"{split}-00000-of-00001.parquet")
+    with serving(root) as (address, asked):
+        yield address, asked
+
+
+@pytest.fixture(scope="module")
+def call(hub, tmp_path_factory):
+    """``train.py`` on a machine that has never asked this hub for anything."""
+    home = tmp_path_factory.mktemp("home")
+
+    def run(out, *overrides, offline="0"):
+        environment = os.environ | {
+            "HF_ENDPOINT": hub[0],
+            "HF_HUB_OFFLINE": offline,
+            "HF_HOME": str(home),
+            "KD_PRUNE_CACHE": str(home / "cache"),
+            "PYTHONWARNINGS": "ignore",
+            "no_proxy": "127.0.0.1",
+        }
+        command = [
+            *(sys.executable, str(SCRIPT), "task=mrpc", "task.batch_size=16", "model=minilm"),
+            *("trainer.max_epochs=1", "teacher.max_epochs=1", "sparsity.updates=2"),
+            f"trainer.accelerator={os.environ['KD_PRUNE_TEST_ACCELERATOR']}",
+            *(f"hydra.run.dir={out}", *overrides),
+        ]
+        return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_by_id_and_then_without_the_hub(call, hub, tmp_path):
+    online = call(tmp_path / "online")
+    assert online.returncode == 0, online.stderr
+    asked = " ".join(hub[1])
+    assert "all-MiniLM-L6-v2" in asked
+    assert "mrpc/train-00000-of-00001.parquet" in asked
+    before = len(hub[1])
+    offline = call(tmp_path / "offline", offline="1")
+    assert offline.returncode == 0, offline.stderr
+    assert len(hub[1]) == before
+    results = [
+        json.loads((tmp_path / n / "result.json").read_text()) for n in ("online", "offline")
+    ]
+    assert results[0]["student"] == results[1]["student"]
+    assert results[0]["config"]["task"]["path"] == "nyu-mll/glue"
+
+
+@pytest.mark.parametrize("key", ["model.path", "task.path"])
+def test_what_the_hub_does_not_have_is_one_line(call, tmp_path, key):
+    found = call(tmp_path, f"{key}=nobody/nothing")
+    assert found.returncode == 1
+    line = found.stderr.strip().splitlines()[-1]
+    assert f"error: {key}=nobody/nothing" in line
+    assert "<folder>" in line
