@@ -47,10 +47,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "mask_update.json"
-    )
+    parser.add_argument("--out", type=Path, help="default: the JSON named above, or …_cuda.json")
     arguments = parser.parse_args()
+    suffix = "" if arguments.device == "cpu" else f"_{arguments.device}"
+    out = arguments.out or Path(__file__).parent / "results" / f"mask_update{suffix}.json"
     torch.set_num_threads(1)
     torch.manual_seed(0)
     weights = {
@@ -67,8 +67,8 @@ def main() -> None:
             for where, (before, after) in UPDATES.items()
         },
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
     print_table(result)
 
 
@@ -130,14 +130,15 @@ def times(
         ("project, masked_fill_", "project"),
     ]
     on_cpu = next(iter(weights.values())).device.type == "cpu"
-    scores = np.concatenate([w.detach().abs().flatten().cpu().numpy() for w in weights.values()])
-    buffer = np.empty_like(scores)
     if on_cpu:
+        scores = np.concatenate([w.detach().abs().flatten().numpy() for w in weights.values()])
+        buffer = np.empty_like(scores)
         contenders["numpy.partition alone"] = lambda: buffer.partition(count_of(after, buffer.size))
         pairs.append(("global", "numpy.partition alone"))
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
-        np.copyto(buffer, scores)
+        if on_cpu:
+            np.copyto(buffer, scores)
         for p, state in starts:
             p.load_state_dict(state)
         runs.append({name: seconds(action, on_cpu) for name, action in contenders.items()})
@@ -222,7 +223,7 @@ def global_memory(weights: dict[str, nn.Parameter]) -> dict[str, float] | None:
     None where Linux's /proc cannot tell.
     """
     pruner = pruner_at(weights, *UPDATES["update 1"], allocation=Global())
-    if next(iter(weights.values())).is_cuda:
+    if next(iter(weights.values())).device.type != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         pruner.update(2)
@@ -253,10 +254,11 @@ def over_weights(extra: int, weights: dict[str, nn.Parameter]) -> dict[str, floa
 def print_table(result: dict) -> None:
     """The JSON, for people."""
     print(json.dumps(result["machine"]))
+    clock = "" if "gpu" in result["machine"] else "CPU "
     where = list(result["times"])
     for part, unit in (("seconds", "s"), ("ratios", "x")):
         print(
-            f"\n{'median ' + ('CPU ' if part == 'seconds' else '') + part:<44}"
+            f"\n{'median ' + (clock if part == 'seconds' else '') + part:<44}"
             + "".join(f"{name:>12}" for name in where)
         )
         for row in result["times"][where[0]][part]:

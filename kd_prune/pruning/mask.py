@@ -4,7 +4,7 @@ Masks are bool tensors, True = kept. Counts are exact, whatever the ties, and ma
 what is pruned already counts first and never comes back. Only the kept weights are ranked.
 
 On the CPU numpy works on the tensors' memory: comparing, counting and sorting take it a tenth of
-torch's time. On a GPU nothing is looked at on the way: every look waits for it.
+torch's time. On a GPU `exact` looks at nothing on its way: every look waits for it.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ def count_true(mask: Tensor) -> int:
     return int(np.count_nonzero(mask.numpy()) if on_cpu(mask) else mask.count_nonzero())
 
 
-def holds_nan(scores: Tensor) -> bool:
-    """Whether any score is NaN.
+def holds_nan(weight: Tensor) -> bool:
+    """Whether any weight is NaN.
 
     >>> holds_nan(torch.tensor([1.0, math.nan]))
     True
     """
-    # The largest passes NaN on, and is found three times as fast as each is looked at.
-    return math.isnan(scores.numpy().max() if on_cpu(scores) else scores.max())
+    # The largest passes NaN on, and numpy finds it three times as fast; it has no bfloat16.
+    by_numpy = on_cpu(weight) and weight.dtype != torch.bfloat16
+    return math.isnan(weight.detach().numpy().max() if by_numpy else weight.max())
 
 
 def on_cpu(tensor: Tensor) -> bool:
@@ -123,8 +124,10 @@ def _by_sorting(scores: Tensor, count: int, kept: Tensor) -> Tensor:
 
 
 def rankable(scores: Tensor) -> Tensor:
-    """Scores without gradient, of at least 32 bits: numpy has no bfloat16."""
+    """Scores without gradient, floats of at least 32 bits: numpy has no bfloat16."""
     scores = scores.detach()
+    if not scores.is_floating_point():
+        return scores.double()
     return scores.float() if scores.element_size() < 4 else scores
 
 

@@ -13,16 +13,7 @@ from torch.optim import Optimizer
 from kd_prune.pruning.allocation import layerwise
 from kd_prune.pruning.criterion import Criterion, State, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import Granularity, Joint, chosen, pooled, reached
-from kd_prune.pruning.mask import (
-    Allocation,
-    Counts,
-    Masks,
-    Score,
-    Select,
-    exact,
-    holds_nan,
-    pruned_in,
-)
+from kd_prune.pruning.mask import Allocation, Counts, Masks, Select, exact, holds_nan, pruned_in
 from kd_prune.pruning.plan import PlannedTensor, PruningPlan
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, update_plan
@@ -119,11 +110,7 @@ class Pruner:
             self._memory = self._each(lambda weight: criterion.start(weight.detach()))
         if schedule:
             # A trial: what cannot be reached is refused now, not hours into the run.
-            reached(
-                select,
-                self._each(lambda weight: weight.shape),
-                self._counts(schedule.final, self._score),
-            )
+            reached(select, self._each(lambda weight: weight.shape), self._counts(schedule.final))
 
     def _each(self, make: Callable[[nn.Parameter], Any]) -> dict[str, Any]:
         return {name: make(weight) for name, weight in self.parameters.items()}
@@ -193,23 +180,21 @@ class Pruner:
             Whether the masks were updated. Call `project` afterwards.
 
         Raises:
-            ValueError: A weight in scope, or its score, is NaN; tensors ranked before it may have
-                their new masks already.
+            ValueError: A weight in scope is NaN.
         """
         due = bisect_right(self._plan_steps, step)
         if not due or self._plan_steps[due - 1] <= self._updated_at:
             return False
-
-        def score(name: str) -> Tensor:
-            scores = self._score(name)
-            if holds_nan(scores):  # a quarter of the time that the weights take, read once more
-                raise ValueError(self._why_nan(name, step))
-            return scores
-
+        for name, weight in self.parameters.items():
+            if holds_nan(weight):
+                raise ValueError(
+                    f"{name} holds NaN at step {step}, so its weights cannot be ranked: training "
+                    "has diverged; lower the learning rate or clip the gradients"
+                )
         self._updated_at = self._plan_steps[due - 1]
         self.target = self.plan[self._updated_at]
         rivals = self._rivals()
-        counts = self._counts(self.target, score)
+        counts = self._counts(self.target)
         if self.promised:
             found = reached(self.select, self._each(lambda weight: weight.shape), counts)
             gone = self.promised if self.regrow is not True else {}
@@ -217,7 +202,7 @@ class Pruner:
         # Nothing hangs on which weights change, and `exact` is known to nest: two passes less over
         # the masks, an update is 1.1 times as fast.
         alone = not (self.regrow or isinstance(self.criterion, StatefulCriterion))
-        for name, mask in chosen(self.select, rivals, score, counts):
+        for name, mask in chosen(self.select, rivals, self._score, counts):
             if alone and self.select is exact:
                 if agree:
                     agree(mask)
@@ -227,7 +212,8 @@ class Pruner:
                 mask = mask & self.masks[name]
             if isinstance(self.regrow, RigL) and name in self._gradients:
                 progress = self._updated_at / self._plan_steps[-1]
-                mask = self.regrow.exchange(mask, score(name), self._gradients[name], progress)
+                score = self._score(name)
+                mask = self.regrow.exchange(mask, score, self._gradients[name], progress)
             if agree:
                 agree(mask)
             self._change(name, mask)
@@ -236,9 +222,9 @@ class Pruner:
             self.promised = {name: pruned_in(mask) for name, mask in self.masks.items()}
         return True
 
-    def _counts(self, sparsity: float, score: Score) -> Counts:
+    def _counts(self, sparsity: float) -> Counts:
         rivals = self._rivals()
-        return self.allocation(rivals, pooled(self.select, rivals, score), sparsity)
+        return self.allocation(rivals, pooled(self.select, rivals, self._score), sparsity)
 
     def _rivals(self) -> Masks:
         """What competes for its place: the weights that are kept, or all if they may regrow."""
@@ -255,14 +241,6 @@ class Pruner:
         if isinstance(self.criterion, StatefulCriterion):
             return self.criterion(self._value(name), self._memory[name]).float()
         return self.criterion(self._value(name)).float()
-
-    def _why_nan(self, name: str, step: int) -> str:
-        if not self.parameters[name].isnan().any():
-            return f"{name}: criterion={self.criterion} gives NaN at step {step} for finite weights"
-        return (
-            f"{name} holds NaN at step {step}, so its weights cannot be ranked: training has "
-            "diverged; lower the learning rate or clip the gradients"
-        )
 
     def _change(self, name: str, mask: Tensor) -> None:
         """Put `mask` in the place of the tensor's own, with all that hangs on it."""
@@ -330,7 +308,7 @@ class Pruner:
         counts = {name: pruned_in(mask) for name, mask in self.masks.items()}
         if self.schedule:
             shapes = self._each(lambda weight: weight.shape)
-            counts = reached(self.select, shapes, self._counts(self.schedule.final, self._score))
+            counts = reached(self.select, shapes, self._counts(self.schedule.final))
         tensors = [
             PlannedTensor(name=n, shape=tuple(w.shape), size=w.numel(), pruned=counts[n])
             for n, w in self.parameters.items()

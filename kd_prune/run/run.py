@@ -63,6 +63,7 @@ def run(job: Job) -> dict[str, Any] | None:
     check(job, data, tokenizer, student)
     if job.ckpt_path and checkpoint:
         bring_milestones(Path(job.ckpt_path).parent, job.out, checkpoint)
+        print(f"Going on after step {checkpoint['global_step']} ({job.ckpt_path})", flush=True)
     scope = student_scope(job, student) if job.sparsity else None
     if job.sparsity and scope:
         job.sparsity.within, job.sparsity.scope = "student", scope  # as DistillModule holds it

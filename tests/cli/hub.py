@@ -47,7 +47,8 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def describe(self, folder: Path, name: str) -> None:
-        files = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+        found = (path for path in folder.rglob("*") if path.is_file())
+        files = [file.relative_to(folder).as_posix() for file in found]
         about: dict[str, Any] = {"id": name, "sha": COMMIT, "private": False, "tags": []}
         about["siblings"] = [{"rfilename": file} for file in files]
         self.say(200, json.dumps(about).encode())
@@ -92,5 +93,7 @@ def serving(root: Path) -> Iterator[tuple[str, list[str]]]:
     handler = type("Handler", (Handler,), {"root": root, "asked": asked})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        finally:
+            server.shutdown()

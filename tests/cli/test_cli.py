@@ -99,7 +99,7 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
             ["trainer.devices=-7", "trainer.accelerator=cpu"],
             ["error: trainer: ", "`devices`", "> 0"],
         ),
-        (["trainer.max_epochs=-3"], ["`max_epochs`", "-3"]),
+        (["trainer.max_epochs=-3"], ["error: trainer: `max_epochs`", "-3"]),
         (["task=foo"], ["task/foo", "cola mnli mrpc"]),
         (["task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),
         (["task.path=/nowhere"], ["task.path=/nowhere", "pass task.path=<folder>"]),

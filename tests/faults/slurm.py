@@ -30,6 +30,7 @@ def sbatch(*arguments: str) -> None:
 
 def array(job: str, script: str) -> None:
     """All tasks of an array, as many at a time as it says."""
+    (HOME / f"array-{job}").write_text(str(os.getpid()))  # a session of its own: to end them all by
     found = re.search(r"--array=(\d+)-(\d+)%(\d+)", Path(script).read_text())
     assert found, "not an array"
     first, last, at_once = map(int, found.groups())

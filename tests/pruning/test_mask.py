@@ -16,6 +16,8 @@ SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
 TIED = hnp.arrays(np.float32, SHAPES, elements=st.integers(-2, 2).map(float), fill=st.nothing())
 
 
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64]
+
 # The second way is that of other devices: it runs on the CPU too.
 WAYS = pytest.mark.parametrize("on_cpu", [True, False], ids=["numpy", "torch"])
 
@@ -48,7 +50,7 @@ def problems(draw):
 
 
 @WAYS
-@given(problems(), st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
+@given(problems(), st.sampled_from(DTYPES))
 def test_exact_against_lexsort(on_cpu, problem, dtype):
     scores, count, kept = problem
     with patch("kd_prune.pruning.mask.on_cpu", return_value=on_cpu):
