@@ -56,17 +56,6 @@ def count_true(mask: Tensor) -> int:
     return int(np.count_nonzero(mask.numpy()) if on_cpu(mask) else mask.count_nonzero())
 
 
-def holds_nan(weight: Tensor) -> bool:
-    """Whether any weight is NaN.
-
-    >>> holds_nan(torch.tensor([1.0, math.nan]))
-    True
-    """
-    # The largest passes NaN on, and numpy finds it three times as fast; it has no bfloat16.
-    by_numpy = on_cpu(weight) and weight.dtype != torch.bfloat16
-    return math.isnan(weight.detach().numpy().max() if by_numpy else weight.max())
-
-
 def on_cpu(tensor: Tensor) -> bool:
     """Whether numpy can see the tensor's memory."""
     return tensor.device.type == "cpu"
