@@ -2,8 +2,9 @@
 
 Side by side in one process: Pruner.update against the same layerwise selection with torch.topk, a
 global update against numpy.partition alone on as many scores, projection against masked_fill_.
-Medians over the repeats; a ratio is the median of the ratios within each repeat. Memory is the peak
-of the resident set during one global update.
+Medians over the repeats; a ratio is the median of the ratios within each repeat. Then the layerwise
+updates of a whole ramp, one after the other: their sums, which are what a run waits for.
+Memory is the peak of the resident set during one global update.
 
 One thread, as numpy's selection and torch's topk of a flat tensor have anyway, and its CPU seconds,
 which are those of the clock on an idle machine and suffer least from other load on a busy one.
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import nn
 
 from kd_prune.pruning import Global, Pruner, Schedule, update_plan
@@ -40,6 +42,7 @@ SHAPES = [(768, 768)] * 48 + [(3072, 768)] * 12 + [(768, 3072)] * 12
 # Updates on SparseBERT's ramp of 100: the masks' sparsity before and after each.
 RAMP = {0: 0.0} | update_plan(Schedule(final=0.95), total_steps=100)
 UPDATES = {f"update {k}": (RAMP[k - 1], RAMP[k]) for k in (1, 20, 100)}
+KEPT, PRUNED = "topk of the kept, unsorted", "topk of the pruned"
 
 
 def main() -> None:
@@ -66,6 +69,7 @@ def main() -> None:
             where: times(weights, before, after, arguments.repeats)
             for where, (before, after) in UPDATES.items()
         },
+        "ramp": ramp(weights),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
@@ -118,15 +122,15 @@ def times(
     projector.load_state_dict(pruner.state_dict() | {"total_steps": 1})
     contenders: dict[str, Callable[[], object]] = {
         "layerwise": lambda: pruner.update(2),
-        "topk of the kept, unsorted": keep,
-        "topk of the pruned": drop,
+        KEPT: keep,
+        PRUNED: drop,
         "global": lambda: overall.update(2),
         "project": projector.project,
         "project, masked_fill_": lambda: fill(projector),
     }
     pairs = [
-        ("topk of the kept, unsorted", "layerwise"),
-        ("topk of the pruned", "layerwise"),
+        (KEPT, "layerwise"),
+        (PRUNED, "layerwise"),
         ("project, masked_fill_", "project"),
     ]
     on_cpu = next(iter(weights.values())).device.type == "cpu"
@@ -149,6 +153,27 @@ def times(
         "ratios": {
             f"{a} / {b}": statistics.median(run[a] / run[b] for run in runs) for a, b in pairs
         },
+    }
+
+
+def ramp(weights: dict[str, nn.Parameter]) -> dict[str, dict[str, float]]:
+    """All 100 layerwise updates of a ramp: seconds in sum, ratios of the sums."""
+    pruner = Pruner(weights, Schedule(final=0.95), total_steps=100)
+    spent = dict.fromkeys(("layerwise", KEPT, PRUNED), 0.0)
+    on_cpu = next(iter(weights.values())).device.type == "cpu"
+    updates = track(pruner.plan.items(), "A ramp's updates", auto_refresh=False)
+    for step, sparsity in updates:  # no refreshing thread, whose seconds would count
+        before = {name: mask.clone() for name, mask in pruner.masks.items()}
+        keep = TopK(weights, before, sparsity, largest=True)
+        drop = TopK(weights, before, sparsity, largest=False)
+        spent[KEPT] += seconds(keep, on_cpu)
+        spent[PRUNED] += seconds(drop, on_cpu)
+        spent["layerwise"] += seconds(lambda step=step: pruner.update(step), on_cpu)
+        keep.check(pruner)
+        drop.check(pruner)
+    return {
+        "seconds": spent,
+        "ratios": {f"{a} / layerwise": spent[a] / spent["layerwise"] for a in (KEPT, PRUNED)},
     }
 
 
@@ -264,6 +289,8 @@ def print_table(result: dict) -> None:
         for row in result["times"][where[0]][part]:
             values = (result["times"][name][part][row] for name in where)
             print(f"{row:<44}" + "".join(f"{value:>10.3f} {unit}" for value in values))
+    for row, value in result["ramp"]["ratios"].items():
+        print(f"all updates of a ramp, {row}: {value:.1f} x")
     if result["memory"]:
         print(
             f"\nglobal update, peak memory: {result['memory']['extra_over_weights']:.2f} x weights"

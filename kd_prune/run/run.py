@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
@@ -30,6 +31,8 @@ from kd_prune.run.job import Job
 from kd_prune.run.milestones import Milestone, Milestones, bring_milestones, milestone_folder
 from kd_prune.run.outcome import Counted, draw_curves, print_summary, versions, write_json
 from kd_prune.run.teacher import obtain_teacher
+
+say = rank_zero_only(print)  # of several processes, one speaks
 
 
 def run(job: Job) -> dict[str, Any] | None:
@@ -63,7 +66,7 @@ def run(job: Job) -> dict[str, Any] | None:
     check(job, data, tokenizer, student)
     if job.ckpt_path and checkpoint:
         bring_milestones(Path(job.ckpt_path).parent, job.out, checkpoint)
-        print(f"Going on after step {checkpoint['global_step']} ({job.ckpt_path})", flush=True)
+        say(f"Going on after step {checkpoint['global_step']} ({job.ckpt_path})", flush=True)
     scope = student_scope(job, student) if job.sparsity else None
     if job.sparsity and scope:
         job.sparsity.within, job.sparsity.scope = "student", scope  # as DistillModule holds it

@@ -69,6 +69,7 @@ def test_interrupted_in_two_processes(cache, tmp_path, whom):
     assert [state for state, _ in states(sweep)] == ["interrupted"]
 
     process = start(tmp_path / "unused", cache, *command)
-    _, stderr = process.communicate(timeout=240)
+    stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
+    assert stdout.count("Going on after step") == 1  # of two processes, one speaks
     assert [state for state, _ in states(sweep)] == ["finished"]
