@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from kd_prune.lit.resumable import Resumable
 from kd_prune.lit.run_length import RunLength
 from kd_prune.pruning.allocation import layerwise
 from kd_prune.pruning.criterion import Criterion, StatefulCriterion, magnitude
@@ -31,7 +32,7 @@ OnMilestone = Callable[[L.LightningModule, float], None]
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
-class SparsityCallback(L.Callback):
+class SparsityCallback(Resumable):
     """Raises the sparsity of a module's weights from `initial` to `final` during training.
 
     After every optimizer step pruned weights are set to zero; at the schedule's steps the masks are
@@ -120,7 +121,6 @@ class SparsityCallback(L.Callback):
         )
         self.pruner: Pruner | None = None
         self._length = RunLength()
-        self._resumed: Mapping[str, Any] | None = None
         self._hooks: list[RemovableHandle] = []
         self._stepped = False
         self._counted = 0.0
@@ -163,16 +163,13 @@ class SparsityCallback(L.Callback):
         """Make the masks, or take over those of the checkpoint."""
         refuse_sharding(trainer)
         chosen = self._choose(pl_module, trainer.optimizers)
-        if self._resumed is not None:
-            self._length = RunLength(**self._resumed["length"])
-        else:
-            self._length = RunLength.of(trainer)
+        resumed = self.take_resumed()
+        self._length = RunLength(**resumed["length"]) if resumed else RunLength.of(trainer)
         self.pruner = self._prune(trainer, chosen.taken, self._length)
         self._counted = self.pruner.sparsity
-        if self._resumed is not None:
-            self.pruner.load_state_dict(self._resumed["pruner"])
-            self._counted = self._resumed["counted"]
-            self._resumed = None
+        if resumed:
+            self.pruner.load_state_dict(resumed["pruner"])
+            self._counted = resumed["counted"]
         self._stepped = False
         self._listen(trainer, pl_module, self.pruner)
         if self.verbose and trainer.is_global_zero:
@@ -323,6 +320,7 @@ class SparsityCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Stop listening to the optimizers."""
+        super().on_exception(trainer, pl_module, exception)
         self._deaf()
 
     @property
@@ -340,10 +338,6 @@ class SparsityCallback(L.Callback):
             "length": self._length.state_dict(),
             "counted": self._counted,
         }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the masks are made."""
-        self._resumed = state_dict or None
 
 
 def refuse_sharding(trainer: L.Trainer) -> None:

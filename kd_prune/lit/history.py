@@ -11,11 +11,12 @@ import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from kd_prune import whole
+from kd_prune.lit.resumable import Resumable
 
 Row = dict[str, float]
 
 
-class History(L.Callback):
+class History(Resumable):
     """Keeps one row per recorded step and writes them to a CSV after every validation.
 
     The rows are part of the checkpoint: a resumed run goes on with the same curve, where
@@ -30,6 +31,11 @@ class History(L.Callback):
         self.path = path
         self.every = every
         self.rows: list[Row] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on after a checkpoint's rows."""
+        if resumed := self.take_resumed():
+            self.rows = resumed["rows"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -66,10 +72,6 @@ class History(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """All rows so far."""
         return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the saved rows."""
-        self.rows = state_dict["rows"]
 
     def _values(self, trainer: L.Trainer, prefixes: tuple[str, ...]) -> Row:
         logged = trainer.callback_metrics.items()

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
+from kd_prune.lit.resumable import Resumable
+
 AGREE_EVERY = 8
 """Optimizer steps between two agreements of several processes; each waits for the device."""
 ADVANCE = (signal.SIGUSR1, signal.SIGUSR2)
@@ -36,7 +38,7 @@ class Interrupted(BaseException):
         self.number = number
 
 
-class ResumePoint(Checkpoint):
+class ResumePoint(Resumable, Checkpoint):
     """Saves the run to one file after every epoch, every few minutes, and on Ctrl-C or SIGTERM.
 
     A signal lets the optimizer step under way finish, with all the batches that it accumulates, so
@@ -84,6 +86,8 @@ class ResumePoint(Checkpoint):
         for loader, state in zip(stateful, self._loaders, strict=False):
             loader.load_state_dict(state)
         self._loaders = []
+        self._generators = self.take_resumed()
+        self._earlier = self._generators["seconds"] if self._generators else 0.0
         self._saved_at = self._started_at = time.monotonic()
         self._step = trainer.global_step
         self._signal = None
@@ -131,8 +135,20 @@ class ResumePoint(Checkpoint):
         if trainer.global_step == self._step:
             return  # accumulated gradients are not part of a checkpoint
         self._step = trainer.global_step
-        if trainer.is_last_batch:
-            return  # resumed from here Lightning would skip the validation; the epoch's end is near
+        # Resumed from before a validation Lightning would skip it.
+        if not trainer.is_last_batch and not self._validation_is_due(trainer):
+            self._save_if_time(trainer)
+
+    def _validation_is_due(self, trainer: L.Trainer) -> bool:
+        epoch, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        return fetcher is not None and epoch._should_check_val_fx(fetcher)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After a validation within an epoch: likewise."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_if_time(trainer)
+
+    def _save_if_time(self, trainer: L.Trainer) -> None:
         due = time.monotonic() - self._saved_at > 60 * self.minutes
         if trainer.world_size > 1:
             if self._step % AGREE_EVERY:
@@ -165,6 +181,7 @@ class ResumePoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Stop listening for signals."""
+        super().on_exception(trainer, pl_module, exception)
         self._listen_no_more()
 
     def save(self, trainer: L.Trainer) -> None:
@@ -184,8 +201,9 @@ class ResumePoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the loaders' states until training starts."""
-        fit_loop = checkpoint["loops"]["fit_loop"]["state_dict"]
-        self._loaders = fit_loop.get("combined_loader", [])
+        if trainer.state.fn == "fit":
+            fit_loop = checkpoint["loops"]["fit_loop"]["state_dict"]
+            self._loaders = fit_loop.get("combined_loader", [])
 
     @property
     def seconds(self) -> float:
@@ -202,8 +220,3 @@ class ResumePoint(Checkpoint):
             "seconds": self.seconds,
             "about": self.about,
         }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the generators' until the first batch."""
-        self._generators = state_dict
-        self._earlier = state_dict.get("seconds", 0.0)

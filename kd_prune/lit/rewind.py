@@ -10,12 +10,13 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
+from kd_prune.lit.resumable import Resumable
 from kd_prune.lit.run_length import RunLength
 from kd_prune.pruning.schedule import check_fraction
 from kd_prune.pruning.scope import named_parameters
 
 
-class RewindCallback(L.Callback):
+class RewindCallback(Resumable):
     """Sets weights back to their earlier values and starts the optimizer's memory anew.
 
     Zeros of tensors of two or more dimensions stay zeros: whatever pruned them, only kept weights
@@ -55,7 +56,6 @@ class RewindCallback(L.Callback):
         self._length = RunLength()
         self._earlier: dict[str, Tensor] = {}
         self._done = 0
-        self._resumed: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin anew, or go on with the state of the checkpoint."""
@@ -63,7 +63,7 @@ class RewindCallback(L.Callback):
         for pattern in self.exclude:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"exclude: the pattern {pattern!r} matches no parameter")
-        resumed, self._resumed = self._resumed, None
+        resumed = self.take_resumed()
         self._length = RunLength(**resumed["length"]) if resumed else RunLength.of(trainer)
         self._done = resumed["done"] if resumed else 0
         self._earlier = dict(resumed["earlier"]) if resumed else {}
@@ -111,7 +111,3 @@ class RewindCallback(L.Callback):
             "done": self._done,
             "earlier": dict(self._earlier),
         }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the fit begins."""
-        self._resumed = state_dict or None

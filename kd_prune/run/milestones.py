@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kd_prune import whole
 from kd_prune.lit import SparsityCallback
+from kd_prune.lit.resumable import Resumable
 from kd_prune.run.check import Promise
 from kd_prune.run.checkpoint import CheckpointError
 
@@ -34,7 +35,7 @@ class Milestone:
     promise: Promise
 
 
-class Milestones(L.Callback):
+class Milestones(Resumable):
     """Saves a student at the end of each rest, with the mean of the weights in its second half.
 
     In a rest the learning rate is still high, so single steps scatter around a better place; their
@@ -55,6 +56,15 @@ class Milestones(L.Callback):
         self._count = 0
         self._step = 0
         sparsity.on_milestone = self._on_milestone
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with what a checkpoint says was reached."""
+        if resumed := self.take_resumed():
+            self.reached = [
+                Milestone(**{**found, "promise": Promise(**found["promise"])})
+                for found in resumed["reached"]
+            ]
+            self._mean, self._count = dict(resumed["mean"]), resumed["count"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -101,14 +111,6 @@ class Milestones(L.Callback):
         """What was reached, and the mean so far: plain tensors and numbers."""
         reached = [asdict(milestone) for milestone in self.reached]
         return {"reached": reached, "mean": dict(self._mean), "count": self._count}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it over."""
-        self.reached = [
-            Milestone(**{**found, "promise": Promise(**found["promise"])})
-            for found in state_dict["reached"]
-        ]
-        self._mean, self._count = dict(state_dict["mean"]), state_dict["count"]
 
 
 def milestone_folder(out: Path, sparsity: float) -> Path:

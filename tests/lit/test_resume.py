@@ -5,17 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
 import torch
 
-from kd_prune.lit import History, ResumePoint, SparsityCallback
+from kd_prune.lit import History, ResumePoint, RewindCallback, SparsityCallback
 from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import Schedule, update_plan
 
-from .toy import SCOPE, STEPS_PER_EPOCH, fit, make_module, make_trainer
+from .toy import SCOPE, STEPS_PER_EPOCH, fit, make_module, make_trainer, validation_loader
 
 EPOCHS = 3
 
@@ -43,7 +44,15 @@ class Run:
     """One toy run with dropout, pruning, history and a resume point, in a folder of its own."""
 
     def __init__(
-        self, folder: Path, *, accumulate=1, end=1.0, epochs=EPOCHS, minutes=5.0, **options
+        self,
+        folder: Path,
+        *,
+        accumulate=1,
+        end=1.0,
+        epochs=EPOCHS,
+        minutes=5.0,
+        settings=None,
+        **options,
     ):
         folder.mkdir(exist_ok=True)
         self.path = folder / "last.ckpt"
@@ -51,7 +60,7 @@ class Run:
         self.pruning = SparsityCallback(0.8, scope=SCOPE, updates=7, end=end, **options)
         self.history = History(folder / "metrics.csv", every=2)
         self.folder, self.epochs, self.accumulate = folder, epochs, accumulate
-        self.minutes = minutes
+        self.minutes, self.settings = minutes, settings or {}
 
     def go(self, *callbacks, resume=False, seed=11):
         L.seed_everything(seed, verbose=False)
@@ -63,6 +72,7 @@ class Run:
             *callbacks,
             max_epochs=self.epochs,
             accumulate_grad_batches=self.accumulate,
+            **self.settings,
         )
         # weights_only: a checkpoint holds plain data only, or this raises
         fit(self.trainer, self.module, ckpt_path=self.path if resume else None, weights_only=True)
@@ -137,6 +147,27 @@ def test_interrupted_while_validating(tmp_path, undisturbed, epoch):
     for name, tensor in undisturbed.module.state_dict().items():
         assert torch.equal(tensor, second.module.state_dict()[name]), name
     assert undisturbed.history.rows == second.history.rows
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"val_check_interval": 3},
+        {"val_check_interval": 1},
+        {"val_check_interval": 4, "check_val_every_n_epoch": None},
+    ],
+    ids=str,
+)
+def test_interrupted_where_an_epoch_is_validated_on_its_way(tmp_path, settings):
+    undisturbed = Run(tmp_path / "undisturbed", settings=settings).go()
+    validated = [row["step"] for row in undisturbed.history.rows if "val/accuracy" in row]
+    assert len(validated) > EPOCHS
+    for batch in range(1, 2 * STEPS_PER_EPOCH):
+        folder = tmp_path / str(batch)
+        with pytest.raises(Interrupted):
+            Run(folder, settings=settings).go(At(send(signal.SIGTERM), batch=batch))
+        resumed = Run(folder, settings=settings).go(resume=True, seed=12)
+        assert_equal_runs(undisturbed, resumed)
 
 
 def test_interrupted_after_the_ramp(tmp_path):
@@ -260,3 +291,20 @@ def test_a_signal_that_the_process_handles_itself_comes_after_the_checkpoint(tmp
         signal.signal(number, before)
     assert seen == [(number, 3), (number, 5)]
     assert trainer.global_step == STEPS_PER_EPOCH
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_checkpoint_that_was_judged_is_of_no_later_fit(tmp_path, monkeypatch, breaks):
+    """Cross-validation: fit, judge by the checkpoint, and the next fold with the same callbacks."""
+    rewind = RewindCallback([0.5])
+    first = Run(tmp_path / "both").go(rewind)
+    if breaks:
+        monkeypatch.setattr(first.module, "validation_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if breaks else nullcontext():
+        first.trainer.validate(
+            first.module, validation_loader(), ckpt_path=first.path, weights_only=True
+        )
+    second = Run(tmp_path / "both")
+    second.pruning = first.pruning
+    second.go(rewind)
+    assert_equal_runs(Run(tmp_path / "alone").go(RewindCallback([0.5])), second)
