@@ -18,7 +18,14 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertTokenizer,
+)
 
 from kd_prune import hf
 from kd_prune.distillation import (
@@ -29,6 +36,7 @@ from kd_prune.distillation import (
     Objective,
     SoftTargets,
 )
+from kd_prune.hf import models
 from kd_prune.hf.models import encoder_scope
 from kd_prune.hf.tiny import make_model, make_task
 from kd_prune.lit import DistillModule, History, SparsityCallback
@@ -321,6 +329,64 @@ def test_dropout_of_the_student_alone(done, make_job, tmp_path, monkeypatch):
         Student(dropout=1.5)
 
 
+@pytest.fixture
+def distilbert(done, tmp_path):
+    """A DistilBERT that reads the same words as the runs' BERT."""
+    folder = tmp_path / "distilbert"
+    words = AutoTokenizer.from_pretrained(done[2]["teacher"]["path"]).get_vocab()
+    sizes = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}
+    config = DistilBertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes)
+    DistilBertForSequenceClassification(config).save_pretrained(folder)
+    DistilBertTokenizer(vocab=words).save_pretrained(folder)
+    return hf.Pretrained(path=str(folder))
+
+
+def test_each_model_of_a_pair_gets_the_segments_it_is_used_to(
+    done, distilbert, make_job, tmp_path, monkeypatch
+):
+    seen = {}
+    forward = models.forward
+
+    def look(model, batch, requires):
+        seen.setdefault(model.config.model_type, batch["token_type_ids"].unique().tolist())
+        return forward(model, batch, requires)
+
+    monkeypatch.setattr(models, "forward", look)
+    theirs = done[2]["teacher"]
+    job = make_job(tmp_path / "run", model=distilbert, teacher=Teacher(path=theirs["path"]))
+    result = run(job)
+    assert seen == {"distilbert": [0, 1], "bert": [0, 1]}
+    assert result["teacher"]["accuracy"] == theirs["accuracy"]
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run/student")
+    assert "token_type_ids" not in saved("the fox", "first")
+
+
+def test_a_student_that_would_learn_from_segments_it_never_gets_again(
+    done, make_job, tmp_path, no_training
+):
+    folder = tmp_path / "student"
+    shutil.copytree(done[1].model.path, folder)
+    file = folder / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | names))
+    job = make_job(
+        tmp_path / "out",
+        model=hf.Pretrained(path=str(folder)),
+        teacher=Teacher(path=done[2]["teacher"]["path"]),
+    )
+    with pytest.raises(ValueError, match=r"used to token_type_ids.*name them in model_input_names"):
+        run(job)
+
+
+def test_a_teacher_is_judged_anew_on_other_splits(make_job, tmp_path):
+    found = [
+        run(make_job(tmp_path / str(i), task={"validation": splits}))["teacher"]
+        for i, splits in enumerate((["validation"], ["train", "validation"]))
+    ]
+    assert found[0]["accuracy"] == found[1]["validation/accuracy"]
+    assert found[1]["accuracy"] != found[0]["accuracy"]
+
+
 def test_a_teacher_by_path(done, make_job, tmp_path):
     _, _, first = done
     path = first["teacher"]["path"]
@@ -402,7 +468,7 @@ def other_teacher(done, tmp_path, **changes):
     source = Path(done[2]["teacher"]["path"])
     config = AutoConfig.from_pretrained(source)
     for name, value in changes.items():
-        if name != "words":
+        if name not in ("words", "reads"):
             setattr(config, name, value)
     folder = tmp_path / "teacher"
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
@@ -410,6 +476,9 @@ def other_teacher(done, tmp_path, **changes):
     if "words" in changes:
         vocabulary = words["model"]["vocab"]
         words["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+    if "reads" in changes:
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "tokenizer.json").write_text(json.dumps(words))
     return Teacher(path=str(folder))
 
@@ -426,6 +495,7 @@ def other_teacher(done, tmp_path, **changes):
         ({"num_hidden_layers": 3}, r"layer_map=null: 3 teacher layers.*give a layer_map"),
         ({"hidden_size": 32}, r"embeddings: the student is 16 wide, the teacher 32"),
         ({"words": "turned round"}, r"teacher\.path: the teacher's vocabulary has \d+ for '"),
+        ({"reads": "capitals"}, r"teacher\.path: the teacher's tokenizer makes \[.*take a teacher"),
     ],
 )  # fmt: skip
 def test_a_teacher_that_does_not_fit(done, make_job, tmp_path, no_training, changes, says):
@@ -537,6 +607,8 @@ def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
     refused(r"with sparsity\.final=0\.9 where this one has 0\.5", out / "last.ckpt", final=0.5)
     other = {"text": ["things"]}
     refused(r"of another run, with data=.* where this one has", out / "last.ckpt", task=other)
+    other = {"batch_size": 2 * BATCH}
+    refused(r"of another run, with task\.batch_size=16 where", out / "last.ckpt", task=other)
 
 
 # Milestones

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from kd_prune import whole
-from kd_prune.hf.models import unreachable
+from kd_prune.hf.models import SEGMENTS, unreachable
 from kd_prune.hf.tasks import Task
 
 TEXT = ("string", "large_string")
@@ -44,8 +44,16 @@ class TaskData:
         return len(self.labels) or 1
 
 
-def load(task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path) -> TaskData:
+def load(
+    task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path, *, segments: bool = False
+) -> TaskData:
     """Read, check and tokenise a task's splits. Tokens are kept in `cache` and found again.
+
+    Args:
+        task: The task.
+        tokenizer: The tokenizer; what it gives depends on the model it is of.
+        cache: Folder to keep tokens in.
+        segments: Whether ``token_type_ids`` are wanted even if the tokenizer's model reads none.
 
     Raises:
         ValueError: The data cannot be reached, a split is empty, a column is missing or a label
@@ -60,13 +68,14 @@ def load(task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path) -> TaskDat
     classes = None if task.regression else Classes.of(task, rows[task.train])
     labels = classes.names if classes else ()
     tokens = {}
-    digest = hashlib.sha256(repr(labels).encode())
+    inputs = sorted({*tokenizer.model_input_names, *([SEGMENTS] if segments else [])})
+    digest = hashlib.sha256(repr((labels, task.train, list(task.validation))).encode())
     for split, dataset in rows.items():
         targets = target_values(task, split, dataset, classes)
         columns = dataset.select_columns(list(task.text))
-        key = content_hash(columns, targets, tokenizer, task.max_length)
+        key = content_hash(columns, targets, tokenizer, inputs, task.max_length)
         digest.update(f"{split}:{key}".encode())
-        tokens[split] = tokenise(columns, targets, task, tokenizer, cache / "tokens" / key)
+        tokens[split] = tokenise(columns, targets, task, tokenizer, inputs, cache / "tokens" / key)
     return TaskData(tokens, labels, digest.hexdigest())
 
 
@@ -266,7 +275,11 @@ def refusal(value: Any, classes: Classes | None) -> str:
 
 
 def content_hash(
-    columns: Dataset, targets: list[Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+    columns: Dataset,
+    targets: list[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: list[str],
+    max_length: int,
 ) -> str:
     """Hash of everything that tokens depend on."""
     digest = hashlib.sha256()
@@ -283,7 +296,8 @@ def content_hash(
         state.pop(set_by_use, None)
     digest.update(json.dumps(state, sort_keys=True).encode())
     # What is not in that state: BERT reads segments and DistilBERT does not, with the same words.
-    digest.update(repr((tokenizer.model_input_names, tokenizer.truncation_side)).encode())
+    sides = tokenizer.truncation_side, tokenizer.padding_side
+    digest.update(repr((inputs, sides, tokenizer.split_special_tokens)).encode())
     digest.update(str(max_length).encode())
     return digest.hexdigest()
 
@@ -293,6 +307,7 @@ def tokenise(
     targets: list[Any],
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
+    inputs: list[str],
     folder: Path,
 ) -> Dataset:
     """Token columns of a split, from `folder` if it is there, else made and put there."""
@@ -301,7 +316,14 @@ def tokenise(
 
     def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
         texts = [[text or "" for text in batch[column]] for column in task.text]
-        return dict(tokenizer(*texts, truncation=True, max_length=task.max_length))
+        return dict(
+            tokenizer(
+                *texts,
+                truncation=True,
+                max_length=task.max_length,
+                return_token_type_ids=SEGMENTS in inputs,
+            )
+        )
 
     tokens = columns.map(
         encode,

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from transformers import (
 from kd_prune.distillation.activations import Activations, Batch
 from kd_prune.hf.attention import tap_attention_scores
 from kd_prune.pruning.scope import Scope
+
+SEGMENTS = "token_type_ids"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +141,13 @@ def positions(model: PreTrainedModel) -> float:
 
 
 def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activations:
-    """Run `model` on `batch`; what was not asked for is neither computed nor kept."""
+    """Run `model` on `batch`; what was not asked for is neither computed nor kept.
+
+    Segments that another model reads (BERT beside DistilBERT) are kept from one that does not.
+    """
+    of_others = {"labels"} if reads_segments(model) else {"labels", SEGMENTS}
     outputs = model(
-        **{name: tensor for name, tensor in batch.items() if name != "labels"},
+        **{name: tensor for name, tensor in batch.items() if name not in of_others},
         output_hidden_states="hidden_states" in requires,
         output_attentions="attention_scores" in requires,
     )
@@ -149,6 +156,11 @@ def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activat
         hidden_states=tuple(outputs.hidden_states or ()),
         attention_scores=tuple(outputs.attentions or ()),
     )
+
+
+def reads_segments(model: nn.Module) -> bool:
+    """Whether the model tells the first text of a pair from the second by ``token_type_ids``."""
+    return SEGMENTS in signature(model.forward).parameters
 
 
 def prepare(model: PreTrainedModel, requires: frozenset[str]) -> None:
@@ -168,14 +180,23 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.p = probability
 
 
+PROBE = "The naïve FOX isn't 12.5 % sure, 北京 or (is it)?"
+
+
 def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError unless both give the same words the same numbers."""
+    """Raise ValueError unless both give the same words the same numbers, in a sentence too."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
         word = min(w for w in ours.keys() | theirs.keys() if ours.get(w) != theirs.get(w))
         raise ValueError(
             f"teacher.path: the teacher's vocabulary has {theirs.get(word)} for {word!r}, the "
             f"student's {ours.get(word)}; take a teacher with the student's vocabulary"
+        )
+    ours, theirs = (tokens(PROBE, PROBE)["input_ids"] for tokens in (student, teacher))
+    if ours != theirs:  # cased and uncased, for one
+        raise ValueError(
+            f"teacher.path: the teacher's tokenizer makes {theirs} of {PROBE!r}, the student's "
+            f"{ours}; take a teacher that reads texts as the student does"
         )
 
 

@@ -54,6 +54,10 @@ class Task:
         """Check what can be known without the data."""
         if len(self.text) not in (1, 2):
             raise ValueError(f"task.text={list(self.text)}: expected one column or two")
+        for key in ("text", "validation"):
+            names = list(getattr(self, key))
+            if len(set(names)) < len(names):
+                raise ValueError(f"task.{key}={names}: expected each name once")
         if self.monitor not in self.metrics:
             raise ValueError(
                 f"task.monitor={self.monitor}: not among task.metrics={list(self.metrics)}"

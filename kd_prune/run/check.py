@@ -54,11 +54,18 @@ def check(
                 raise
             own = str(error).partition("=")[0] in signature(SparsityCallback).parameters
             raise ValueError(f"sparsity{'.' if own else ': '}{error}") from error
-    teacher = student
+    teacher, rows = student, data.splits[job.task.train]
     if job.teacher.path:
         teacher = load_fine_tuned("teacher.path", job.teacher.path, data)
         models.check_pair(student, teacher)
         check_words(job.teacher.path, tokenizer)
+        given = models.SEGMENTS in tokenizer.model_input_names
+        if models.reads_segments(student) and not given and models.SEGMENTS in rows.column_names:
+            raise ValueError(
+                f"teacher.path={job.teacher.path}: the teacher is used to token_type_ids, which "
+                "the student reads too, but not from its tokenizer; name them in model_input_names "
+                "of the student's tokenizer_config.json"
+            )
         if job.student.init == "teacher":
             models.check_same_shapes(student, teacher)
     check_lengths(job, data, min(models.positions(model) for model in (student, teacher)))
@@ -66,7 +73,6 @@ def check(
     for model in (student, teacher):
         models.prepare(model, requires)
         model.train(False)
-    rows = data.splits[job.task.train]
     batch = train.collate_fn([rows[i] for i in range(min(2, len(rows)))])
     with torch.no_grad():
         ours, theirs = (models.forward(model, batch, requires) for model in (student, teacher))

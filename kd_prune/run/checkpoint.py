@@ -41,6 +41,8 @@ def what_it_is_of(job: Job, data: TaskData) -> dict[str, Any]:
     return {
         "data": data.fingerprint[:12],
         "seed": job.seed,
+        "task.batch_size": job.task.batch_size,
+        "trainer.devices": job.trainer(logger=False).world_size,
         "sparsity.final": schedule.final if schedule else None,
         "sparsity.milestones": list(schedule.milestones) if schedule else [],
     }

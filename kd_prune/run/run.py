@@ -30,7 +30,7 @@ from kd_prune.run.fit import evaluate, make_module, make_trainer, on_one_device,
 from kd_prune.run.job import Job
 from kd_prune.run.milestones import Milestone, Milestones, bring_milestones, milestone_folder
 from kd_prune.run.outcome import Counted, draw_curves, print_summary, versions, write_json
-from kd_prune.run.teacher import obtain_teacher
+from kd_prune.run.teacher import obtain_teacher, teacher_reads_segments
 
 say = rank_zero_only(print)  # of several processes, one speaks
 
@@ -58,12 +58,13 @@ def run(job: Job) -> dict[str, Any] | None:
     cache = Path(job.cache_dir).expanduser()
     with timed(seconds, "data"):
         tokenizer = job.model.tokenizer()
-        data = hf.load(job.task, tokenizer, cache)
+        segments = teacher_reads_segments(job)
+        data = hf.load(job.task, tokenizer, cache, segments=segments)
     L.seed_everything(job.seed, verbose=False)
     student = job.model.load(num_labels=data.num_labels)
+    check(job, data, tokenizer, student)
     about = what_it_is_of(job, data)
     checkpoint = read_checkpoint(job.ckpt_path, job, student, about) if job.ckpt_path else None
-    check(job, data, tokenizer, student)
     if job.ckpt_path and checkpoint:
         bring_milestones(Path(job.ckpt_path).parent, job.out, checkpoint)
         say(f"Going on after step {checkpoint['global_step']} ({job.ckpt_path})", flush=True)

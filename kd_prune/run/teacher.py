@@ -85,6 +85,22 @@ def load_fine_tuned(key: str, path: str, data: hf.TaskData) -> PreTrainedModel:
     return hf.Pretrained(path=path).load(num_labels=data.num_labels, head=True, key=key)
 
 
+def teacher_reads_segments(job: Job) -> bool:
+    """Whether a teacher that is not fine-tuned here is used to ``token_type_ids``.
+
+    Raises:
+        ValueError: As in `fine_tuned_config`.
+    """
+    if not job.teacher.path:
+        return False
+    config = fine_tuned_config("teacher.path", job.teacher.path)
+    try:
+        tokenizer = hf.Pretrained(path=job.teacher.path).tokenizer()
+    except ValueError:  # saved without it
+        return bool(getattr(config, "type_vocab_size", 0) > 1)
+    return models.SEGMENTS in tokenizer.model_input_names
+
+
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
     """Hold a file lock, saying so where another process has it; a dead process holds none."""

@@ -311,7 +311,31 @@ def test_tokens_are_found_again(folder, tokenizer, tmp_path, monkeypatch):
     assert sorted((cache / "tokens").iterdir()) == made
 
 
-CHANGES = ["text", "labels", "names", "tokenizer", "inputs", "max_length", "nothing"]
+@pytest.mark.parametrize("key", ["text", "validation"])
+def test_a_name_that_comes_twice_is_refused(key):
+    with pytest.raises(ValueError, match=rf"task\.{key}=\['a', 'a'\]: expected each name once"):
+        task("", **{key: ["a", "a"]})
+
+
+def test_segments_for_another_model(folder, tokenizer, tmp_path):
+    none = copy.deepcopy(tokenizer)
+    none.model_input_names = ["input_ids", "attention_mask"]
+    for split in ("train", "validation"):
+        write(folder, split, [row | {"other": "the fox"} for row in rows([0, 1, 1, 0, 1, 0])])
+    pairs = task(folder, text=["text", "other"])
+    theirs, ours = load(pairs, tokenizer, tmp_path), load(pairs, none, tmp_path, segments=True)
+    assert ours.splits["train"][:] == theirs.splits["train"][:]
+    assert max(ours.splits["train"][0]["token_type_ids"]) == 1
+    assert "token_type_ids" not in load(pairs, none, tmp_path).splits["train"].column_names
+
+
+def test_the_fingerprint_tells_which_split_is_for_what(folder, tokenizer, tmp_path):
+    splits = ["validation"], ["train", "validation"], ["validation", "train"]
+    prints = [load(task(folder, validation=v), tokenizer, tmp_path).fingerprint for v in splits]
+    assert len(set(prints)) == 3
+
+
+CHANGES = ["text", "labels", "names", "tokenizer", "inputs", "max_length", "padding", "nothing"]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -331,6 +355,9 @@ def test_tokens_are_made_anew_when_something_changed(folder, tokenizer, tmp_path
     elif change == "inputs":  # the same words, for a model that reads no segments
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    elif change == "padding":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.padding_side = "left"
     elif change == "max_length":
         max_length = 4
     write(folder, "train", rows(labels, texts))
