@@ -7,6 +7,8 @@ logits as before.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,8 +33,8 @@ def attention_returning_scores(
     Args:
         module: The attention layer.
         query: (batch, heads, length, d).
-        key: (batch, heads, length, d).
-        value: (batch, heads, length, d).
+        key: (batch, heads or an even part of them, length, d).
+        value: Like `key`.
         attention_mask: Bool, True = attend, broadcastable to (batch, heads, length, length).
         scaling: Factor of the scores; None is 1/√d.
         dropout: Probability applied to the attention weights in training.
@@ -40,6 +42,9 @@ def attention_returning_scores(
     Returns:
         Output (batch, length, heads, d) and scores (batch, heads, length, length).
     """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # several query heads share a key's
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query * scale, key.transpose(2, 3))
     seen = scores
@@ -50,7 +55,14 @@ def attention_returning_scores(
 
 
 AttentionInterface.register(SCORES, attention_returning_scores)
-AttentionMaskInterface.register(SCORES, sdpa_mask)
+
+
+def whole_mask(*args: Any, **settings: Any) -> Tensor | None:
+    """SDPA's mask, also where SDPA itself would be told ``is_causal`` instead."""
+    return sdpa_mask(*args, **(settings | {"allow_is_causal_skip": False}))
+
+
+AttentionMaskInterface.register(SCORES, whole_mask)
 
 
 def tap_attention_scores(model: PreTrainedModel) -> None:

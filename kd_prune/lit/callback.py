@@ -29,6 +29,8 @@ from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
 
 OnMilestone = Callable[[L.LightningModule, float], None]
+MANY_INPUTS = (nn.RNNBase, nn.MultiheadAttention)
+"""Layers whose weights do not all multiply the layer's input, and where no module shows theirs."""
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
@@ -202,6 +204,10 @@ class SparsityCallback(Resumable):
             trainer, "fast_dev_run", False
         ):  # a few steps, for the code's sake: all of them ramp
             schedule = Schedule(final=schedule.final)
+        if schedule and schedule.milestones and length.steps not in (None, length.total):
+            # Rests that fit into the ticks of a run with several limits may fall between its steps.
+            plan = self._make_pruner.keywords["plan"]
+            plan(schedule, total_steps=length.steps, updates=self.updates)
         return self._make_pruner(parameters, schedule, total_steps=length.total, **instead)
 
     def _listen(self, trainer: L.Trainer, module: L.LightningModule, pruner: Pruner) -> None:
@@ -229,16 +235,26 @@ class SparsityCallback(Resumable):
             )
         names = {id(parameter): name for name, parameter in pruner.parameters.items()}
 
-        def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def look(
+            name: str, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+        ) -> None:
             if layer.training:
-                pruner.observe({name: inputs[0].detach()})
+                pruner.observe({name: next(iter((*inputs, *named.values()))).detach()})
 
-        return [
-            layer.register_forward_pre_hook(partial(look, names[id(parameter)]))
-            for layer in module.modules()
-            for parameter in layer.parameters(recurse=False)
-            if id(parameter) in names
-        ]
+        hooks = []
+        for layer in module.modules():
+            for parameter in layer.parameters(recurse=False):
+                name = names.get(id(parameter))
+                if name and isinstance(layer, MANY_INPUTS):
+                    raise ValueError(
+                        f"criterion={self.criterion}: it looks at a layer's input, and {name} is "
+                        f"not all that a {type(layer).__name__} applies to its own; leave it out "
+                        "of the scope, or take another criterion"
+                    )
+                if name:
+                    look_at = partial(look, name)
+                    hooks.append(layer.register_forward_pre_hook(look_at, with_kwargs=True))
+        return hooks
 
     def _deaf(self) -> None:
         for handle in self._hooks:
@@ -251,12 +267,14 @@ class SparsityCallback(Resumable):
         """Show the criterion the gradients, unscaled and not yet clipped."""
         if self.pruner is None or not self.pruner.observes_gradients:
             return
-        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
-        if getattr(trainer.precision_plugin, "scaler", None) and not all(
-            bool(gradient.isfinite().all()) for gradient in gradients
-        ):
-            return  # the scaler is going to skip this step
-        self.pruner.observe_gradients(optimizer)
+        scaler, scale = getattr(trainer.precision_plugin, "scaler", None), 1.0
+        if scaler:
+            gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+            if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+                return  # the scaler is going to skip this step
+            if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one unscales
+                scale = scaler.get_scale()
+        self.pruner.observe_gradients(optimizer, scale)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -306,6 +324,26 @@ class SparsityCallback(Resumable):
             )
         if not trainer.should_stop or position >= self._length.total:
             self._update(self.pruner, self._length.total)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Zero what is pruned: a moving average of the weights may stand in for them."""
+        if self.pruner is not None and trainer.state.fn == "fit":
+            self.pruner.project()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Zero what is pruned in the saved weights, which may be an average's."""
+        if self.pruner is None:
+            return
+        prefix = f"{self.within}." if self.within else ""
+        masks = {f"{prefix}{name}": mask for name, mask in self.pruner.masks.items()}
+        for name, weight in checkpoint["state_dict"].items():
+            mask = masks.get(name.replace("_orig_mod.", ""))
+            if mask is not None:
+                weight.masked_fill_(~mask.to(weight.device), 0.0)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Zero what is pruned once more: averages of weights may have taken their place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -26,8 +27,8 @@ class Pruner:
 
     Weights stay plain parameters; pruned ones are set to zero in place. Masks are nested, unless
     `regrow` is asked for: what is pruned stays pruned, and so does every weight that is zero when
-    the Pruner is made, so that a model pruned before keeps its zeros. After the plan's last update
-    the masks are frozen.
+    the Pruner is made, so that a model pruned before keeps its zeros. (A tensor that is zero
+    altogether is new, and pruned like others.) After the plan's last update the masks are frozen.
 
     In a plain loop `attach` does everything; who counts steps otherwise calls `observe` before an
     optimizer step, `update` and `project` after it.
@@ -93,6 +94,8 @@ class Pruner:
         self._make_plan = plan
         self._plan_for(total_steps)
         self.masks = {name: weight.detach() != 0 for name, weight in self.parameters.items()}
+        if schedule:
+            self._wake_fresh_zeros()
         self.target = 0.0 if schedule else self.sparsity
         self.promised: Counts = {name: pruned_in(mask) for name, mask in self.masks.items()}
         """What each mask has to prune after the last update; empty where that cannot be told: one
@@ -111,6 +114,19 @@ class Pruner:
         if schedule:
             # A trial: what cannot be reached is refused now, not hours into the run.
             reached(select, self._each(lambda weight: weight.shape), self._counts(schedule.final))
+
+    def _wake_fresh_zeros(self) -> None:
+        """A mask that prunes a whole tensor would keep it from ever learning (LoRA's B is one)."""
+        fresh = [name for name, mask in self.masks.items() if not mask.any()]
+        for name in fresh:
+            self.masks[name].fill_(True)
+        if fresh:
+            others = f" and {len(fresh) - 1} more" if fresh[1:] else ""
+            warnings.warn(
+                f"{fresh[0]}{others}: zero altogether, so taken for new weights that are to be "
+                "pruned like others, not for pruned ones",
+                stacklevel=3,
+            )
 
     def _each(self, make: Callable[[nn.Parameter], Any]) -> dict[str, Any]:
         return {name: make(weight) for name, weight in self.parameters.items()}
@@ -148,8 +164,14 @@ class Pruner:
         by_criterion = getattr(self.criterion, "observes", None) == "gradient"
         return by_criterion or isinstance(self.regrow, RigL)
 
-    def observe_gradients(self, optimizer: Optimizer) -> None:
-        """Before a step of `optimizer`: look at the gradients in its parameters, if they matter."""
+    def observe_gradients(self, optimizer: Optimizer, scale: float | Tensor = 1.0) -> None:
+        """Before a step of `optimizer`: look at the gradients in its parameters, if they matter.
+
+        Args:
+            optimizer: The optimizer.
+            scale: What the gradients are multiplied with: a GradScaler leaves it to a fused
+                optimizer to take that out, and tells it in ``optimizer.grad_scale`` as it steps.
+        """
         if not self.observes_gradients:
             return
         moving = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
@@ -158,6 +180,9 @@ class Pruner:
             for name, weight in self.parameters.items()
             if weight.grad is not None and id(weight) in moving
         }
+        scale = getattr(optimizer, "grad_scale", None) or scale
+        if scale != 1.0:
+            gradients = {name: gradient / scale for name, gradient in gradients.items()}
         if getattr(self.criterion, "observes", None) == "gradient":
             self.observe(gradients)
         if isinstance(self.regrow, RigL):
@@ -308,7 +333,9 @@ class Pruner:
         counts = {name: pruned_in(mask) for name, mask in self.masks.items()}
         if self.schedule:
             shapes = self._each(lambda weight: weight.shape)
-            counts = reached(self.select, shapes, self._counts(self.schedule.final))
+            found = reached(self.select, shapes, self._counts(self.schedule.final))
+            gone = counts if self.regrow is not True else {}
+            counts = {name: max(found[name], gone.get(name, 0)) for name in found}
         tensors = [
             PlannedTensor(name=n, shape=tuple(w.shape), size=w.numel(), pruned=counts[n])
             for n, w in self.parameters.items()

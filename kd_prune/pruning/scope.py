@@ -90,6 +90,7 @@ class Scope:
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
 
+HALVES = ("weight_g", "weight_v")
 LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)
 
 
@@ -168,8 +169,15 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """The weights of a layer: all it holds of two or more dimensions."""
-    return [p for p in module.parameters(recurse=False) if p.ndim >= 2] if _is_layer(module) else []
+    """The weights of a layer: what it holds of two or more dimensions and calls so.
+
+    Not the halves of an old ``weight_norm``: an emptied row of one is divided by its length, 0.
+    """
+    return [
+        parameter
+        for name, parameter in module.named_parameters(recurse=False)
+        if _is_layer(module) and parameter.ndim >= 2 and "weight" in name and name not in HALVES
+    ]
 
 
 def _of_other_modules(model: nn.Module) -> set[int]:

@@ -1,6 +1,11 @@
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, DebertaV2Config
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    LlamaConfig,
+)
 
 from kd_prune.hf.attention import SCORES, tap_attention_scores
 from kd_prune.hf.models import forward, prepare
@@ -92,6 +97,30 @@ def test_gradients_of_the_logits_are_as_before(family):
             assert actual.grad is None, name
         else:
             torch.testing.assert_close(actual.grad, expected.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["bert as a decoder", "llama", "llama, shared keys"])
+def test_causal_models_stay_causal(kind, padded):
+    """SDPA may be told so instead of being given a mask, and whoever returns scores is not SDPA."""
+    sizes = {"vocab_size": 31, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 12, "pad_token_id": 0, "initializer_range": 0.5}
+    if kind.startswith("bert"):
+        config = BertConfig(**sizes, is_decoder=True)
+    else:
+        config = LlamaConfig(**sizes, num_key_value_heads=2 if "shared" in kind else 4)
+    torch.manual_seed(0)
+    made = AutoModelForSequenceClassification.from_config(config).eval()
+    ids = torch.arange(5, 17).view(2, 6)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, 4:] = 0
+    rows = {"input_ids": ids, "attention_mask": mask}
+    expected = forward(made, rows, frozenset())
+    tap_attention_scores(made)
+    actual = forward(made, rows, SCORES_TOO)
+    assert actual.attention_scores[0].shape == (2, 4, 6, 6)
+    torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=0)
 
 
 def test_deberta_is_refused():

@@ -8,13 +8,18 @@ from datetime import timedelta
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
 from kd_prune.lit import SparsityCallback
-from kd_prune.pruning import Scope
+from kd_prune.pruning import Scope, Wanda
 
 BATCHES, CLASSES = 6, 3
 
@@ -337,6 +342,39 @@ def test_averaged_weights_are_sparse_in_the_end(tmp_path, averaging, first):
         assert zeros == round(0.9 * size), name
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_moving_average_is_validated_and_saved_as_sparse_as_it_is_said_to_be(tmp_path, first):
+    seen = []
+
+    class Validated(Theirs):
+        def validation_step(self, batch, index):
+            rows = zeros_per_tensor(self, pruning).values()
+            seen.append((sum(zeros for zeros, _ in rows), pruning.pruned))
+
+    module = Validated(mlp(), (8,))
+    pruning = SparsityCallback(0.9, end=0.9, updates=10)
+    # Within an epoch what is saved is what the callback that comes last makes of it.
+    saved = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=None if first else 4)
+    trainer = make_trainer(
+        tmp_path,
+        *(pruning, EMAWeightAveraging(decay=0.9))[:: 1 if first else -1],
+        saved,
+        max_epochs=4,
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, module.batches(), module.batches())
+    assert len(seen) == 4 * BATCHES
+    assert all(zeros == pruned for zeros, pruned in seen)
+    assert seen[0][1] < seen[-1][1]
+    files = list(tmp_path.glob("*.ckpt"))
+    assert len(files) == (4 if first else 6)
+    for file in files:
+        checkpoint = torch.load(file, weights_only=True)
+        for name, mask in checkpoint["callbacks"]["SparsityCallback"]["pruner"]["masks"].items():
+            assert not checkpoint["state_dict"][name][~mask].any()
+
+
 @pytest.mark.parametrize("options", [{}, {"begin": 0.2, "end": 0.4}])
 def test_fast_dev_run(tmp_path, options):
     module = Theirs(mlp(), (8,))
@@ -357,6 +395,46 @@ def test_a_run_limited_by_time(tmp_path, monkeypatch):
     trainer.fit(module, module.batches())
     assert trainer.global_step == 8
     assert_exact(module, pruning)
+
+
+def test_rests_have_to_fit_between_steps_whatever_else_may_end_the_run(tmp_path):
+    pruning = SparsityCallback(0.8, end=0.5, milestones=[0.3, 0.6], hold=0.08)
+    module = Theirs(mlp(), (8,))
+    trainer = make_trainer(tmp_path, pruning, max_epochs=2, max_time=timedelta(hours=2))
+    with pytest.raises(ValueError, match=r"hold=0\.08: .*2 rests must fit into it"):
+        trainer.fit(module, module.batches())
+
+
+@pytest.mark.parametrize("network", ["recurrent", "attention"])
+def test_inputs_that_no_layer_shows_are_not_guessed_at(tmp_path, network):
+    if network == "recurrent":
+        module = Theirs(Recurrent(), (3, 8))
+    else:
+        encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        module = Theirs(nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, CLASSES)), (3, 8))
+    with pytest.raises(ValueError, match=r"criterion=Wanda\(\).*leave it out of the scope"):
+        make_trainer(tmp_path, SparsityCallback(criterion=Wanda())).fit(module, module.batches())
+
+
+def test_inputs_may_be_given_by_name(tmp_path):
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = mlp()
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(input=x)
+            return x
+
+    masks = []
+    for network in (mlp, ByName):
+        torch.manual_seed(0)
+        module = Theirs(network(), (8,))
+        pruning = SparsityCallback(criterion=Wanda())
+        make_trainer(tmp_path, pruning).fit(module, module.batches())
+        masks.append(list(pruning.pruner.masks.values()))
+    assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))
 
 
 def test_a_stream_needs_an_end(tmp_path):

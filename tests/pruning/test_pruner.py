@@ -1,5 +1,6 @@
 import copy
 import io
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from kd_prune.pruning.allocation import Global
+from kd_prune.pruning.criterion import Movement
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.rigl import RigL
@@ -418,3 +420,46 @@ def test_processes_agree_on_masks_before_anything_hangs_on_them(regrow):
             assert torch.equal(pruner.masks[name], mask)
             assert torch.equal(pruner.parameters[name] != 0, mask & (pruner.parameters[name] != 0))
     assert not said
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, None])
+def test_a_tensor_that_is_zero_altogether_is_new_if_there_is_a_ramp(schedule):
+    """LoRA's B begins at zero; a mask that prunes all of it would keep it there for good."""
+    model = make_model()
+    nn.init.zeros_(model[2].weight)
+    with torch.no_grad():
+        model[0].weight[:10] = 0.0
+    with pytest.warns(UserWarning, match=r"^2\.weight: zero alt") if schedule else nullcontext():
+        pruner = make_pruner(model, schedule)
+    run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
+    zeros = {name: int((weight == 0).sum()) for name, weight in weights_of(model).items()}
+    assert zeros == {"0.weight": 70, "2.weight": round(0.9 * 33) if schedule else 33}
+
+
+def test_the_plan_counts_what_is_zero_already():
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight[:10] = 0.0
+    plan = make_pruner(model, Schedule(final=0.5)).preview()
+    assert [tensor.pruned for tensor in plan.tensors] == [70, 16]
+    plan = make_pruner(model, Schedule(final=0.5), regrow=True).preview()
+    assert [tensor.pruned for tensor in plan.tensors] == [38, 16]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_criterion_sees_gradients_as_they_are_whoever_unscales_them(fused):
+    scores = []
+    for scale in (1.0, 1024.0):
+        model = make_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        pruner = make_pruner(model, criterion=Movement())
+        pruner.attach(optimizer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(2, 7)).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        scores.append(pruner.state_dict()["memory"]["0.weight"]["score"])
+    assert scores[0].abs().max() > 0
+    torch.testing.assert_close(*scores)

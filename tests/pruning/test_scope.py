@@ -122,6 +122,7 @@ def test_default_scope_with_tied_and_frozen_weights():
     }
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 def test_default_scope_knows_layers_by_what_they_are():
     model = nn.ModuleDict(
         {
@@ -129,7 +130,8 @@ def test_default_scope_knows_layers_by_what_they_are():
             "up": nn.ConvTranspose2d(4, 4, 2),
             "norm": nn.LayerNorm([4, 4]),
             "lstm": nn.LSTM(4, 4, proj_size=2),
-            "attention": nn.MultiheadAttention(4, 2),
+            "attention": nn.MultiheadAttention(4, 2, add_bias_kv=True),
+            "halves": torch.nn.utils.weight_norm(nn.Linear(4, 4)),
             "bilinear": nn.Bilinear(4, 4, 4),
             "embed": nn.EmbeddingBag(5, 4),
             "out": nn.Linear(4, 2),
@@ -146,7 +148,16 @@ def test_default_scope_knows_layers_by_what_they_are():
         "attention.out_proj.weight",
         "bilinear.weight",
     ]
-    assert set(scope.left) == {"norm.weight", "norm.bias", "embed.weight", "out.weight"}
+    assert set(scope.left) == {
+        "norm.weight",
+        "norm.bias",
+        "attention.bias_k",
+        "attention.bias_v",
+        "halves.weight_g",  # an emptied row of it would be divided by its length, 0
+        "halves.weight_v",
+        "embed.weight",
+        "out.weight",
+    }
 
 
 def test_default_scope_finds_a_head_for_each_network():
