@@ -607,8 +607,31 @@ def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
     refused(r"with sparsity\.final=0\.9 where this one has 0\.5", out / "last.ckpt", final=0.5)
     other = {"text": ["things"]}
     refused(r"of another run, with data=.* where this one has", out / "last.ckpt", task=other)
+    other = {"seed": 0, "optimizer": {"lr": 1e-6}}
+    refused(r"with optimizer\.lr=None where this one has 1e-06", out / "last.ckpt", config=other)
+    state = torch.load(out / "last.ckpt", weights_only=True)
+    state["callbacks"]["ResumePoint"]["about"]["distillation.terms.embeddings.weight"] = 0.5
+    torch.save(state, tmp_path / "weighed.ckpt")
+    refused(r"distillation\.terms\.embeddings\.weight=0\.5 where", tmp_path / "weighed.ckpt")
     other = {"batch_size": 2 * BATCH}
     refused(r"of another run, with task\.batch_size=16 where", out / "last.ckpt", task=other)
+
+
+def test_a_fit_that_was_stopped_on_its_ramp_is_no_success(make_job, tmp_path):
+    class Stop(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    job = make_job(tmp_path, sparsity=SparsityCallback(0.9, updates=4), callbacks={"stop": Stop()})
+    with (
+        pytest.warns(UserWarning, match="the fit was stopped"),
+        pytest.raises(
+            PromiseError, match=r"ended on the ramp, at sparsity 0\.\d+ of 0\.9; let it train"
+        ),
+    ):
+        run(job)
+    assert not (tmp_path / "result.json").exists()
+    assert (tmp_path / "student").is_dir()
 
 
 # Milestones

@@ -192,6 +192,16 @@ def verify(promise: Promise, report: SparsityReport, folder: Path) -> None:
         )
 
 
+def verify_reached(pruner: Pruner, out: Path) -> None:
+    """Raise PromiseError if the fit ended on the ramp, before the last update that was planned."""
+    end = max(pruner.plan.items(), default=(0, pruner.target))[1]
+    if pruner.target != end:
+        raise PromiseError(
+            f"the fit in {out} ended on the ramp, at sparsity {pruner.target:.4g} of {end:g}; let "
+            "it train until sparsity.end (its last.ckpt can go on)"
+        )
+
+
 def verify_history(history: History) -> None:
     """Raise PromiseError unless the metrics file, read back, holds every value of the fit."""
     with history.path.open(newline="") as handle:

@@ -35,10 +35,24 @@ def load_checkpoint(path: str) -> Any:
         raise CheckpointError(f"ckpt_path={path}: truncated or no checkpoint ({reason})") from error
 
 
+OF_THE_FIT = ("teacher", "student", "sparsity", "distillation", "optimizer")
+"""Groups of the configuration that a fit hangs on, whole."""
+OF_THE_TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
+OF_THE_REPORT = ("student.min_retained", "sparsity.verbose")
+
+
 def what_it_is_of(job: Job, data: TaskData) -> dict[str, Any]:
-    """What a checkpoint of a student's fit says of its run, and one that goes on has to share."""
+    """What a checkpoint of a student's fit says of its run, and one that goes on has to share.
+
+    Optimizer and learning rate come from the checkpoint, and so does the place on the ramp: with
+    other settings the result would be called what it is not.
+    """
     schedule = job.sparsity.schedule if job.sparsity else None
+    groups = {name: job.config[name] for name in OF_THE_FIT if name in job.config}
+    trainer = job.config.get("trainer", {})
+    settings = leaves({**groups, "trainer": {k: trainer.get(k) for k in OF_THE_TRAINER}})
     return {
+        **{name: value for name, value in settings.items() if name not in OF_THE_REPORT},
         "data": data.fingerprint[:12],
         "seed": job.seed,
         "task.batch_size": job.task.batch_size,
@@ -46,6 +60,21 @@ def what_it_is_of(job: Job, data: TaskData) -> dict[str, Any]:
         "sparsity.final": schedule.final if schedule else None,
         "sparsity.milestones": list(schedule.milestones) if schedule else [],
     }
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value of everything below.
+
+    >>> leaves({"a": {"b": 1, "c": [2]}, "d": None})
+    {'a.b': 1, 'a.c': [2], 'd': None}
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= leaves(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
 
 
 def read_checkpoint(
@@ -69,11 +98,11 @@ def read_checkpoint(
             f"{kinds[not pruned]}; take the last.ckpt of a run folder"
         )
     theirs = checkpoint["callbacks"].get("ResumePoint", {}).get("about", {})
-    for name, ours in about.items():
-        if name in theirs and theirs[name] != ours:
+    for name in (*about, *theirs):
+        if theirs.get(name) != about.get(name):
             raise CheckpointError(
-                f"ckpt_path={path}: a checkpoint of another run, with {name}={theirs[name]} where "
-                f"this one has {ours}; give the command that it is of"
+                f"ckpt_path={path}: a checkpoint of another run, with {name}={theirs.get(name)} "
+                f"where this one has {about.get(name)}; give the command that it is of"
             )
     return dict(checkpoint)
 

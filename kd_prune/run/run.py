@@ -23,6 +23,7 @@ from kd_prune.run.check import (
     student_scope,
     verify,
     verify_history,
+    verify_reached,
     verify_retained,
 )
 from kd_prune.run.checkpoint import read_checkpoint, what_it_is_of
@@ -88,6 +89,8 @@ def run(job: Job) -> dict[str, Any] | None:
     hf.save(student, tokenizer, folder, data.labels)
 
     pruner = job.sparsity.pruner if job.sparsity else None
+    if pruner:
+        verify_reached(pruner, job.out)
     with timed(seconds, "evaluation"):
         promise = Promise.of(pruner) if pruner else None
         student_metrics, report = judge(alone, data, tokenizer, folder, scope, promise)
