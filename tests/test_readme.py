@@ -56,7 +56,7 @@ def composed(tmp_path_factory):
     (task,) = [block for block in blocks("yaml") if "name: reviews" in block]
     (conf / "task" / "reviews.yaml").write_text(task)
     (mine,) = [block for block in blocks("yaml") if "mine.score" in block]
-    (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{mine}")
+    (conf / "experiment" / "mine.yaml").write_text(mine)
 
     def compose_job(words):
         with initialize_config_dir(version_base="1.3", config_dir=str(conf)):

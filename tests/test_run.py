@@ -617,6 +617,32 @@ def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
     refused(r"of another run, with task\.batch_size=16 where", out / "last.ckpt", task=other)
 
 
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_model_that_has_one_answer_to_everything_is_named(
+    done, make_job, tmp_path, caplog, learnt
+):
+    model = AutoModelForSequenceClassification.from_pretrained(done[2]["teacher"]["path"])
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([1e4] + [0.0] * 7) if not learnt else 0.0)
+    if learnt:  # two classes at least, whatever the rows
+        torch.nn.init.normal_(model.classifier.weight, std=10.0)
+    folder = tmp_path / "teacher"
+    shutil.copytree(done[2]["teacher"]["path"], folder)
+    model.save_pretrained(folder)
+    run(make_job(tmp_path / "run", teacher=Teacher(path=str(folder))))
+    said = "Every row of validation got the same class, animal: the model learnt nothing"
+    assert (said in caplog.text) == (not learnt)
+
+
+def test_words_that_a_model_does_not_know_are_told_of(make_job, tmp_path, caplog):
+    for split in ("train", "validation"):
+        rows = [{"text": f"{'zyzzyva ' * 4}{i}", "label": i % 2} for i in range(BATCH)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    unknown = hf.Task(name="rare", path=str(tmp_path), text=["text"], batch_size=BATCH)
+    run(dataclasses.replace(make_job(tmp_path / "out", final=0.5), task=unknown))
+    assert "does not know 71 % of the tokens of task=rare; take a model" in caplog.text
+
+
 def test_a_fit_that_was_stopped_on_its_ramp_is_no_success(make_job, tmp_path):
     class Stop(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from dataclasses import dataclass
 from inspect import signature
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from datasets import Dataset
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +24,8 @@ from kd_prune.pruning import Pruner, Scope, SparsityReport
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.run.job import Job
 from kd_prune.run.teacher import load_fine_tuned
+
+log = logging.getLogger(__name__)
 
 
 def check(
@@ -68,6 +72,7 @@ def check(
             )
         if job.student.init == "teacher":
             models.check_same_shapes(student, teacher)
+    warn_of_unknown_words(job, rows, tokenizer)
     check_lengths(job, data, min(models.positions(model) for model in (student, teacher)))
     requires = job.distillation.requires
     for model in (student, teacher):
@@ -94,6 +99,22 @@ def check_words(teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:
     models.check_vocabularies(tokenizer, theirs)
 
 
+def warn_of_unknown_words(
+    job: Job, rows: Dataset, tokenizer: PreTrainedTokenizerBase, sample: int = 1000
+) -> None:
+    """Warn where most tokens of the first rows are unknown: the model knows other words."""
+    tokens = [token for row in rows[:sample]["input_ids"] for token in row]
+    unknown = sum(token == tokenizer.unk_token_id for token in tokens) / len(tokens)
+    if unknown > 0.5:
+        log.warning(
+            "model.path=%s: its tokenizer does not know %.0f %% of the tokens of task=%s; take a "
+            "model that reads such texts (model=minilm, …)",
+            job.model.path,
+            100 * unknown,
+            job.task.name,
+        )
+
+
 def check_lengths(job: Job, data: hf.TaskData, positions: float) -> None:
     """Raise ValueError if a row has more tokens, or is padded to more, than models can read."""
     if (job.task.pad_to or 0) > positions:
@@ -106,7 +127,8 @@ def check_lengths(job: Job, data: hf.TaskData, positions: float) -> None:
             if (longest := max(map(len, rows["input_ids"]))) > positions:
                 raise ValueError(
                     f"task.max_length={job.task.max_length}: a row of the {split} split has "
-                    f"{longest} tokens, the model reads {positions} at most; set it to that"
+                    f"{longest} tokens, the model reads {positions} at most; set it to that, or "
+                    "take a model that reads more (model=…)"
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from kd_prune.hf import models
 from kd_prune.lit import DistillModule, metric_collection
 from kd_prune.run.job import Job
 
+log = logging.getLogger(__name__)
 Metrics = dict[str, float]
 
 
@@ -98,10 +100,25 @@ def together(trainer: L.Trainer) -> Iterator[None]:
 def evaluate(
     job: Job, data: hf.TaskData, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> Metrics:
-    """Metrics of a model on the validation splits, by name."""
+    """Metrics of a model on the validation splits, by name; warns where all rows get one class."""
     module = make_module(job, data, model)
     _, validation = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     trainer = make_trainer(job, [], logger=False, enable_model_summary=False)
-    rows = trainer.validate(module, list(validation.values()), verbose=False)
+    answers = set[int]()
+
+    def look(model: nn.Module, inputs: Any, outputs: Any) -> None:
+        answers.update(outputs.logits.argmax(-1).unique().tolist())
+
+    with model.register_forward_hook(look):
+        rows = trainer.validate(module, list(validation.values()), verbose=False)
+    labels = {label for split in validation for label in data.splits[split]["labels"]}
+    if data.num_labels > 1 and len(answers) == 1 < len(labels):
+        log.warning(
+            "Every row of %s got the same class, %s: the model learnt nothing. More steps "
+            "(trainer.max_epochs, teacher.max_epochs) or another learning rate may help "
+            "(experiment=recovery_global has both).",
+            " and ".join(validation),
+            data.labels[answers.pop()],
+        )
     values = {name: value for row in rows for name, value in row.items()}
     return {name.removeprefix("val/").split("/dataloader")[0]: v for name, v in values.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -21,26 +23,21 @@ from .script import SCRIPT
 CARD = """---
 configs:
 - config_name: mrpc
-  data_files:
-  - split: train
-    path: mrpc/train-*
-  - split: validation
-    path: mrpc/validation-*
+  data_files: [{split: train, path: mrpc/train-*}, {split: validation, path: mrpc/validation-*}]
+- config_name: stsb
+  data_files: [{split: train, path: stsb/train-*}, {split: validation, path: stsb/validation-*}]
 dataset_info:
 - config_name: mrpc
   features:
-  - name: sentence1
-    dtype: string
-  - name: sentence2
-    dtype: string
+  - {name: sentence1, dtype: string}
+  - {name: sentence2, dtype: string}
   - name: label
-    dtype:
-      class_label:
-        names:
-          '0': not_equivalent
-          '1': equivalent
+    dtype: {class_label: {names: {'0': not_equivalent, '1': equivalent}}}
 ---
 """
+README = (SCRIPT.parent / "README.md").read_text()
+ON_REAL_TASKS = re.findall(r"^python train\.py (.*task=mrpc.*)$", README, flags=re.MULTILINE)
+SMALL = ("task.batch_size=16", "trainer.max_epochs=1", "teacher.max_epochs=1", "sparsity.updates=2")
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +47,18 @@ def hub(tmp_path_factory):
     model = make_model(str(root / "made"), layers=2, hidden_size=16, heads=2)
     shutil.copytree(model, root / "models/sentence-transformers/all-MiniLM-L6-v2")
     glue = root / "datasets/nyu-mll/glue"
-    (glue / "mrpc").mkdir(parents=True)
+    for task in ("mrpc", "stsb"):
+        (glue / task).mkdir(parents=True)
     (glue / "README.md").write_text(CARD)
     draw = random.Random(0)  # noqa: S311
     for split, count in (("train", 64), ("validation", 16)):
         first, second = (
             [" ".join(draw.choices("abcdefgh", k=5)) for _ in range(count)] for _ in "12"
         )
-        rows = {"sentence1": first, "sentence2": second, "label": [i % 2 for i in range(count)]}
-        pq.write_table(pa.table(rows), glue / "mrpc" / f"{split}-00000-of-00001.parquet")
+        rows = {"sentence1": first, "sentence2": second}
+        for task, kind in (("mrpc", pa.int64()), ("stsb", pa.float32())):
+            table = pa.table(rows | {"label": pa.array([i % 2 for i in range(count)], kind)})
+            pq.write_table(table, glue / task / f"{split}-00000-of-00001.parquet")
     with serving(root) as (address, asked):
         yield address, asked
 
@@ -68,7 +68,7 @@ def call(hub, tmp_path_factory):
     """``train.py`` on a machine that has never asked this hub for anything."""
     home = tmp_path_factory.mktemp("home")
 
-    def run(out, *overrides, offline="0"):
+    def run(*words, offline="0"):
         # A cache or a token of whoever runs the tests has no business here.
         theirs = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "HUB_")
         clean = {name: v for name, v in os.environ.items() if not name.startswith(theirs)}
@@ -80,25 +80,24 @@ def call(hub, tmp_path_factory):
             "PYTHONWARNINGS": "ignore",
             "no_proxy": "127.0.0.1",
         }
-        command = [
-            *(sys.executable, str(SCRIPT), "task=mrpc", "task.batch_size=16", "model=minilm"),
-            *("trainer.max_epochs=1", "teacher.max_epochs=1", "sparsity.updates=2"),
-            f"trainer.accelerator={os.environ['KD_PRUNE_TEST_ACCELERATOR']}",
-            *(f"hydra.run.dir={out}", *overrides),
-        ]
+        accelerator = f"trainer.accelerator={os.environ['KD_PRUNE_TEST_ACCELERATOR']}"
+        command = [sys.executable, str(SCRIPT), *words, *SMALL, accelerator]
         return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
 
     return run
 
 
+MRPC = ("task=mrpc", "model=minilm")
+
+
 def test_by_id_and_then_without_the_hub(call, hub, tmp_path):
-    online = call(tmp_path / "online")
+    online = call(*MRPC, f"hydra.run.dir={tmp_path}/online")
     assert online.returncode == 0, online.stderr
     asked = " ".join(hub[1])
     assert "all-MiniLM-L6-v2" in asked
     assert "mrpc/train-00000-of-00001.parquet" in asked
     before = len(hub[1])
-    offline = call(tmp_path / "offline", offline="1")
+    offline = call(*MRPC, f"hydra.run.dir={tmp_path}/offline", offline="1")
     assert offline.returncode == 0, offline.stderr
     assert len(hub[1]) == before
     results = [
@@ -108,9 +107,27 @@ def test_by_id_and_then_without_the_hub(call, hub, tmp_path):
     assert results[0]["config"]["task"]["path"] == "nyu-mll/glue"
 
 
+@pytest.mark.parametrize("command", ON_REAL_TASKS)
+def test_what_the_readme_says_of_real_tasks_runs(call, tmp_path, command):
+    sweep = command.startswith("-m ")
+    found = call(*command.split(), f"hydra.{'sweep' if sweep else 'run'}.dir={tmp_path}/out")
+    assert found.returncode == 0, found.stderr
+    results = list((tmp_path / "out").glob("*/result.json" if sweep else "result.json"))
+    jobs = math.prod(word.count(",") + 1 for word in command.split()) if sweep else 1
+    assert len(results) == jobs
+    for file in results:
+        result = json.loads(file.read_text())
+        asked = result["config"]["sparsity"]["final"]
+        assert result["sparsity"] == pytest.approx(asked, abs=1e-3)
+
+
+def test_the_readme_says_how_to_run_on_real_tasks():
+    assert len(ON_REAL_TASKS) == 2
+
+
 @pytest.mark.parametrize("key", ["model.path", "task.path"])
 def test_what_the_hub_does_not_have_is_one_line(call, tmp_path, key):
-    found = call(tmp_path, f"{key}=nobody/nothing")
+    found = call(*MRPC, f"{key}=nobody/nothing", f"hydra.run.dir={tmp_path}")
     assert found.returncode == 1
     line = found.stderr.strip().splitlines()[-1]
     assert f"error: {key}=nobody/nothing" in line
