@@ -26,7 +26,7 @@ install: $(DEV)  ## make .venv with the pinned packages, test and development on
 demo: $(RUN)  ## prune 95 % of a tiny BERT while it learns; offline, under 90 s, ends with the result's folder
 	$(BIN)/python train.py $(ARGS)
 
-demo-ablation: $(RUN)  ## the same with and without distillation and at one stroke, three seeds each
+demo-ablation: $(RUN)  ## the same with and without distillation and one-shot, three seeds each
 	$(BIN)/python benchmarks/ablation.py $(ARGS)
 
 smoke: $(RUN)  ## every stage in under 30 s, offline; fails if the result is not as promised
