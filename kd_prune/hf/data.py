@@ -82,12 +82,14 @@ def load(
 def read_split(task: Task, split: str, cache: Path) -> Dataset:
     """One split as it comes, from a local folder or the hub."""
     folder = Path(task.path).expanduser()
+    file = split_file(task, folder, split) if folder.is_dir() else None
     source: dict[str, Any] = {"path": task.path, "name": task.subset}
-    if folder.is_dir():
-        file = split_file(task, folder, split)
-        source = {"path": FORMATS[file.suffix], "data_files": {split: str(file)}}
+    place = cache / "datasets"
     try:
-        return load_dataset(**source, split=split, cache_dir=str(cache / "datasets"))
+        if file:  # datasets tells files by time; one that a copy replaced may have the same
+            source = {"path": FORMATS[file.suffix], "data_files": {split: str(file)}}
+            place /= file_hash(file)
+        return load_dataset(**source, split=split, cache_dir=str(place))
     except Exception as error:  # the hub, the disk and every parser raise their own
         cause = error.__cause__  # datasets wraps what a parser said in what it did
         cause = cause if isinstance(cause, Exception) else error
@@ -98,6 +100,12 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
             known = str(cause).strip().splitlines()[0]
             raise ValueError(f"task.{key}={split}: not a split of {task.path} ({known})") from error
         raise unreachable("task.path", task.path, cause) from error
+
+
+def file_hash(file: Path) -> str:
+    """Short hash of a file's content."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 def split_file(task: Task, folder: Path, split: str) -> Path:

@@ -6,6 +6,7 @@ import copy
 import csv
 import datetime
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -309,6 +310,19 @@ def test_tokens_are_found_again(folder, tokenizer, tmp_path, monkeypatch):
     assert second.fingerprint == first.fingerprint
     assert second.splits["train"][:] == first.splits["train"][:]
     assert sorted((cache / "tokens").iterdir()) == made
+
+
+def test_a_file_that_another_of_the_same_time_replaced_is_read(folder, tokenizer, tmp_path):
+    """As `cp -p`, `rsync -t` and archives leave it."""
+    file = folder / "train.jsonl"
+    before = load(task(folder), tokenizer, tmp_path / "cache")
+    times = file.stat()
+    write(folder, "train", rows([1, 0, 0, 1, 0, 1]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = load(task(folder), tokenizer, tmp_path / "cache")
+    assert labels_of(before) == [0, 1, 1, 0, 1, 0]
+    assert labels_of(after) == [1, 0, 0, 1, 0, 1]
+    assert after.fingerprint != before.fingerprint
 
 
 @pytest.mark.parametrize("key", ["text", "validation"])
