@@ -470,10 +470,9 @@ def loaders(
     validation: dict[str, DataLoader[dict[str, Tensor]]] = {}
     for split in task.validation:
         rows = data.splits[split]
-        by_length = np.argsort(row_lengths(rows), kind="stable")
         validation[split] = DataLoader(
-            rows.select(by_length),
-            batch_size=task.eval_batch_size,
+            rows,
+            batch_sampler=validation_batches(row_lengths(rows), task.eval_batch_size),
             collate_fn=collate,
             generator=torch.Generator(),
         )
@@ -481,6 +480,16 @@ def loaders(
         train, batch_sampler=batches, collate_fn=collate, generator=torch.Generator()
     )
     return loader, validation
+
+
+def validation_batches(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Rows by length, cut into batches, in an order that depends on their number alone.
+
+    So that the first few, which ``trainer.limit_val_batches`` takes, are not the shortest.
+    """
+    rows = np.argsort(lengths, kind="stable").tolist()
+    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [batches[i] for i in np.random.default_rng(0).permutation(len(batches))]
 
 
 def row_lengths(tokens: Dataset) -> np.ndarray:

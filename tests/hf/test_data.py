@@ -17,10 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from kd_prune.hf import Task, data, load, loaders
-from kd_prune.hf.data import Classes, LengthGroupedBatches, ResumableLoader, target_values
+from kd_prune.hf.data import (
+    Classes,
+    LengthGroupedBatches,
+    ResumableLoader,
+    target_values,
+    validation_batches,
+)
 from kd_prune.hf.tiny import make_model
 
 TEXTS = ["the old fox", "hammer", "the small green canoe and the lute", "zinc", "oak", "pear"]
@@ -496,7 +504,7 @@ def test_a_finished_or_left_epoch_is_not_gone_on_with():
 
 
 def test_validation_rows_come_in_no_order_that_matters(folder, tokenizer, tmp_path):
-    """Sorted by length, whatever the order in the file; each row once with its own label."""
+    """Grouped by length, whatever the order in the file; each row once with its own label."""
     found = load(task(folder), tokenizer, tmp_path / "cache")
     chosen = task(folder, validation=["train"], eval_batch_size=4)
     seen = set()
@@ -508,7 +516,27 @@ def test_validation_rows_come_in_no_order_that_matters(folder, tokenizer, tmp_pa
         ):
             seen.add((tokenizer.decode(ids[mask.bool()], skip_special_tokens=True), int(label)))
     assert seen == {(row["text"], row["label"]) for row in rows([0, 1, 1, 0, 1, 0])}
-    assert shapes == sorted(shapes)
+    longest = sorted(map(len, found.splits["train"]["input_ids"]))
+    assert sorted(shapes) == [longest[3], longest[5]]
+
+
+@given(st.integers(1, 300), st.integers(1, 9), st.integers(0, 9))
+def test_the_order_of_validation_batches_depends_on_their_number_alone(number, batch_size, seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(4, 128, size=number)
+    batches = validation_batches(lengths, batch_size)
+    places = validation_batches(np.arange(number), batch_size)
+    by_length = np.argsort(lengths, kind="stable")
+    assert batches == [by_length[rows].tolist() for rows in places]
+    assert sorted(row for batch in batches for row in batch) == list(range(number))
+
+
+@pytest.mark.parametrize("batch_size", [4, 16, 32])
+def test_a_share_of_the_validation_batches_is_not_the_shortest_rows(batch_size):
+    batches = validation_batches(SKEWED, batch_size)
+    share = SKEWED[np.concatenate(batches[: len(batches) // 10])]
+    assert abs(share.mean() / SKEWED.mean() - 1) < 0.35  # sorted: 0.19 of the mean
+    assert share.min() < np.quantile(SKEWED, 0.25) < np.quantile(SKEWED, 0.75) < share.max()
 
 
 def test_pad_to_gives_one_shape(folder, tokenizer, tmp_path):
