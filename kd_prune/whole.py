@@ -27,6 +27,9 @@ def write(path: Path, text: str) -> None:
 def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder to fill, which gets its name when it is full; nothing is left if it never is.
 
+    One that it replaces keeps another name until it has: a failure brings that one back, and a kill
+    in between leaves it, whole, as ``<name>.<32 digits>``.
+
     Args:
         path: Its name.
         replace: Whether it takes the place of one that is there; else the one that is there stays,
@@ -36,12 +39,12 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         OSError: As in `write`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = beside(path)
+    scratch, before = beside(path), beside(path)
     scratch.mkdir()
     try:
         yield scratch
-        if replace and path.exists():
-            shutil.rmtree(path)
+        if replace and path.is_dir():
+            path.rename(before)
         try:
             scratch.rename(path)
         except OSError:
@@ -49,6 +52,9 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if before.exists() and not path.exists():
+            before.rename(path)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def beside(path: Path) -> Path:
