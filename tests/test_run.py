@@ -18,6 +18,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -45,6 +46,7 @@ from kd_prune.pruning import NM, PerType, Rows, Scope, SparsityReport
 from kd_prune.run import Job, PromiseError, Student, Teacher, run
 from kd_prune.run.check import Promise, verify, verify_history, verify_retained
 from kd_prune.run.milestones import Milestones
+from kd_prune.run.teacher import teacher_if_whole
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
 LABELS = ["animal", "fruit", "garment", "instrument", "metal", "tool", "tree", "vessel"]
@@ -298,6 +300,35 @@ def test_an_interrupted_teacher_is_gone_on_with(done, make_job, tmp_path, cache)
     path = Path(result["teacher"]["path"])
     assert weights(path) == weights(Path(whole["teacher"]["path"]))
     assert not path.with_suffix(".ckpt").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "headless", "no config", "metrics"])
+def test_a_damaged_teacher_of_the_cache_is_made_anew(done, make_job, tmp_path, caplog, damage):
+    _, _, first = done
+    theirs = Path(first["teacher"]["path"])
+    folder = tmp_path / "teachers" / theirs.name
+    shutil.copytree(theirs, folder)
+    file = folder / "model.safetensors"
+    if damage == "truncated":
+        file.write_bytes(weights(folder)[: file.stat().st_size // 2])
+    elif damage == "headless":
+        tensors = load_file(file)
+        del tensors["classifier.weight"]
+        save_file(tensors, file, metadata={"format": "pt"})
+    elif damage == "no config":
+        (folder / "config.json").unlink()
+    else:
+        (folder / "metrics.json").write_text("{")
+    random = torch.get_rng_state()
+    assert teacher_if_whole(folder, hf.TaskData({}, tuple(LABELS), "")) is None
+    assert torch.equal(torch.get_rng_state(), random)  # or dropout would be another
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "kd_prune.run.teacher"]
+    assert said.startswith(f"{folder}: a damaged teacher, fine-tuned anew (")
+    assert "\n" not in said
+    assert "model.path" not in said
+    result = run(make_job(tmp_path / "out", cache_dir=str(tmp_path)))
+    assert weights(folder) == weights(theirs)
+    assert result["teacher"] == first["teacher"] | {"path": str(folder)}
 
 
 def test_a_teacher_keeps_its_own_batch_size(done, make_job, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from filelock import FileLock
 from filelock import Timeout as LockTaken
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +24,8 @@ from kd_prune.run.checkpoint import if_whole
 from kd_prune.run.fit import evaluate, make_module, make_trainer
 from kd_prune.run.job import Job
 from kd_prune.run.outcome import versions, write_json
+
+log = logging.getLogger(__name__)
 
 
 def obtain_teacher(
@@ -39,11 +43,38 @@ def obtain_teacher(
     folder = cache / "teachers" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(folder.with_suffix(".lock")):
-        if not (folder / "metrics.json").is_file():
-            fine_tune(job, data, tokenizer, model, folder)
+        if found := teacher_if_whole(folder, data):
+            return found
+        fine_tune(job, data, tokenizer, model, folder)
+        return read_teacher(folder, data)
+
+
+def read_teacher(folder: Path, data: hf.TaskData) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A teacher of the cache and its metrics.
+
+    Raises:
+        ValueError: It is missing or damaged.
+    """
     metrics = json.loads((folder / "metrics.json").read_text())
-    found = hf.Pretrained(path=str(folder)).load(num_labels=data.num_labels, head=True)
-    return found, {**metrics, "path": str(folder)}
+    model = hf.Pretrained(path=str(folder)).load(
+        num_labels=data.num_labels, head=True, key="teacher"
+    )
+    return model, {**metrics, "path": str(folder)}
+
+
+def teacher_if_whole(
+    folder: Path, data: hf.TaskData
+) -> tuple[PreTrainedModel, dict[str, Any]] | None:
+    """A teacher of the cache, if there is one that can be read; one that cannot is named."""
+    if not (folder / "metrics.json").is_file():
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]):  # or the one made anew would be another
+            return read_teacher(folder, data)
+    except ValueError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        log.warning("%s: a damaged teacher, fine-tuned anew (%s)", folder, reason)
+        return None
 
 
 def fine_tuned_config(key: str, path: str) -> Any:
