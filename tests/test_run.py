@@ -17,6 +17,8 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -45,8 +47,9 @@ from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import NM, PerType, Rows, Scope, SparsityReport
 from kd_prune.run import Job, PromiseError, Student, Teacher, run
 from kd_prune.run.check import Promise, verify, verify_history, verify_retained
+from kd_prune.run.fit import on_one_device
 from kd_prune.run.milestones import Milestones
-from kd_prune.run.teacher import teacher_if_whole
+from kd_prune.run.teacher import teacher_if_whole, teacher_key
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
 LABELS = ["animal", "fruit", "garment", "instrument", "metal", "tool", "tree", "vessel"]
@@ -300,6 +303,34 @@ def test_an_interrupted_teacher_is_gone_on_with(done, make_job, tmp_path, cache)
     path = Path(result["teacher"]["path"])
     assert weights(path) == weights(Path(whole["teacher"]["path"]))
     assert not path.with_suffix(".ckpt").exists()
+
+
+def scaled(init_scale, **settings):
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)], **settings}
+
+
+def test_a_teacher_depends_on_the_plugins_that_it_is_fitted_with(make_job, tmp_path):
+    def key(**settings):
+        job = make_job(tmp_path, trainer_settings={"accelerator": "cpu", **settings})
+        data = hf.TaskData({}, tuple(LABELS), "data")
+        return teacher_key(on_one_device(job), data, "model"), job
+
+    plain, _ = key()
+    small, job = key(**scaled(2.0**10))
+    assert len({plain, small, key(**scaled(2.0**16))[0]}) == 3
+    assert key(plugins=MixedPrecision("bf16-mixed", "cpu"))[0] not in {plain, small}
+    assert key(**scaled(2.0**10))[0] == small  # other objects, the same settings
+
+    scaler, weight = job.trainer.keywords["plugins"][0].scaler, torch.ones(1, requires_grad=True)
+    scaler.scale(weight.sum()).backward()
+    scaler.unscale_(torch.optim.SGD([weight]))
+    data = hf.TaskData({}, tuple(LABELS), "data")
+    assert teacher_key(job, data, "model") == small  # whatever their use left in them
+
+    several = {"devices": 2, "strategy": "ddp", "plugins": [LightningEnvironment()]}
+    assert key(**several)[0] == plain  # of several processes, the teacher has one
+    assert key(plugins=[LightningEnvironment()])[0] == plain
 
 
 @pytest.mark.parametrize("damage", ["truncated", "headless", "no config", "metrics"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import lightning.pytorch as L
 import torch
 from filelock import FileLock
 from filelock import Timeout as LockTaken
+from lightning.fabric.plugins import ClusterEnvironment
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
@@ -147,6 +148,7 @@ def waiting_lock(path: Path) -> Iterator[None]:
 
 
 # Settings of the trainer that are the student's alone: a teacher has its own, and one process.
+# Plugins are only where there are several (`on_one_device`): see `plugins`.
 OF_THE_STUDENT = (
     "max_epochs",
     "max_steps",
@@ -171,6 +173,7 @@ def teacher_key(job: Job, data: hf.TaskData, model: str) -> str:
         "metrics": list(job.task.metrics),
         "seed": job.seed,
         "versions": versions(),
+        **({"plugins": used} if (used := plugins(job)) else {}),
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -181,6 +184,39 @@ def plain(setting: Any) -> Any:
         return json.loads(json.dumps(setting))
     except TypeError:
         return type(setting).__qualname__
+
+
+def plugins(job: Job) -> list[Any]:
+    """What a teacher's fit is plugged together with; where its process comes from is no matter."""
+    given = getattr(job.trainer, "keywords", {}).get("plugins") or []
+    given = given if isinstance(given, (list, tuple)) else [given]
+    return [held(plugin) for plugin in given if not isinstance(plugin, ClusterEnvironment)]
+
+
+def held(value: Any, within: tuple[Any, ...] = ()) -> Any:
+    """A value as JSON has it; of an object its class and its settings, the same in every process.
+
+    What use leaves in an object is no setting: tensors, and states by the id of something.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if any(value is outer for outer in within):
+        return name
+    within = (*within, value)
+    if isinstance(value, (list, tuple)):
+        return [held(inner, within) for inner in value]
+    if isinstance(value, (type, torch.Tensor)):
+        return name
+    own = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    kept = {
+        key: held(inner, within)
+        for key, inner in own.items()
+        if isinstance(key, str) and inner is not None and not isinstance(inner, torch.Tensor)
+    }
+    return [name, kept] if kept else name
 
 
 def fine_tune(
