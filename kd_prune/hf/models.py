@@ -133,10 +133,12 @@ def encoder_scope(model: PreTrainedModel) -> Scope:
 def positions(model: PreTrainedModel) -> float:
     """Longest input in tokens: rows of the table of positions; infinite where there is none."""
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts from behind the padding's index.
+        if name.endswith(("position_embeddings", "embed_positions")) and isinstance(
+            module, nn.Embedding
+        ):
+            # RoBERTa counts from behind the padding's index, BART from an offset.
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - skipped
+            return module.num_embeddings - getattr(module, "offset", skipped)
     return math.inf
 
 
@@ -174,10 +176,21 @@ def prepare(model: PreTrainedModel, requires: frozenset[str]) -> None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Give every dropout of `model` this probability; a saved config keeps its own."""
+    """Give every dropout of `model` this probability; a saved config keeps its own.
+
+    Also those that are a number of their module and are applied by a function, as in ModernBERT's
+    attention and in all of BART.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
+        for name, value in vars(module).items():
+            if (
+                "dropout" in name
+                and isinstance(value, (int, float))
+                and not isinstance(value, bool)
+            ):
+                setattr(module, name, probability)
 
 
 PROBE = "The naïve FOX isn't 12.5 % sure, 北京 or (is it)?"

@@ -3,10 +3,12 @@
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
     BertTokenizer,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     RobertaConfig,
 )
 
@@ -14,6 +16,8 @@ LAYERS = 3
 HEADS = 2
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz")
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
+OTHERS = ("bart", "modernbert")
+"""Not supported, but for what a test of them says."""
 
 
 def config(family, **changes):
@@ -41,6 +45,22 @@ def config(family, **changes):
                 "intermediate_size": "hidden_dim",
             }
             return DistilBertConfig(**{names.get(k, k): v for k, v in sizes.items()})
+        case "modernbert":
+            tokens = {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep", "pad")}
+            return ModernBertConfig(**tokens, **sizes)
+        case "bart":
+            stacks = {
+                f"{stack}_{name}": sizes[size]
+                for stack in ("encoder", "decoder")
+                for name, size in (
+                    ("layers", "num_hidden_layers"),
+                    ("attention_heads", "num_attention_heads"),
+                    ("ffn_dim", "intermediate_size"),
+                )
+            }
+            rest = {k: v for k, v in sizes.items() if not k.startswith(("hidden", "num", "inter"))}
+            tokens = {f"{name}_token_id": 2 for name in ("eos", "decoder_start", "forced_eos")}
+            return BartConfig(d_model=sizes["hidden_size"], **stacks, **rest, **tokens)
 
 
 def model(family="bert", *, seed=0, **changes):

@@ -14,10 +14,11 @@ from kd_prune.hf.models import (
     encoder_scope,
     fingerprint,
     positions,
+    set_dropout,
     unreachable,
 )
 
-from .families import FAMILIES, LAYERS, VOCABULARY, batch, model, tokenizer
+from .families import FAMILIES, LAYERS, OTHERS, VOCABULARY, batch, model, tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -290,14 +291,39 @@ def test_the_fingerprint_is_the_same_of_a_model_that_was_run(folder):
     assert fingerprint(made, tokenizer()) == before
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+PROBABILITIES = {
+    "modernbert": ("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"),
+    "bart": ("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
+}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+def test_no_dropout_is_none_at_all(family):
+    """Two passes of a model that trains are one and the same."""
+    made = model(family, **dict.fromkeys(PROBABILITIES.get(family, ()), 0.5)).train()
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 2]]).expand(4, -1)
+
+    def logits():
+        with torch.no_grad():
+            return made(input_ids=ids).logits
+
+    assert not torch.equal(logits(), logits())
+    set_dropout(made, 0.0)
+    assert torch.equal(logits(), logits())
+    set_dropout(made, 0.5)
+    assert not torch.equal(logits(), logits())
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "bart"])
 def test_a_model_reads_as_many_tokens_as_it_has_positions_for(family):
     made = model(family).eval()
     longest = positions(made)
 
     def read(length):
         with torch.no_grad():
-            return made(input_ids=torch.full((1, length), VOCABULARY.index("a")))
+            ids = torch.full((1, length), VOCABULARY.index("a"))
+            ids[0, -1] = 2  # what BART's head looks for
+            return made(input_ids=ids)
 
     read(longest)
     with pytest.raises((RuntimeError, IndexError)):
