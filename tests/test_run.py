@@ -508,7 +508,7 @@ def test_an_interrupted_student_is_gone_on_with(done, make_job, tmp_path):
     state = torch.load(last, weights_only=True)
     state["callbacks"]["ResumePoint"]["seconds"] += 1000
     torch.save(state, last)
-    second = run(make_job(tmp_path, ckpt_path=str(last)))
+    second = run(make_job(tmp_path, ckpt_path=str(tmp_path)))  # a run folder, as `eval=` takes
     assert weights(tmp_path / "student") == weights(out / "student")
     assert second["student"] == first["student"]
     assert 1000 < second["seconds"]["student"] < 1100  # of both parts
@@ -661,6 +661,7 @@ def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
     refused(r"ckpt_path=.*nowhere\.ckpt: no such file", tmp_path / "nowhere.ckpt")
+    refused(r"ckpt_path=.*student: a folder without last\.ckpt; name a run fol", out / "student")
     refused(r"ckpt_path=.*cut\.ckpt: truncated or no checkpoint", cut)
     refused(r"ckpt_path=.*text\.ckpt: truncated or no checkpoint", text)
     refused(r"ckpt_path=.*foreign\.ckpt: not a checkpoint of this student", foreign)

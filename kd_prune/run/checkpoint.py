@@ -20,6 +20,22 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be gone on from."""
 
 
+def checkpoint_file(path: str) -> str:
+    """The checkpoint that a path names: a file, or the ``last.ckpt`` of a run folder.
+
+    Raises:
+        CheckpointError: It is a folder without one.
+    """
+    if not Path(path).is_dir():
+        return path
+    file = Path(path) / "last.ckpt"
+    if not file.is_file():
+        raise CheckpointError(
+            f"ckpt_path={path}: a folder without last.ckpt; name a run folder or a checkpoint"
+        )
+    return str(file)
+
+
 def load_checkpoint(path: str) -> Any:
     """What is in a file that torch wrote, without unpickling anything but plain data.
 

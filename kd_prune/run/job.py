@@ -82,7 +82,7 @@ class Job:
         logger: Name → Lightning logger, for the student's fit.
         seed: Seed of everything random.
         cache_dir: Where teachers and tokens are kept between runs.
-        ckpt_path: Checkpoint of a student's fit to go on from.
+        ckpt_path: Run folder, or checkpoint of a student's fit, to go on from.
         checkpoint_minutes: Longest time of training between two checkpoints.
         out: The run folder.
         config: The composed configuration as plain data, for the record.

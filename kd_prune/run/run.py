@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from kd_prune.run.check import (
     verify_reached,
     verify_retained,
 )
-from kd_prune.run.checkpoint import read_checkpoint, what_it_is_of
+from kd_prune.run.checkpoint import checkpoint_file, read_checkpoint, what_it_is_of
 from kd_prune.run.fit import evaluate, make_module, make_trainer, on_one_device, together
 from kd_prune.run.job import Job
 from kd_prune.run.milestones import Milestone, Milestones, bring_milestones, milestone_folder
@@ -55,6 +55,8 @@ def run(job: Job) -> dict[str, Any] | None:
             or retains less than was asked for.
     """
     seconds: dict[str, float] = {}
+    if job.ckpt_path:
+        job = replace(job, ckpt_path=checkpoint_file(job.ckpt_path))
     job.out.mkdir(parents=True, exist_ok=True)
     cache = Path(job.cache_dir).expanduser()
     with timed(seconds, "data"):
