@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_prune.sweep.names import PLACES
+from kd_prune.sweep.names import ANYWHERE, PLACES
 from kd_prune.sweep.records import Run
 
 # Shown in columns of their own, or of no account here.
@@ -87,4 +87,4 @@ def _is_under(key: str, parents: Sequence[str]) -> bool:
     parts = key.split(".")
     if key == "task.path":  # a folder or hub id; what makes a task of our own is below it
         return True
-    return any(key == p or key.startswith(f"{p}.") for p in parents) or parts[-1] in PLACES
+    return any(key == p or key.startswith(f"{p}.") for p in parents) or parts[-1] == ANYWHERE

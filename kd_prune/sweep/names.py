@@ -17,8 +17,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# What a result does not depend on, at any depth: places, records, how a sweep is gone about.
+# What a result does not depend on: places, records, how a sweep is gone about.
 PLACES = ("cache_dir", "ckpt_path", "checkpoint_minutes", "logger", "search", "sweep", "hydra")
+ANYWHERE = "cache_dir"
+"""Also within other keys: what makes a model or a task is told where to keep it."""
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -27,7 +29,8 @@ def identity(config: Mapping[str, Any]) -> str:
     >>> identity({"seed": 1, "cache_dir": "here"}) == identity({"seed": 1, "cache_dir": "there"})
     True
     """
-    return _digest(_without_places(json.loads(json.dumps(config, default=str))))
+    depends = {key: value for key, value in config.items() if key not in PLACES}
+    return _digest(_without_caches(json.loads(json.dumps(depends, default=str))))
 
 
 def job_name(root: DictConfig) -> str:
@@ -64,10 +67,10 @@ def sweep_name(overrides: Iterable[str]) -> str:
     return "-".join([*(_plain(key) for key in swept), _digest(command)])
 
 
-def _without_places(value: Any) -> Any:
+def _without_caches(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_places(v) for key, v in value.items() if key not in PLACES}
-    return [_without_places(v) for v in value] if isinstance(value, list) else value
+        return {key: _without_caches(v) for key, v in value.items() if key != ANYWHERE}
+    return [_without_caches(v) for v in value] if isinstance(value, list) else value
 
 
 def _digest(value: Any) -> str:
