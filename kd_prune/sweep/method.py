@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +10,28 @@ from typing import Any
 from kd_prune.sweep.names import ANYWHERE, PLACES
 from kd_prune.sweep.records import Run
 
-# Shown in columns of their own, or of no account here.
-ELSEWHERE = ("seed", "task.name", "sparsity.final", *PLACES)
+# Settings of Lightning's that say what is shown or recorded on the way. (When is validated is none:
+# a user's callback may stop early by it.)
+OF_THE_SHOW = (
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "profiler",
+)
+# Shown in columns of their own, or without a say in what the student becomes.
+ELSEWHERE = (
+    "seed",
+    "task.name",
+    "task.eval_batch_size",
+    "task.metrics",
+    "sparsity.final",
+    "sparsity.verbose",
+    "student.min_retained",
+    "eval",
+    *(f"trainer.{name}" for name in OF_THE_SHOW),
+    *PLACES,
+)
 # Hydra's groups whose option says what its keys are, unless a command changed them.
 GROUPS = ("sparsity", "distillation", "optimizer", "model", "trainer")
 
@@ -60,7 +81,7 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
         for members in alike.values():
             if len({repr(flat[i].get(key)) for i in members}) > 1:
                 for i in members:
-                    parts[i].append(f"{key}={flat[i].get(key)}")
+                    parts[i].append(f"{key}={text(flat[i].get(key))}")
     # Students at 50 % on the way to 90 % and on the way to 95 % had other ramps before them.
     on_the_way = [i for i in known if flat[i].get("sparsity.milestones")]
     if len({flat[i].get("sparsity.final") for i in on_the_way}) > 1:
@@ -81,6 +102,15 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def text(value: Any) -> str:
+    """A value as a configuration has it, not as Python does.
+
+    >>> text(None), text(True), text(1e-3), text("a"), text([0.5, "a"])
+    ('null', 'true', '0.001', 'a', '[0.5, "a"]')
+    """
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _is_under(key: str, parents: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from kd_prune import whole
-from kd_prune.sweep.method import flatten
+from kd_prune.sweep.method import flatten, text
 from kd_prune.sweep.records import Collection, Point, Run
 
 POINTS = 200
@@ -78,7 +78,7 @@ def page_data(collection: Collection) -> dict[str, Any]:
 
 def shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Keys that have one value in all configurations that there are; values as text."""
-    known = [{key: str(value) for key, value in config.items()} for config in configs if config]
+    known = [{key: text(value) for key, value in config.items()} for config in configs if config]
     first = known[0] if known else {}
     return {k: v for k, v in first.items() if all(other.get(k) == v for other in known)}
 
@@ -106,7 +106,7 @@ def _run(
         "points": [_point(point) for point in run.points],
         "bytes": run.bytes,
         "seconds": run.seconds.get("student"),
-        "config": {k: str(v) for k, v in config.items() if common.get(k) != str(v)},
+        "config": {k: text(v) for k, v in config.items() if common.get(k) != text(v)},
         "curves": {name: thinned(series) for name, series in curves.items()},
         "thinned": any(len(series) > POINTS for series in curves.values()),
         "table": tensors.index(table) if table else None,

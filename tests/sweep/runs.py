@@ -73,7 +73,7 @@ def write_run(
     """
     folder.mkdir(parents=True)
     config = config_of(**changes)
-    final = config["sparsity"]["final"] if config["sparsity"] else 0.0
+    final = config["sparsity"]["final"] or 0.0
     status = {
         "state": state,
         "reason": reason,

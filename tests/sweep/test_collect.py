@@ -188,6 +188,37 @@ def test_what_a_command_changed_in_an_option_shows_beside_other_options(tmp_path
     }
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("student.min_retained", (0, 0.9)),
+        ("eval", (None, "a folder")),
+        ("checkpoint_minutes", (5.0, 1.0)),
+        ("sparsity.verbose", (True, False)),
+        ("task.eval_batch_size", (32, 64)),
+        ("task.metrics", (["accuracy"], ["accuracy", "f1"])),
+        ("trainer.enable_progress_bar", (True, False)),
+        ("trainer.log_every_n_steps", (1, 10)),
+    ],
+)
+def test_what_a_student_does_not_depend_on_is_no_part_of_a_method(tmp_path, key, values):
+    for seed, value in enumerate(values):
+        empty: dict = {"student": {}, "trainer": {}}
+        write_run(tmp_path / str(seed), seed=seed, **empty, **{key.replace(".", "__"): value})
+    assert set(labels(tmp_path).values()) == {"sparsebert"}
+    (row,) = summarize_runs(collect([tmp_path]).runs).rows
+    assert row.seeds == 2
+
+
+def test_a_method_says_null_and_true_as_its_command_did(tmp_path):
+    write_run(tmp_path / "a", optimizer__warmup=None)
+    write_run(tmp_path / "b", optimizer__warmup=True)
+    assert labels(tmp_path) == {
+        "a": "sparsebert, optimizer.warmup=null",
+        "b": "sparsebert, optimizer.warmup=true",
+    }
+
+
 def test_settings_of_a_task_are_part_of_a_method_but_not_where_its_rows_lie(tmp_path):
     write_run(tmp_path / "a", task__batch_size=16, task__path="here")
     write_run(tmp_path / "b", task__batch_size=32, task__path="there")

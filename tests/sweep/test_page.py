@@ -61,6 +61,14 @@ def test_the_page_holds_what_was_collected(tmp_path):
     assert a["curves"]["train/loss"][0] == list(range(1, 11))
 
 
+def test_values_are_written_as_a_configuration_has_them(tmp_path):
+    write_run(tmp_path / "a", student={"dropout": None}, model={"path": None, "tied": True})
+    write_run(tmp_path / "b", student={"dropout": 0.1}, model={"path": None, "tied": True}, seed=2)
+    found = page_data(collect([tmp_path]))
+    assert [run["config"]["student.dropout"] for run in found["runs"]] == ["null", "0.1"]
+    assert (found["common"]["model.path"], found["common"]["model.tied"]) == ("null", "true")
+
+
 @given(
     st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=500),
     st.integers(4, 50),

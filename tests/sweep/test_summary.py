@@ -107,7 +107,7 @@ def test_milestones_have_rows_of_their_own(tmp_path):
 
 def test_dense_students_come_first(tmp_path):
     write_run(tmp_path / "a")
-    write_run(tmp_path / "b", sparsity=None)
+    write_run(tmp_path / "b", sparsity__final=None)
     rows = summarize_runs(collect([tmp_path]).runs).rows
     assert [row.target for row in rows] == [None, 0.9]
 
