@@ -157,6 +157,23 @@ def test_none_all_and_search(page):
     assert "4 of 17 runs in view" in page.find_element("id", "counts").text
 
 
+def test_what_cannot_be_a_sparsity_is_none_on_offer(page):
+    labels = page.find_elements("xpath", "//fieldset[legend[starts-with(., 'sparsity')]]//label")
+    assert [label.text for label in labels] == ["50 %", "80 %", "95 %", "impossible"]
+    row = column(page, "#runs table", 1).index("bad")
+    assert column(page, "#runs table", 6)[row] == "95"  # as it was asked for
+    click(page, "target", '"impossible"')
+    assert "bad" not in column(page, "#runs table", 1)
+    assert len(column(page, "#runs table", 1)) == 16
+
+
+def test_the_axes_of_the_tensors_are_named(page):
+    title = "return document.querySelector('#tensors .figure').layout.xaxis.title.text"
+    assert page.execute_script(title).startswith("16 runs")
+    click(page, "task", '"rte"')
+    assert page.execute_script(title) == "run"
+
+
 def test_a_header_sorts_numbers_as_numbers(page):
     def sort(title):
         page.find_element("xpath", f"//section[@id='runs']//th/button[.='{title}']").click()

@@ -58,11 +58,13 @@ function duration(seconds) {
 
 // ---------------------------------------------------------------- filters
 
-const sparsityLabel = (target) => (target === null ? "dense" : `${Number((100 * target).toPrecision(6))} %`);
+const IMPOSSIBLE = "impossible"; // what a run that was refused asked for
+const possible = (target) => target === null || (target >= 0 && target <= 1);
+const sparsityLabel = (target) => (target === null ? "dense" : possible(target) ? `${Number((100 * target).toPrecision(6))} %` : String(target));
 const FILTERS = [
   { key: "task", label: "task", of: (run) => [run.task] },
   { key: "method", label: "method", of: (run) => [run.method], long: true },
-  { key: "target", label: "sparsity", of: (run) => unique([...run.points.map((p) => p.target), run.target]), show: sparsityLabel },
+  { key: "target", label: "sparsity", of: (run) => unique([...run.points.map((p) => p.target), possible(run.target) ? run.target : IMPOSSIBLE]), show: sparsityLabel },
   { key: "seed", label: "seed", of: (run) => [run.seed] },
   { key: "state", label: "state", of: (run) => [run.state] },
 ];
@@ -388,6 +390,7 @@ function drawTensors(shown) {
   const groups = [...groupBy(counted, (run) => run.table)].sort((a, b) => b[1].length - a[1].length);
   const [table, members] = groups[0] ?? [null, []];
   const names = table === null ? [] : data.tensors[table];
+  const named = members.length <= 12;
   const label = (name) => name.replace(/^.*?(?=layers?\.\d)/, "").replace(/\.weight$/, "");
   plot($("#tensors .figure"), members.length ? [{
     type: "heatmap", x: members.map((run) => plain(run.name)), y: names.map(([name]) => plain(label(name))),
@@ -395,8 +398,8 @@ function drawTensors(shown) {
     text: names.map(([name, size], at) => members.map((run) => `${plain(name)}<br>${run.zeros[at].toLocaleString("en")} of ${size.toLocaleString("en")} are zero`)),
     hovertemplate: "%{x}<br>%{text}<br>%{z:.2f} %", colorscale: "Viridis", zmin: 0, zmax: 100, colorbar: { title: { text: "zeros, %" } }, name: "",
   }] : [], {
-    height: Math.max(260, 120 + 15 * names.length),
-    xaxis: { showticklabels: members.length <= 12, tickangle: 30, title: { text: members.length > 12 ? `${members.length} runs` : "" } },
+    height: Math.max(260, 120 + 15 * names.length + (named ? 120 : 0)),
+    xaxis: { showticklabels: named, tickangle: 30, title: { text: named ? "run" : `${members.length} runs; point at one for its name` } },
     yaxis: { autorange: "reversed", tickfont: { size: 10 }, dtick: 1 },
     title: { text: groups.length > 1 ? "runs of the most frequent architecture in view" : "", font: { size: 12 } },
   }, "No finished run in view.");
