@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -49,6 +50,7 @@ from kd_prune.run import Job, PromiseError, Student, Teacher, run
 from kd_prune.run.check import Promise, verify, verify_history, verify_retained
 from kd_prune.run.fit import on_one_device
 from kd_prune.run.milestones import Milestones
+from kd_prune.run.outcome import draw_curves
 from kd_prune.run.teacher import teacher_if_whole, teacher_key
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
@@ -191,6 +193,56 @@ def test_curves(done):
     assert float(rows[-1]["sparsity/counted"]) == pytest.approx(result["sparsity"])
     terms = {"loss", "embeddings", "hidden_states", "attention_scores", "soft_targets"}
     assert {f"train/{name}" for name in terms} <= rows[0].keys()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of every picture: what is in its lines by label, and its limits."""
+    pictures = []
+
+    def keep(figure, path, **options):
+        pictures.append(
+            [
+                ({line.get_label(): line.get_xydata().tolist() for line in axes.lines}, axes)
+                for axes in figure.axes
+            ]
+        )
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return pictures
+
+
+def test_the_curve_of_sparsity_begins_with_what_was_counted_at_first(
+    make_job, tmp_path, cache, drawn
+):
+    pretrained = hf.Pretrained(path=make_model(str(cache), layers=2, hidden_size=16, heads=2))
+    model = pretrained.load(num_labels=8)
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.attention.self.query.weight[:8] = 0.0
+    hf.save(model, pretrained.tokenizer(), tmp_path / "model")
+    begun = SparsityReport.count(model, encoder_scope(model).select(model).keys()).sparsity
+    run(make_job(tmp_path / "out", model=hf.Pretrained(path=str(tmp_path / "model"))))
+    ((curves, _), *_) = drawn[0]
+    assert curves["counted"][0] == [0, begun]
+    assert curves["counted"][1][0] > 0
+    assert begun > 0.01
+
+
+@pytest.mark.parametrize(
+    ("values", "teacher"),
+    [([0.5, 0.9], 0.8), ([0.8, 0.801], 0.802), ([0.99, 1.0], 1.0), ([1.0], 1.0), ([-0.1, 0.0], 0)],
+)
+def test_the_axis_of_the_metric_ends_at_one_and_makes_nothing_large(
+    tmp_path, drawn, values, teacher
+):
+    rows = [{"step": i, "train/loss": 1.0, "val/accuracy": v} for i, v in enumerate(values, 1)]
+    draw_curves(rows, tmp_path / "curves.png", monitor="accuracy", teacher=teacher)
+    low, high = drawn[0][2][1].get_ylim()
+    assert high <= 1.0
+    assert high - low >= 0.05 - 1e-9
+    assert all(low <= value <= high for value in (*values, teacher))
+    assert high - low <= max(0.06, 1.2 * (max(*values, teacher) - min(*values, teacher)))
 
 
 def test_the_student_is_read_where_kd_prune_is_not(done, tmp_path):

@@ -41,40 +41,67 @@ def draw_curves(
     *,
     monitor: str,
     teacher: float,
+    start: float | None = None,
     milestones: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Draw sparsity, each loss term and the validation metric over optimizer steps.
+
+    The metric's axis spans 0.05 at least, so that noise is not made large, and ends at 1.
 
     Args:
         rows: `History.rows`.
         path: PNG file.
         monitor: The validation metric to show.
         teacher: The teacher's value of it.
+        start: Sparsity as counted before the first step; None: not known.
         milestones: The students on the way, as in ``result.json``.
     """
     figure = Figure(figsize=(7, 8), layout="constrained")
     sparsity, losses, metric = figure.subplots(3, 1, sharex=True)
     terms = sorted({name for row in rows for name in row if name.startswith("train/")})
+    begin = [] if start is None else [{"step": 0, "sparsity/counted": start}]
     for name, style in (("sparsity/counted", "-"), ("sparsity/target", "--")):
-        sparsity.plot(*series(rows, name), style, label=name.split("/")[1], drawstyle="steps-post")
+        curve = series([*begin, *rows], name)
+        sparsity.plot(*curve, style, label=name.split("/")[1], drawstyle="steps-post")
     for name in terms:
         width = 2.0 if name == "train/loss" else 1.0
         losses.plot(*series(rows, name), label=name.split("/")[1], linewidth=width)
-    metric.plot(*series(rows, f"val/{monitor}"), marker="o", markersize=3, label="student")
-    metric.axhline(teacher, color="gray", linestyle="--", label="teacher")
+    edge = {"clip_on": False, "zorder": 3}  # what lies on the axis's end, at 1, is seen whole
+    curve = series(rows, f"val/{monitor}")
+    metric.plot(*curve, marker="o", markersize=3, label="student", **edge)
+    metric.axhline(teacher, color="gray", linestyle="--", label="teacher", **edge)
+    metric.spines["top"].set_visible(False)
     if milestones:
         steps = [milestone["step"] for milestone in milestones]
         values = [milestone["student"][monitor] for milestone in milestones]
-        metric.plot(steps, values, "D", markersize=7, fillstyle="none", label="milestones, saved")
+        metric.plot(
+            steps, values, "D", markersize=7, fillstyle="none", label="milestones, saved", **edge
+        )
     sparsity.set(ylabel="sparsity in scope", ylim=(0, 1))
     losses.set(ylabel="loss (terms unweighted)", yscale="log")
     metric.set(ylabel=f"validation {monitor}", xlabel="optimizer steps")
+    metric.set_ylim(metric_limits(*metric.get_ylim()))
     sparsity.legend(loc="lower right")
     metric.legend(loc="lower right")
     losses.legend(fontsize="small", ncols=2)
     for axes in (sparsity, losses, metric):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def metric_limits(low: float, high: float) -> tuple[float, float]:
+    """Ends of a metric's axis: 0.05 apart at least, and none above 1, which no metric exceeds.
+
+    >>> metric_limits(0.5, 0.9)
+    (0.5, 0.9)
+    >>> [round(end, 4) for end in metric_limits(0.8, 0.81)]
+    [0.78, 0.83]
+    >>> [round(end, 4) for end in metric_limits(0.99, 1.01)]
+    [0.95, 1.0]
+    """
+    widen = max(0.0, 0.05 - (high - low)) / 2
+    high = min(high + widen, 1.0)
+    return min(low - widen, high - 0.05), high
 
 
 def series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:

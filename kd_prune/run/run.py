@@ -82,6 +82,7 @@ def run(job: Job) -> dict[str, Any] | None:
         student.load_state_dict(teacher.state_dict())
     if job.student.dropout is not None:
         models.set_dropout(student, job.student.dropout)
+    start = SparsityReport.count(student, scope.select(student).keys()).sparsity if scope else None
     fit = fit_student(job, data, tokenizer, student, teacher, checkpoint, about)
     if not fit.first:
         return None
@@ -105,6 +106,7 @@ def run(job: Job) -> dict[str, Any] | None:
         job.out / "curves.png",
         monitor=job.task.monitor,
         teacher=teacher_metrics[job.task.monitor],
+        start=start,
         milestones=on_the_way,
     )
     result = {
