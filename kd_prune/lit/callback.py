@@ -22,7 +22,7 @@ from kd_prune.pruning.criterion import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import Joint
 from kd_prune.pruning.mask import Allocation, Select, exact
 from kd_prune.pruning.plan import PruningPlan
-from kd_prune.pruning.pruner import Pruner
+from kd_prune.pruning.pruner import Pruner, check_choices
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
@@ -68,10 +68,13 @@ class SparsityCallback(Resumable):
         regrow: True: pruned weights keep their last value and compete again at every update;
             `RigL`: some come back from 0 where the gradient asks for them.
         verbose: Print the plan before training and the counted sparsity of every tensor after it.
+        name: Tells several in one Trainer apart in its checkpoints: all but one need a name.
 
     Raises:
+        TypeError: A name or a class was given where a function or an object was expected.
         ValueError: A fraction is out of range (see `Schedule`); at the start of a fit: the ramp
-            does not fit the run, there is nothing to prune, or the strategy shards parameters.
+            does not fit the run, there is nothing to prune, there is no module `within`, or the
+            strategy shards parameters.
     """
 
     def __init__(
@@ -94,7 +97,21 @@ class SparsityCallback(Resumable):
         plan: Callable[..., Plan] = update_plan,
         regrow: bool | RigL = False,
         verbose: bool = True,
+        name: str | None = None,
     ) -> None:
+        check_choices(
+            criterion=criterion, allocation=allocation, select=select, plan=plan, regrow=regrow
+        )
+        if not isinstance(scope, Scope | None):
+            patterns = [scope] if isinstance(scope, str) else scope
+            given = patterns if isinstance(patterns, list | tuple) else ["*.weight"]
+            raise TypeError(
+                f"scope={scope!r}: expected a Scope; write Scope(include={list(given)})"
+            )
+        for argument, value in (("within", within), ("name", name)):
+            if not isinstance(value, str | None):
+                kind = type(value).__name__
+                raise TypeError(f"{argument}={kind}(…): expected a name, as within='student'")
         self.schedule = None
         if final is not None:
             self.schedule = Schedule(
@@ -112,6 +129,7 @@ class SparsityCallback(Resumable):
         self.updates = updates
         self.criterion = criterion
         self.verbose = verbose
+        self.name = name
         self._make_pruner = partial(
             Pruner,
             updates=updates,
@@ -128,6 +146,11 @@ class SparsityCallback(Resumable):
         self._counted = 0.0
         self.position = 0
         """How far the run has come, in the unit of `plan`."""
+
+    @property
+    def state_key(self) -> str:
+        """Under what checkpoints hold its state: the class's name, and its own if it has one."""
+        return f"{super().state_key}[{self.name}]" if self.name else super().state_key
 
     def check(
         self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
@@ -179,7 +202,16 @@ class SparsityCallback(Resumable):
 
     def _model(self, module: L.LightningModule) -> nn.Module:
         """Whose names count."""
-        return getattr(module, self.within) if self.within else module
+        if self.within is None:
+            return module
+        model = getattr(module, self.within, None)
+        if not isinstance(model, nn.Module):
+            there = ", ".join(name for name, _ in module.named_children()) or "none"
+            raise ValueError(
+                f"within={self.within!r}: {type(module).__name__} has no module of this name; "
+                f"there are {there}"
+            )
+        return model
 
     def _choose(
         self, module: L.LightningModule, optimizers: list[Optimizer] | None

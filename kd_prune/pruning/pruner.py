@@ -17,9 +17,28 @@ from kd_prune.pruning.granularity import Granularity, Joint, chosen, pooled, rea
 from kd_prune.pruning.mask import Allocation, Counts, Masks, Select, exact, pruned_in
 from kd_prune.pruning.plan import PlannedTensor, PruningPlan
 from kd_prune.pruning.rigl import RigL
-from kd_prune.pruning.schedule import Plan, Schedule, update_plan
+from kd_prune.pruning.schedule import Plan, Schedule, check_function, update_plan
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def check_choices(
+    *, criterion: object, allocation: object, select: object, plan: object, regrow: object
+) -> None:
+    """Raise TypeError where a Pruner's choice is of another kind: a name, or a class.
+
+    >>> choices = {"allocation": layerwise, "select": exact, "plan": update_plan, "regrow": False}
+    >>> check_choices(criterion="movement", **choices)
+    Traceback (most recent call last):
+    TypeError: criterion='movement': expected a function or an object, for example magnitude or ...
+    """
+    check_function("criterion", criterion, "magnitude or Movement()")
+    check_function("allocation", allocation, "layerwise or Global()")
+    check_function("select", select, "exact or NM()", or_a=Joint)
+    check_function("plan", plan, "update_plan")
+    if not isinstance(regrow, bool | RigL):
+        shown = "RigL" if regrow is RigL else repr(regrow)
+        raise TypeError(f"regrow={shown}: expected True, False or RigL()")
 
 
 class Pruner:
@@ -53,6 +72,7 @@ class Pruner:
     Raises:
         ValueError: The ramp does not fit the run (see `update_plan`), `allocation` or `select`
             refuses the sparsity at its end, or `regrow` does not go with `select`.
+        TypeError: A name or a class was given where a function or an object was expected.
 
     >>> layer = nn.Linear(10, 10)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -78,12 +98,23 @@ class Pruner:
         plan: Callable[..., Plan] = update_plan,
         regrow: bool | RigL = False,
     ) -> None:
+        check_choices(
+            criterion=criterion, allocation=allocation, select=select, plan=plan, regrow=regrow
+        )
+        if not isinstance(schedule, Schedule | None):
+            raise TypeError(f"schedule={schedule!r}: expected a Schedule, as Schedule(final=0.9)")
+        try:
+            self.parameters = dict(parameters)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"parameters={type(parameters).__name__}: expected name → parameter, for example "
+                "default_scope(model).taken"
+            ) from error
         if isinstance(regrow, RigL) and select is not exact:
             raise ValueError(
                 f"regrow={regrow}: brings single weights back, so it goes with select=exact only, "
                 f"not with {select}; take regrow=true"
             )
-        self.parameters = dict(parameters)
         self.schedule = schedule
         self.updates = updates
         self.criterion = criterion

@@ -121,8 +121,29 @@ class Stepwise:
         return tuple(self.levels)
 
 
+def check_function(name: str, value: object, example: str, or_a: type | None = None) -> None:
+    """Raise TypeError unless the value can be called, or is an `or_a`; its class is neither.
+
+    >>> check_function("shape", "cubic", "cubic or Stepwise()")
+    Traceback (most recent call last):
+    TypeError: shape='cubic': expected a function or an object, for example cubic or Stepwise()
+    >>> check_function("shape", Stepwise, "cubic")
+    Traceback (most recent call last):
+    TypeError: shape=Stepwise: expected an object, not its class; write Stepwise()
+    """
+    if isinstance(value, type):
+        kind = value.__name__
+        raise TypeError(f"{name}={kind}: expected an object, not its class; write {kind}()")
+    if not callable(value) and (or_a is None or not isinstance(value, or_a)):
+        raise TypeError(
+            f"{name}={value!r}: expected a function or an object, for example {example}"
+        )
+
+
 def check_fraction(name: str, value: float, *, closed: bool) -> None:
-    """Raise ValueError unless 0 ≤ value < 1 (`closed`: ≤ 1)."""
+    """Raise ValueError unless 0 ≤ value < 1 (`closed`: ≤ 1); TypeError for text."""
+    if isinstance(value, str):
+        raise TypeError(f"{name}={value!r}: expected a number")
     inside = 0.0 <= value <= 1.0 if closed else 0.0 <= value < 1.0
     if not inside:  # NaN lands here too
         hint = f"; did you mean {value / 100:g}?" if 1.0 < value < 100.0 else ""
@@ -152,6 +173,7 @@ class Schedule:
     Raises:
         ValueError: A fraction is out of range, ``begin >= end``, ``initial > final``, milestones
             do not rise between these, or the rests leave nothing of the ramp.
+        TypeError: `shape` is no function, or a fraction is text.
 
     >>> schedule = Schedule(final=0.95, begin=0.0, end=0.5)
     >>> [round(schedule(p), 4) for p in (0.0, 0.25, 0.5, 1.0)]
@@ -171,6 +193,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Check the fractions against each other."""
+        check_function("shape", self.shape, "cubic or one_shot")
         check_fraction("final", self.final, closed=False)
         check_fraction("initial", self.initial, closed=False)
         check_fraction("begin", self.begin, closed=True)

@@ -106,7 +106,7 @@ def read_checkpoint(
     wanted = {f"student.{name}": tensor.shape for name, tensor in student.state_dict().items()}
     if {name: t.shape for name, t in state.items() if name.startswith("student.")} != wanted:
         raise CheckpointError(f"ckpt_path={path}: not a checkpoint of this student (other weights)")
-    pruned = "SparsityCallback" in checkpoint.get("callbacks", {})
+    pruned = any(key.startswith("SparsityCallback") for key in checkpoint.get("callbacks", {}))
     if pruned != (job.sparsity is not None):
         kinds = ("dense", "pruned")
         raise CheckpointError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import lightning.pytorch as L
 import pytest
 import torch
 
 from kd_prune.lit import SparsityCallback
-from kd_prune.pruning import Schedule, Scope, cubic, update_plan
+from kd_prune.pruning import ERK, NM, Movement, RigL, Schedule, Scope, cubic, update_plan
 
 from .toy import (
     ROWS,
@@ -201,3 +202,71 @@ def test_a_plan_without_the_milestone_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"milestones: .* plans no update at 0.25"):
         fit(make_trainer(tmp_path, pruning, max_epochs=1), make_module())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"shape": "cubic"}, "shape='cubic': expected a function or an object, for example cubic"),
+        ({"criterion": "movement"}, "criterion='movement': .* for example magnitude or Movement()"),
+        ({"allocation": "erk"}, "allocation='erk': .* for example layerwise or Global()"),
+        ({"select": None}, "select=None: .* for example exact or NM()"),
+        ({"plan": "steady"}, "plan='steady': .* for example update_plan"),
+        ({"criterion": Movement}, "criterion=Movement: .* not its class; write Movement()"),
+        ({"allocation": ERK}, "allocation=ERK: .* not its class; write ERK()"),
+        ({"select": NM}, "select=NM: .* not its class; write NM()"),
+        ({"regrow": RigL}, "regrow=RigL: expected True, False or RigL()"),
+        ({"scope": ["enc.*"]}, "scope=['enc.*']: expected a Scope; write Scope(include=['enc.*'])"),
+        ({"scope": "enc.*"}, "scope='enc.*': expected a Scope; write Scope(include=['enc.*'])"),
+        ({"within": torch.nn.Linear(1, 1)}, "within=Linear(…): expected a name"),
+        ({"name": 3}, "name=int(…): expected a name"),
+        ({"final": "0.9"}, "final='0.9': expected a number"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_choice_of_another_kind_is_refused_where_it_is_made(options, says):
+    pattern = ".*".join(map(re.escape, says.split(" .* ")))
+    with pytest.raises(TypeError, match=f"^{pattern}") as caught:
+        SparsityCallback(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_is_not_there_is_refused_before_training(tmp_path):
+    module = make_module()
+    trainer = make_trainer(tmp_path, SparsityCallback(0.5, within="studnet"))
+    with pytest.raises(ValueError, match=r"within='studnet': DistillModule has no .* are student"):
+        fit(trainer, module)
+    assert module.student.calls == 0
+
+
+def test_two_with_names_prune_two_parts_and_both_go_on(tmp_path):
+    """Each to a sparsity of its own; a checkpoint holds both."""
+
+    def callbacks():
+        return [
+            SparsityCallback(0.9, scope=Scope(include=["student.encoder.0.weight"]), updates=5),
+            SparsityCallback(
+                0.5, within="student", scope=Scope(include=["encoder.3.weight"]), name="second"
+            ),
+        ]
+
+    def zeros(module):
+        return [int((dict(module.named_parameters())[name] == 0).sum()) for name in IN_SCOPE]
+
+    pair, whole = callbacks(), make_module()
+    trainer = make_trainer(tmp_path, *pair, max_epochs=2)
+    fit(trainer, whole)
+    assert zeros(whole) == [round(0.9 * 512), 256]
+    assert [callback.state_key for callback in pair] == [
+        "SparsityCallback", "SparsityCallback[second]",
+    ]  # fmt: skip
+    trainer.save_checkpoint(tmp_path / "both.ckpt")
+    again, module = callbacks(), make_module()
+    fit(
+        make_trainer(tmp_path, *again, max_epochs=3), module,
+        ckpt_path=tmp_path / "both.ckpt", weights_only=True,
+    )  # fmt: skip
+    assert zeros(module) == [round(0.9 * 512), 256]
+    for one, other in zip(pair, again, strict=True):
+        for name, mask in one.pruner.masks.items():
+            assert torch.equal(mask, other.pruner.masks[name])

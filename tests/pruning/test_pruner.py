@@ -1,6 +1,7 @@
 import copy
 import io
 from contextlib import nullcontext
+import re
 from functools import partial
 
 import pytest
@@ -463,3 +464,23 @@ def test_a_criterion_sees_gradients_as_they_are_whoever_unscales_them(fused):
         scores.append(pruner.state_dict()["memory"]["0.weight"]["score"])
     assert scores[0].abs().max() > 0
     torch.testing.assert_close(*scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"criterion": "movement"}, "criterion='movement': expected a function or an object"),
+        ({"select": Rows}, "select=Rows: expected an object, not its class; write Rows()"),
+        ({"regrow": "yes"}, "regrow='yes': expected True, False or RigL()"),
+        ({"schedule": 0.9}, "schedule=0.9: expected a Schedule, as Schedule(final=0.9)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_choice_of_another_kind_is_refused(options, says):
+    with pytest.raises(TypeError, match=f"^{re.escape(says)}"):
+        make_pruner(make_model(), **options)
+
+
+def test_a_model_in_place_of_its_parameters_is_refused():
+    with pytest.raises(TypeError, match=r"parameters=Sequential: .* default_scope\(model\)\.taken"):
+        Pruner(make_model(), SCHEDULE, total_steps=STEPS)
