@@ -204,7 +204,13 @@ def how_to_go_on(saved: Path, out: Path) -> str:
     return "To go on, give the same command again"
 
 
+def options_first(arguments: list[str]) -> list[str]:
+    """The arguments with `-m` in front: argparse takes no overrides on both sides of it."""
+    return sorted(arguments, key=lambda given: given not in ("-m", "--multirun"))
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = options_first(sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here instead of being printed
     try:
         main()

@@ -97,6 +97,10 @@ def unreachable(key: str, path: str, error: Exception) -> ValueError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if Path(path).is_dir():
         return ValueError(f"{key}={path}: the folder cannot be read ({reason})")
+    if Path(path).is_file():
+        return ValueError(f"{key}={path}: a file; pass the folder it is in, {key}=<folder>")
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # no id of the hub
+        return ValueError(f"{key}={path}: there is no such folder; pass {key}=<folder>")
     return ValueError(
         f"{key}={path}: not a local folder, and not to be had from the hub ({reason}); "
         f"pass {key}=<folder>"

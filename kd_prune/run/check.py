@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import re
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -152,8 +153,11 @@ def checked_trainer(job: Job) -> L.Trainer:
     """
     try:
         trainer = job.trainer(logger=False)
-    except (ImportError, TypeError, MisconfigurationException) as error:
-        raise ValueError(f"trainer: {error}") from error
+    except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
+        settings = getattr(job.trainer, "keywords", {})
+        words = set(re.findall(r"\w+", str(error).lower()))
+        named = [f".{name}={value}" for name, value in settings.items() if name in words]
+        raise ValueError(f"trainer{named[0] if len(named) == 1 else ''}: {error}") from error
     for name in NEVER_ZERO:
         if getattr(trainer, name) == 0:
             raise ValueError(f"trainer.{name}=0: expected a number above 0")

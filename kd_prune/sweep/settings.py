@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 GROUPS = ("task", "model", "sparsity", "distillation", "optimizer", "trainer")
+# What other programs call our keys, where no likeness would tell.
+OTHERS_SAY = {
+    **dict.fromkeys(("target", "amount", "level", "target_sparsity", "sparsity_level"), "final"),
+    "learning_rate": "lr",
+    "gpus": "devices",
+    "scheduler": "schedule",
+}
 EXPECTED = {
     float: "a number",
     int: "a whole number",
@@ -113,7 +120,9 @@ def one_line(error: BaseException, config: DictConfig | None = None) -> str:
 
 
 def misspelt(error: BaseException, overrides: Sequence[str], conf: Path) -> str:
-    """Hydra's word on an override that fits nothing, with the key that may have been meant."""
+    """Hydra's word on an override that fits nothing, with what may have been meant."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        return no_option(error.missing_cfg_file, error.options, overrides)
     if not isinstance(error, (HydraException, OmegaConfBaseException)):  # names no override
         pairs = [override.partition("=") for override in overrides]
         wrong = [
@@ -121,16 +130,80 @@ def misspelt(error: BaseException, overrides: Sequence[str], conf: Path) -> str:
             for group, _, option in pairs
             if (conf / group).is_dir() and not (conf / group / f"{option}.yaml").is_file()
         ]
-        hint = "expected the name of an option; a dense student is sparsity.final=0"
+        hint = (
+            "expected the name of an option; a level is sparsity.final=0.9, a dense student "
+            "sparsity.final=0"
+        )
         return f"{' '.join(wrong)}: {hint}" if wrong else one_line(error)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         cause = cause.__cause__
-    message = one_line(error)
     if cause is None or cause.parent_node is None:
-        return message
-    full, last = str(cause.full_key), str(cause.key)
-    keys = [str(key) for key in cause.parent_node]
-    if meant := difflib.get_close_matches(last, keys, n=1):
-        return f"{full}: there is no such key; did you mean {full.removesuffix(last)}{meant[0]}?"
-    return f"{full}: there is no such key; there are {', '.join(keys)}"
+        return one_line(error)
+    return no_key(str(cause.full_key), str(cause.key), cause.parent_node, conf)
+
+
+def no_option(file: str, options: Sequence[str], overrides: Sequence[str]) -> str:
+    """What to say of a group's option that no file describes.
+
+    >>> no_option("task/imdb", ["mrpc", "sst2"], ["task=imdb"])
+    'task=imdb: there is no such option; there are mrpc, sst2; or write conf/task/imdb.yaml'
+    """
+    group, _, option = file.rpartition("/")
+    for given, _, value in (override.partition("=") for override in overrides):
+        bare = given.lstrip("+").partition("@")[0]
+        if f"{bare}/{value}" == file:  # a value may have slashes of its own
+            group, option = bare, value
+    said = f"{group}={option}: there is no such option"
+    if group == "model" and ("/" in option or option.startswith(("~", "."))):
+        return f"{said}; a folder or hub id is model=pretrained model.path={option}"
+    if meant := difflib.get_close_matches(option, options, n=1):
+        return f"{said}; did you mean {group}={meant[0]}?"
+    said = f"{said}; there are {', '.join(options)}"
+    if group == "model":
+        return f"{said}; any other is model=pretrained model.path=<folder or hub id>"
+    return f"{said}; or write conf/{group}/{option}.yaml" if option.isidentifier() else said
+
+
+def no_key(full: str, last: str, parent: Container, conf: Path) -> str:
+    """What to say of a key that is not in `parent`: the one that was meant, here or further in."""
+    said = f"{full}: there is no such key"
+    if "/" in last:
+        groups = [str(path.relative_to(conf)) for path in conf.rglob("*") if path.is_dir()]
+        meant = difflib.get_close_matches(last, groups, n=1)
+        return f"{said}; did you mean {meant[0]}?" if meant else said
+    plain = OmegaConf.to_container(parent, resolve=False)
+    if not isinstance(plain, dict):
+        return one_line(ValueError(said))
+    plain.pop("hydra", None)
+    there = list(keys_of(plain))
+    here = [key for key in there if "." not in key]
+    if full == f"trainer.{last}" and last in arguments(plain.get("_target_", "")):
+        return f"{said} here, but Lightning's Trainer takes it; add it with a plus: +{full}=…"
+    name = OTHERS_SAY.get(last, last)
+    ends = {key: key.rpartition(".")[2] for key in there}
+    for wanted in (
+        [name],
+        difflib.get_close_matches(name, here, n=1),
+        [end for end in ends.values() if name in end.split("_")],
+        difflib.get_close_matches(name, sorted(set(ends.values())), n=1, cutoff=0.75),
+    ):
+        # What is nearest the root, and of the student's before of the teacher's.
+        if meant := [key for key, end in ends.items() if end in wanted]:
+            least = min(key.count(".") for key in meant)
+            meant = sorted(meant, key=lambda key: key.startswith("teacher."))
+            shown = [full.removesuffix(last) + k for k in meant if k.count(".") == least][:3]
+            return f"{said}; did you mean {' or '.join(shown)}?"
+    return f"{said}; there are {', '.join(here)}"
+
+
+def keys_of(settings: Mapping[Any, Any]) -> Iterator[str]:
+    """The full keys of all settings, at any depth; Hydra's own (`_target_`) are left out.
+
+    >>> list(keys_of({"optimizer": {"_target_": "x", "lr": 1}}))
+    ['optimizer', 'optimizer.lr']
+    """
+    for key, value in settings.items():
+        if not str(key).startswith("_"):
+            yield str(key)
+            yield from (f"{key}.{k}" for k in keys_of(value if isinstance(value, dict) else {}))

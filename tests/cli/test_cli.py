@@ -97,13 +97,41 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["trainer.check_val_every_n_epoch=0"], ["check_val_every_n_epoch=0", "above 0"]),
         (
             ["trainer.devices=-7", "trainer.accelerator=cpu"],
-            ["error: trainer: ", "`devices`", "> 0"],
+            ["error: trainer.devices=-7: ", "`devices`", "> 0"],
         ),
-        (["trainer.max_epochs=-3"], ["error: trainer: `max_epochs`", "-3"]),
-        (["task=foo"], ["task/foo", "cola mnli mrpc"]),
+        (["trainer.max_epochs=-3"], ["error: trainer.max_epochs=-3: `max_epochs`"]),
+        (
+            ["sparsity.target=0.9"],
+            ["sparsity.target: there is no such key; did you mean sparsity.final?"],
+        ),
+        (["lr=1e-3"], ["lr: there is no such key; did you mean optimizer.lr?"]),
+        (["epochs=3"], ["did you mean trainer.max_epochs or teacher.max_epochs?"]),
+        (["trainer.epochs=3"], ["did you mean trainer.max_epochs?"]),
+        (["batch=3"], ["did you mean task.batch_size or task.eval_batch_size or"]),
+        (["trainer.limit_val_batches=3"], ["add it with a plus: +trainer.limit_val_batches=…"]),
+        (["seeds=3"], ["did you mean seed?"]),
+        (["nonsense=3"], ["there are eval, seed, ckpt_path"]),
+        (["sparsity/critreion=magnitude"], ["did you mean sparsity/criterion?"]),
+        (["trainer.precision=fp16"], ["error: trainer.precision=fp16: ", "bf16-mixed"]),
+        (
+            ["task=imdb"],
+            ["error: task=imdb: ", "there are base, cola, mnli, ", "write conf/task/imdb.yaml"],
+        ),
+        (["task=mprc"], ["task=mprc: there is no such option; did you mean task=mrpc?"]),
+        (["sparsity=0.9"], ["a level is sparsity.final=0.9"]),
+        (["sparsity/criterion=foo"], ["sparsity/criterion=foo: ", "block_fisher, fisher"]),
+        (
+            ["optimizer@teacher.optimizer=foo"],
+            ["optimizer=foo: there is no such option; there are adamw, constant"],
+        ),
+        (["model=/tmp/minilm"], ["or hub id is model=pretrained model.path=/tmp/minilm"]),
+        (["model=owner/name"], ["or hub id is model=pretrained model.path=owner/name"]),
         (["task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),
         (["task.path=/nowhere"], ["task.path=/nowhere", "pass task.path=<folder>"]),
-        (["model.path=/nowhere"], ["model.path=/nowhere", "pass model.path=<folder>"]),
+        (
+            ["model.path=/nowhere"],
+            ["there is no such folder", "model.path=/nowhere", "pass model.path=<folder>"],
+        ),
         (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),
         (["teacher.optimizer.lr=0"], ["error: teacher.optimizer.lr=0", "above 0"]),
         (["optimizer.schedule=wavy"], ["optimizer.schedule=wavy", "one of linear, cosine"]),
@@ -187,3 +215,12 @@ def test_mixed_precision(call, tmp_path):
     assert result_of(tmp_path)["sparsity"] == pytest.approx(0.95, abs=1e-3)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows[-1].split(",")[0] == "2"
+
+
+def test_overrides_on_both_sides_of_m(call, tmp_path):
+    """argparse alone would print its usage."""
+    folder = f"hydra.sweep.dir={tmp_path}"
+    _, stdout, stderr = call(*SMALL, folder, "-m", "seed=1,2", "trainer.max_epochs=0")
+    assert "unrecognized" not in stderr
+    assert (stdout + stderr).count("trainer.max_epochs=0: expected a number above 0") >= 2
+    assert len(list(tmp_path.glob("*-seed*"))) == 2

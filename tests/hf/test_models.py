@@ -128,13 +128,23 @@ def one_line(caught, *parts):
         assert part in message
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "./no-such-folder", "no-such", "no/such"])
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/no/such/folder", "there is no such folder"),
+        ("./no-such-folder", "there is no such folder"),
+        ("no/such/folder", "there is no such folder"),
+        ("no-such", "not a local folder, and not to be had from the hub"),
+        ("no/such", "not a local folder, and not to be had from the hub"),
+        (__file__, "a file; pass the folder"),
+    ],
+)
 @pytest.mark.parametrize("what", ["model", "tokenizer"])
-def test_what_cannot_be_reached_raises(path, what):
+def test_what_cannot_be_reached_raises(path, says, what):
     pretrained = Pretrained(path=path)
-    with pytest.raises(ValueError, match=r"^model.path=\S+: not a local folder") as caught:
+    with pytest.raises(ValueError, match=rf"^model.path=\S+: {says}") as caught:
         pretrained.load(num_labels=2) if what == "model" else pretrained.tokenizer()
-    one_line(caught, path, "pass model.path=<folder>")
+    one_line(caught, path, "model.path=<folder>")
 
 
 BROKEN = {
