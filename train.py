@@ -111,6 +111,9 @@ def make_job(config: DictConfig, out: Path) -> Job:
     try:
         plain = OmegaConf.to_container(config, resolve=True)
         settings.check_options(plain)
+        settings.check_missing(config)
+        if HydraConfig.initialized():
+            settings.check_model(plain, HydraConfig.get().runtime.choices)
         settings.check_types(plain)
         parts = OmegaConf.masked_copy(config, [key for key in config if key not in NOT_THE_JOBS])
         return dataclasses.replace(instantiate(parts, _convert_="all"), out=out, config=plain)

@@ -32,10 +32,11 @@ OPTIONS = sorted(
 GROUPS = {"task", "model", "sparsity", "distillation", "optimizer", "trainer", "callbacks"}
 GROUPS |= {"logger", "experiment", "hparams_search", "hydra"}
 NEEDS_A_PACKAGE = {"logger/tensorboard", "logger/wandb", "logger/mlflow"}
-# What no file can know: heads are cut by the model's size of one.
+# What no file can know: where a model lies, and that heads are cut by the model's size of one.
 NEEDS = {
     "sparsity/select/heads": ["sparsity.select.size=16"],
     "sparsity/select/attention_heads": ["sparsity.select.size=16"],
+    "model/pretrained": ["model.path=folder"],
 }
 TERMS = ("embeddings", "hidden_states", "attention_scores", "soft_targets")
 
@@ -228,6 +229,15 @@ def test_the_ablations_of_pruning():
     assert list(update_plan(oneshot.schedule, total_steps=1000).values()) == [0.95]
     assert isinstance(instantiate(composed("sparsity=global").sparsity.allocation), Global)
     assert instantiate(composed().sparsity.allocation) is layerwise
+
+
+def test_a_pretrained_model_has_none_of_the_tiny_one():
+    """Whose learning rates are for random weights."""
+    named = made("model=pretrained", "model.path=folder")
+    base = made("model=bert_base")
+    assert named.optimizer == base.optimizer != made().optimizer
+    assert named.teacher == base.teacher
+    assert dataclasses.replace(base.model, path="folder") == named.model
 
 
 def test_a_job_shares_nothing_with_the_next():

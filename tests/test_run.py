@@ -637,7 +637,7 @@ def test_a_teacher_that_was_not_fine_tuned(done, make_job, tmp_path, no_training
     model.base_model.save_pretrained(tmp_path / "encoder")
     with pytest.raises(ValueError, match=r"teacher\.path=.*BertModel has no classification head"):
         run(make_job(tmp_path, teacher=Teacher(path=str(tmp_path / "encoder"))))
-    with pytest.raises(ValueError, match=r"teacher\.path=.*nowhere: not a local folder"):
+    with pytest.raises(ValueError, match=r"teacher\.path=.*nowhere: there is no such folder"):
         run(make_job(tmp_path, teacher=Teacher(path=str(tmp_path / "nowhere"))))
 
 
@@ -675,7 +675,7 @@ def test_a_job_that_cannot_work(make_job, tmp_path, no_training):
     refused(r"task\.metrics=pearson does not suit", task={"metrics": ["accuracy", "pearson"]})
     refused(r"task\.label=nope: the train split has no such column", task={"label": "nope"})
     refused(
-        r"model\.path=.*nowhere: not a local folder.*pass model\.path=<folder>",
+        r"model\.path=.*nowhere: there is no such folder; pass model\.path=<folder>",
         model=hf.Pretrained(path=str(tmp_path / "nowhere")),
     )
 

@@ -50,6 +50,34 @@ def check_options(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{group}={found}: belongs to no option; choose one: {group}=…")
 
 
+def check_missing(config: DictConfig) -> None:
+    """Find settings that an option leaves to the command (`???`).
+
+    Raises:
+        ValueError: There are some; the message names one.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{missing[0]}: has no value of its own here; give it, {missing[0]}=…")
+
+
+def check_model(settings: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+    """Refuse a folder under `model=tiny`, whose learning rates ruin what is pre-trained.
+
+    Raises:
+        ValueError: That was asked for.
+
+    >>> check_model({"model": {"path": "a/b"}}, {"model": "tiny"})
+    Traceback (most recent call last):
+    ValueError: model.path=a/b: model=tiny, which it would replace, brings learning rates for ...
+    """
+    path = settings["model"]["path"]
+    if choices.get("model") == "tiny" and isinstance(path, str):
+        raise ValueError(
+            f"model.path={path}: model=tiny, which it would replace, brings learning rates for "
+            f"random weights along; write model=pretrained model.path={path}"
+        )
+
+
 def check_types(value: Any, hint: Any = None, key: str = "") -> None:
     """Hold values against what their classes say they take.
 

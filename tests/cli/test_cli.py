@@ -130,7 +130,7 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["task.path=/nowhere"], ["task.path=/nowhere", "pass task.path=<folder>"]),
         (
             ["model.path=/nowhere"],
-            ["there is no such folder", "model.path=/nowhere", "pass model.path=<folder>"],
+            ["error: model.path=/nowhere: model=tiny", "write model=pretrained model.path=/now"],
         ),
         (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),
         (["teacher.optimizer.lr=0"], ["error: teacher.optimizer.lr=0", "above 0"]),
@@ -156,6 +156,23 @@ def test_bad_input_is_one_line_before_any_work(call, tmp_path, overrides, says):
     assert all(part in refusal(stderr) for part in says), stderr
     assert "Fine-tuning" not in stdout
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], "error: model.path: has no value of its own here; give it, model.path=…"),
+        (
+            ["model.path=/nowhere"],
+            "error: model.path=/nowhere: there is no such folder; pass model.path=<folder>",
+        ),
+    ],
+    ids=["missing", "nowhere"],
+)
+def test_a_pretrained_model_is_named_by_its_path(call, tmp_path, overrides, says):
+    code, _, stderr = call("model=pretrained", f"hydra.run.dir={tmp_path}", *overrides)
+    assert code == 1
+    assert stderr.strip() == says
 
 
 def test_a_loss_that_is_not_finite_is_one_line(call, tmp_path):

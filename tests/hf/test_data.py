@@ -259,7 +259,7 @@ def test_a_split_the_hub_has_not_is_refused(tokenizer, tmp_path, monkeypatch):
 
 def test_an_unreachable_path_is_refused(tokenizer, tmp_path):
     with pytest.raises(
-        ValueError, match=r"task\.path=.*nowhere: not a local folder.*pass task\.pa"
+        ValueError, match=r"task\.path=.*nowhere: there is no such folder; pass task\.pa"
     ):
         load(task(tmp_path / "nowhere"), tokenizer, tmp_path / "cache")
 
