@@ -1,7 +1,8 @@
 """What distillation and gradual pruning buy on the embedded task: ``make demo-ablation``.
 
-Teacher and students take the same steps, three seeds each; a table after every run. Results go to
-``benchmarks/results/ablation.json``. Overrides go to every run: ``ARGS="trainer.max_epochs=12"``.
+Teacher and students take the same steps, three seeds each; a table after every run. Figures go to
+``outputs/ablation.json``; with ``ARGS=--keep`` to ``benchmarks/results/ablation.json``, which the
+README's are from. Overrides go to every run: ``ARGS="trainer.max_epochs=12"``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from common import machine, mean_std, print_table, run_job, save
+from common import RESULTS, machine, mean_std, print_table, run_job, save
 
 ROWS = {
     "SparseBERT": [],
@@ -25,6 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, for every run")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="replace the repository's own figures, which are tracked",
+    )
     arguments = parser.parse_args()
     scores: dict[str, list[float]] = {"teacher (dense)": [], **{name: [] for name in ROWS}}
     seconds: dict[str, list[float]] = {name: [] for name in scores}
@@ -46,7 +52,9 @@ def main() -> None:
                         for row, found in scores.items()
                     ],
                 )
-    save({"scores": scores, "seconds": seconds, "machine": machine()}, "ablation")
+    folder = RESULTS if arguments.keep else Path("outputs")
+    figures = {"scores": scores, "seconds": seconds, "machine": machine()}
+    print(f"Figures of every seed: {save(figures, 'ablation', folder)}")
 
 
 if __name__ == "__main__":

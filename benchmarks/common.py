@@ -132,8 +132,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     Console().print(table)
 
 
-def save(values: Any, name: str) -> None:
-    """Write ``benchmarks/results/<name>.json``."""
-    path = RESULTS / f"{name}.json"
+def save(values: Any, name: str, folder: Path = RESULTS) -> Path:
+    """Write ``benchmarks/results/<name>.json``, or in another folder; return where it is."""
+    path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=1) + "\n")
+    return path

@@ -66,13 +66,24 @@ def real(data, model, tmp_path):
     return [word for pair in given.items() for word in pair] + ["--precision", "32-true"]
 
 
-def test_the_ablation(bench, capsys):
+def test_the_ablation(bench, capsys, tmp_path, monkeypatch):
+    """A stranger's leaves the tracked figures as they are."""
+    monkeypatch.chdir(tmp_path)
     small = ["task.path.train=64", "task.path.validation=32", "trainer.max_epochs=1"]
-    results = bench("ablation", *small, "teacher.max_epochs=1", "sparsity.updates=1", "--seeds", 3)
-    found = json.loads((results / "ablation.json").read_text())
+    small = [*small, "teacher.max_epochs=1", "sparsity.updates=1", "--seeds", 3]
+    results = bench("ablation", *small)
+    found = json.loads(Path("outputs/ablation.json").read_text())
     assert len(found["scores"]) == 5
     assert all(len(scores) == 1 for scores in found["scores"].values())
-    assert "accuracy after seed 3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "accuracy after seed 3" in said
+    assert said.endswith("Figures of every seed: outputs/ablation.json\n")
+    assert not results.exists()
+    bench("ablation", *small, "--keep", ROWS={"SparseBERT": []})
+    kept = json.loads((results / "ablation.json").read_text())
+    assert kept["scores"] == {
+        name: found["scores"][name] for name in ("teacher (dense)", "SparseBERT")
+    }
 
 
 def test_the_table_on_real_tasks_and_that_it_is_not_made_twice(bench, data, model, tmp_path):
