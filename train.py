@@ -15,15 +15,21 @@ from typing import TYPE_CHECKING, Any
 # slow each other down many times over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException, InstantiationException
+    from hydra.types import RunMode
+    from hydra.utils import instantiate
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-from kd_prune.sweep import job, processes, search, settings, status
+    from kd_prune.sweep import job, processes, search, settings, status
+except ModuleNotFoundError as missing:  # most likely another Python than that of .venv
+    sys.exit(
+        f"error: {sys.executable} has no package {missing.name}; "
+        "say `make install`, then `. .venv/bin/activate`"
+    )
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback

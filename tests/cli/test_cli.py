@@ -7,13 +7,16 @@ call the script in this one.
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from .script import SMALL, start
+from .script import SCRIPT, SMALL, start
 
 
 def result_of(out: Path) -> dict:
@@ -232,6 +235,22 @@ def test_mixed_precision(call, tmp_path):
     assert result_of(tmp_path)["sparsity"] == pytest.approx(0.95, abs=1e-3)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows[-1].split(",")[0] == "2"
+
+
+def test_a_python_without_the_packages_is_one_line():
+    """With -S it sees none that are installed."""
+    found = subprocess.run(
+        [sys.executable, "-S", str(SCRIPT)],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        check=False,
+    )
+    assert found.returncode == 1
+    assert found.stderr == (
+        f"error: {sys.executable} has no package hydra; "
+        "say `make install`, then `. .venv/bin/activate`\n"
+    )
 
 
 def test_overrides_on_both_sides_of_m(call, tmp_path):
