@@ -20,7 +20,7 @@ def load(name: str):
 
 
 def test_all_are_tested():
-    tested = {"cnn", "lstm", "torch_loop", "hf_distillation", "two_four"}
+    tested = {"cnn", "distil_any_module", "hf_distillation", "lstm", "torch_loop", "two_four"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -56,6 +56,13 @@ def test_hf_distillation():
     student = dict(module.student.named_parameters())
     assert (student["bert.pooler.dense.weight"] != 0).all()
     assert torch.isfinite(student["classifier.weight"]).all()
+
+
+def test_distil_any_module():
+    taught, accuracy, sparsity = load("distil_any_module").main()
+    assert taught > 0.9  # a fifth by guessing
+    assert accuracy > 0.85
+    assert sparsity == (round(0.9 * 64 * 32) + round(0.9 * 64 * 64)) / (64 * 96)
 
 
 def test_two_four():

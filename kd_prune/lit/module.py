@@ -30,10 +30,16 @@ class DistillModule(L.LightningModule):
     The teacher is kept out of the module's parameters, its optimizer and its checkpoints; it runs
     in eval mode without gradients and only where a term asks for it.
 
+    Batches are mappings of tensors, in training and in validation. They hold ``labels``, (batch,):
+    metrics and `HardLabels` read them, and their number is that of the rows. Of the rest
+    `Embeddings`, `HiddenStates` and `AttentionScores` read ``attention_mask``; everything else is
+    up to `forward`.
+
     Args:
         student: The model that learns.
         objective: What it minimises.
-        forward: Runs either model on a batch and gives the activations asked for.
+        forward: ``(model, batch, requires) → Activations``: runs either model on a batch and gives
+            at least the logits, (batch, outputs), and the kinds of activations in `requires`.
         optimizer: ``(model, total_steps) → (optimizer, learning-rate schedule)``.
         metrics: Metrics of predictions and labels.
         teacher: The model it learns from; needed if the objective reads one.
