@@ -89,6 +89,7 @@ def carry_out(config: DictConfig, out: Path, last: str | None = None) -> Mapping
     """
     from kd_prune.run import CheckpointError, evaluate_saved, run
 
+    settings.check_choices(config, HydraConfig.get().runtime.choices)
     if config.eval:
         return evaluate_saved(make_job(with_task_of(config, Path(config.eval)), out), config.eval)
     changes = [f"ckpt_path={last}"] if last else []
@@ -118,8 +119,6 @@ def make_job(config: DictConfig, out: Path) -> Job:
         plain = OmegaConf.to_container(config, resolve=True)
         settings.check_options(plain)
         settings.check_missing(config)
-        if HydraConfig.initialized():
-            settings.check_model(plain, HydraConfig.get().runtime.choices)
         settings.check_types(plain)
         parts = OmegaConf.masked_copy(config, [key for key in config if key not in NOT_THE_JOBS])
         return dataclasses.replace(instantiate(parts, _convert_="all"), out=out, config=plain)

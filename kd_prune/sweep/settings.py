@@ -60,17 +60,24 @@ def check_missing(config: DictConfig) -> None:
         raise ValueError(f"{missing[0]}: has no value of its own here; give it, {missing[0]}=…")
 
 
-def check_model(settings: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
-    """Refuse a folder under `model=tiny`, whose learning rates ruin what is pre-trained.
+def check_choices(config: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Hold the chosen options against what has become of them.
 
     Raises:
-        ValueError: That was asked for.
+        ValueError: An experiment's file does not say that it is about everything; or a folder is
+            asked for under `model=tiny`, whose learning rates ruin what is pre-trained.
 
-    >>> check_model({"model": {"path": "a/b"}}, {"model": "tiny"})
+    >>> check_choices(OmegaConf.create({"model": {"path": "a/b"}}), {"model": "tiny"})
     Traceback (most recent call last):
     ValueError: model.path=a/b: model=tiny, which it would replace, brings learning rates for ...
     """
-    path = settings["model"]["path"]
+    for group in ("experiment", "hparams_search"):
+        if group in config:
+            raise ValueError(
+                f"{group}={choices.get(group)}: its settings are in a group of their own; let "
+                f"{group}/{choices.get(group)}.yaml begin with the line # @package _global_"
+            )
+    path = OmegaConf.select(config, "model.path", throw_on_resolution_failure=False)
     if choices.get("model") == "tiny" and isinstance(path, str):
         raise ValueError(
             f"model.path={path}: model=tiny, which it would replace, brings learning rates for "
@@ -190,7 +197,10 @@ def no_option(file: str, options: Sequence[str], overrides: Sequence[str]) -> st
     said = f"{said}; there are {', '.join(options)}"
     if group == "model":
         return f"{said}; any other is model=pretrained model.path=<folder or hub id>"
-    return f"{said}; or write conf/{group}/{option}.yaml" if option.isidentifier() else said
+    if not option.isidentifier():
+        return said
+    first = ", first line # @package _global_" if group == "experiment" else ""
+    return f"{said}; or write conf/{group}/{option}.yaml{first}"
 
 
 def no_key(full: str, last: str, parent: Container, conf: Path) -> str:

@@ -120,6 +120,7 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
             ["task=imdb"],
             ["error: task=imdb: ", "there are base, cola, mnli, ", "write conf/task/imdb.yaml"],
         ),
+        (["experiment=mine"], ["conf/experiment/mine.yaml, first line # @package _global_"]),
         (["task=mprc"], ["task=mprc: there is no such option; did you mean task=mrpc?"]),
         (["sparsity=0.9"], ["a level is sparsity.final=0.9"]),
         (["sparsity/criterion=foo"], ["sparsity/criterion=foo: ", "block_fisher, fisher"]),
@@ -235,6 +236,21 @@ def test_mixed_precision(call, tmp_path):
     assert result_of(tmp_path)["sparsity"] == pytest.approx(0.95, abs=1e-3)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows[-1].split(",")[0] == "2"
+
+
+def test_an_experiment_whose_file_does_not_say_that_it_is_global(call, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("optimizer: {lr: 1e-3}\n")
+    code, _, stderr = call(
+        "experiment=mine",
+        f"hydra.searchpath=[file://{tmp_path}]",
+        f"hydra.run.dir={tmp_path / 'out'}",
+    )
+    assert code == 1
+    assert stderr.strip() == (
+        "error: experiment=mine: its settings are in a group of their own; let "
+        "experiment/mine.yaml begin with the line # @package _global_"
+    )
 
 
 def test_a_python_without_the_packages_is_one_line():
