@@ -146,6 +146,11 @@ def test_the_base_of_tasks_names_every_field():
         ("model.scope=query", "model.scope=query: expected a Scope (_target_: …) or null"),
         ("sparsity.regrow=maybe", "sparsity.regrow=maybe: expected true or false or a RigL"),
         ("sparsity.shape=null", "sparsity.shape=null: expected a Callable"),
+        (
+            "sparsity.allocation=global",
+            "expected a Callable (_target_: …); an option is chosen with a slash, "
+            "sparsity/allocation=global",
+        ),
         ("optimizer.lr=null", "optimizer.lr=null: expected a number"),
         ("optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
         ("trainer.max_epochs=1.5", "trainer.max_epochs=1.5: expected a whole number or null"),

@@ -97,7 +97,10 @@ def check_types(value: Any, hint: Any = None, key: str = "") -> None:
     if not made and all(map(tellable, kinds)) and not fits(value, kinds):
         words = (EXPECTED.get(kind, f"a {kind.__name__} (_target_: …)") for kind in kinds)
         shown = "null" if value is None else value
-        raise ValueError(f"{key}={shown}: expected {' or '.join(dict.fromkeys(words))}")
+        said = f"{key}={shown}: expected {' or '.join(dict.fromkeys(words))}"
+        if isinstance(value, str) and Callable in kinds:
+            said += f"; an option is chosen with a slash, {key.replace('.', '/')}={value}"
+        raise ValueError(said)
     inner = next((get_args(option) for option in options if get_args(option)), ())
     if made:
         hints = arguments(value["_target_"])

@@ -1,7 +1,7 @@
 import copy
 import io
-from contextlib import nullcontext
 import re
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
