@@ -215,7 +215,7 @@ def no_key(full: str, last: str, parent: Container, conf: Path) -> str:
         return f"{said}; did you mean {meant[0]}?" if meant else said
     plain = OmegaConf.to_container(parent, resolve=False)
     if not isinstance(plain, dict):
-        return one_line(ValueError(said))
+        return said
     plain.pop("hydra", None)
     there = list(keys_of(plain))
     here = [key for key in there if "." not in key]
