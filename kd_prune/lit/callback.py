@@ -68,7 +68,8 @@ class SparsityCallback(Resumable):
         regrow: True: pruned weights keep their last value and compete again at every update;
             `RigL`: some come back from 0 where the gradient asks for them.
         verbose: Print the plan before training and the counted sparsity of every tensor after it.
-        name: Tells several in one Trainer apart in its checkpoints: all but one need a name.
+        name: Tells several in one Trainer apart: all but one need a name, which then is in the
+            checkpoint and in what is logged (``sparsity/<name>/counted``).
 
     Raises:
         TypeError: A name or a class was given where a function or an object was expected.
@@ -320,8 +321,9 @@ class SparsityCallback(Resumable):
         if rest and self.position >= rest.stop and self.on_milestone:
             self.on_milestone(pl_module, self.pruner.target)
         self._update(self.pruner, self.position)
-        pl_module.log("sparsity/target", self.pruner.target)
-        pl_module.log("sparsity/counted", self._counted, prog_bar=True)
+        prefix = f"sparsity/{self.name}" if self.name else "sparsity"
+        pl_module.log(f"{prefix}/target", self.pruner.target)
+        pl_module.log(f"{prefix}/counted", self._counted, prog_bar=True)
 
     def _position_now(self, trainer: L.Trainer) -> int:
         position = self._length.position(trainer)

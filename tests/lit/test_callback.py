@@ -260,6 +260,8 @@ def test_two_with_names_prune_two_parts_and_both_go_on(tmp_path):
     assert [callback.state_key for callback in pair] == [
         "SparsityCallback", "SparsityCallback[second]",
     ]  # fmt: skip
+    counted = [f"sparsity/{of}counted" for of in ("", "second/")]
+    assert [float(trainer.callback_metrics[k]) for k in counted] == pytest.approx([461 / 512, 0.5])
     trainer.save_checkpoint(tmp_path / "both.ckpt")
     again, module = callbacks(), make_module()
     fit(
