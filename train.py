@@ -5,11 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+
+def interrupted(kind: type[BaseException], error: BaseException, place: Any) -> None:
+    """Say Ctrl-C in one line, and end with its exit code; other errors are shown as ever."""
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, place)
+    sys.stderr.write("interrupted by SIGINT\n")
+    sys.exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.excepthook = interrupted  # from here on: what follows takes seconds to import
 
 # Before torch is loaded: its idle threads sleep rather than spin, or two runs on one machine would
 # slow each other down many times over.
@@ -73,6 +87,10 @@ def main(config: DictConfig) -> float | None:
             return None
         sys.stderr.write(f"{interrupted}\n{how_to_go_on(interrupted.path, out)}\n")
         sys.exit(128 + interrupted.number)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning says nothing, and 1
+            raise end.__context__ from None
+        raise
     except Exception as error:
         ours = (ValueError, NonFiniteError, PromiseError, status.AtWorkError)
         foreseen = (*ours, MisconfigurationException)  # Lightning's word for settings it refuses
@@ -115,15 +133,35 @@ def make_job(config: DictConfig, out: Path) -> Job:
     Raises:
         ValueError: It cannot be put together; the message names the key.
     """
+    from kd_prune.run import cache_folder, full_key
+
     try:
         plain = OmegaConf.to_container(config, resolve=True)
         settings.check_options(plain)
+        check_labels(config)
         settings.check_missing(config)
         settings.check_types(plain)
+        cache_folder(plain["cache_dir"])
         parts = OmegaConf.masked_copy(config, [key for key in config if key not in NOT_THE_JOBS])
         return dataclasses.replace(instantiate(parts, _convert_="all"), out=out, config=plain)
     except (ValueError, InstantiationException, OmegaConfBaseException) as error:
-        raise ValueError(settings.one_line(error, config)) from error
+        raise ValueError(full_key(settings.one_line(error, config))) from error
+
+
+def check_labels(config: DictConfig) -> None:
+    """Find names of classes that YAML reads as something else (`task.labels=[0,1]`).
+
+    Raises:
+        ValueError: There are some.
+    """
+    labels = OmegaConf.select(config, "task.labels")
+    if OmegaConf.is_list(labels) and not all(isinstance(label, str) for label in labels):
+        words = [str(n).lower() if isinstance(n, bool) else str(n) for n in labels]
+        names = ",".join(f'"{word}"' for word in words)
+        raise ValueError(
+            f"task.labels={labels}: names are text, which these are not; quote them: "
+            f"'task.labels=[{names}]'"
+        )
 
 
 def trial_callback(config: DictConfig) -> dict[str, Callback]:
@@ -197,12 +235,29 @@ def quiet() -> None:
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # logs, in lines, what it raises
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         disable_progress_bars()
     # Lightning 2.6 asks torch's tree for leaves the old way: news for its authors.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+
+
+def no_folder(error: OSError) -> str:
+    """One line for a run folder that Hydra cannot make.
+
+    Raises:
+        OSError: `error` is of the job itself.
+    """
+    places = traceback.walk_tb(error.__traceback__)
+    if any(frame.f_code.co_name == carry_out.__name__ for frame, _ in places):
+        raise error
+    key = "hydra.sweep.dir" if {"-m", "--multirun"}.intersection(sys.argv) else "hydra.run.dir"
+    return (
+        f"{key}: {error.filename} is no folder that can be written to ({error.strerror}); "
+        f"name another: {key}=<folder>"
+    )
 
 
 def how_to_go_on(saved: Path, out: Path) -> str:
@@ -224,3 +279,5 @@ if __name__ == "__main__":
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as problem:
         sys.exit(f"error: {settings.misspelt(problem, sys.argv[1:], SCRIPT.with_name('conf'))}")
+    except OSError as problem:
+        sys.exit(f"error: {no_folder(problem)}")

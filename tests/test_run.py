@@ -23,6 +23,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -43,10 +45,10 @@ from kd_prune.distillation import (
 from kd_prune.hf import models
 from kd_prune.hf.models import encoder_scope
 from kd_prune.hf.tiny import make_model, make_task
-from kd_prune.lit import DistillModule, History, SparsityCallback
+from kd_prune.lit import DistillModule, History, NonFiniteError, SparsityCallback
 from kd_prune.lit.resume import Interrupted
 from kd_prune.pruning import NM, PerType, Rows, Scope, SparsityReport
-from kd_prune.run import Job, PromiseError, Student, Teacher, run
+from kd_prune.run import Job, PromiseError, Student, Teacher, evaluate_saved, run
 from kd_prune.run.check import Promise, verify, verify_history, verify_retained
 from kd_prune.run.fit import on_one_device
 from kd_prune.run.milestones import Milestones
@@ -295,6 +297,40 @@ def test_the_teacher_is_dense_and_as_it_was(done, cache):
     assert report.model_sparsity < 0.01  # the padding token's embedding
 
 
+def test_evaluation_counts_what_was_in_scope(done, make_job, tmp_path):
+    """Of a run what it recorded, of its milestones too; of other models the encoder's matrices."""
+    scope = Scope(include=["*.query.weight"])
+    job = make_job(tmp_path / "a", sparsity=resting(scope=scope))
+    first = run(job)
+    judge = dataclasses.replace(job, out=tmp_path / "b")
+    found = evaluate_saved(judge, str(tmp_path / "a"))
+    assert found["sparsity"] == first["sparsity"] == pytest.approx(0.9, abs=1e-2)
+    assert found["student"] == first["student"]
+    half = evaluate_saved(judge, str(tmp_path / "a/milestones/0.4"))
+    assert half["sparsity"] == pytest.approx(0.4, abs=1e-2)
+    shutil.copytree(tmp_path / "a/student", tmp_path / "elsewhere/model")
+    moved = evaluate_saved(judge, str(tmp_path / "elsewhere/model"))
+    assert 0 < moved["sparsity"] < 0.2
+    assert moved["model_sparsity"] == found["model_sparsity"]
+
+
+def test_evaluation_of_a_family_whose_layers_are_not_found(done, make_job, tmp_path, capsys):
+    folder = tmp_path / "albert"
+    tokenizer = AutoTokenizer.from_pretrained(done[1].model.path)
+    sizes = {"hidden_size": 16, "embedding_size": 16, "intermediate_size": 32}
+    config = AlbertConfig(
+        vocab_size=len(tokenizer), num_hidden_layers=2, num_attention_heads=2, num_labels=8, **sizes
+    )
+    AlbertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    found = evaluate_saved(make_job(tmp_path / "out"), str(folder))
+    assert found["sparsity"] is None
+    assert 0 < found["model_sparsity"] < 0.1
+    table = capsys.readouterr().out
+    assert "sparsity of the model" in table
+    assert "sparsity of the encoder" not in table
+
+
 # What is found again
 
 
@@ -504,8 +540,10 @@ def test_a_teacher_is_judged_anew_on_other_splits(make_job, tmp_path):
 def test_a_teacher_by_path(done, make_job, tmp_path):
     _, _, first = done
     path = first["teacher"]["path"]
-    result = run(make_job(tmp_path, teacher=Teacher(path=path)))
-    assert result["teacher"]["path"] == path
+    by_run_folder = tmp_path / "teachers run"
+    shutil.copytree(path, by_run_folder / "student")
+    result = run(make_job(tmp_path, teacher=Teacher(path=str(by_run_folder))))
+    assert result["teacher"]["path"] == str(by_run_folder / "student")
     assert result["teacher"]["accuracy"] == pytest.approx(first["teacher"]["accuracy"])
     assert result["student"] == first["student"]
 
@@ -606,8 +644,14 @@ def other_teacher(done, tmp_path, **changes):
             {"id2label": dict(enumerate(["fruit", "animal", *LABELS[2:]]))},
             r"teacher\.path=.*order \['fruit', 'animal'.*set task\.labels",
         ),
-        ({"num_hidden_layers": 3}, r"layer_map=null: 3 teacher layers.*give a layer_map"),
-        ({"hidden_size": 32}, r"embeddings: the student is 16 wide, the teacher 32"),
+        (
+            {"num_hidden_layers": 3},
+            r"^distillation\.terms\.hidden_states\.layer_map=null: 3 teacher.*give a layer_map",
+        ),
+        (
+            {"hidden_size": 32},
+            r"^distillation\.terms\.embeddings: .* 16 wide, .* 32; set distillation\.terms\..*0$",
+        ),
         ({"words": "turned round"}, r"teacher\.path: the teacher's vocabulary has \d+ for '"),
         ({"reads": "capitals"}, r"teacher\.path: the teacher's tokenizer makes \[.*take a teacher"),
     ],
@@ -648,13 +692,16 @@ def test_a_job_that_cannot_work(make_job, tmp_path, no_training):
 
     layer_map = {1: 7}
     refused(
-        r"layer_map=\{1: 7\}: the teacher has layers 1 … 2",
+        r"^distillation\.terms\.hidden_states\.layer_map=\{1: 7\}: the teacher has layers 1 … 2",
         distillation=Objective({"hidden_states": HiddenStates(layer_map=layer_map)}),
     )
+    nowhere = Scope(include=["*decoder*"])
     refused(
-        r"'\*decoder\*' matches no parameter; there are for example bert\.emb",
-        sparsity=SparsityCallback(0.5, scope=Scope(include=["*decoder*"])),
+        r"^sparsity\.scope: .*'\*decoder\*' matches no parameter; there are for example bert\.emb",
+        sparsity=SparsityCallback(0.5, scope=nowhere),
     )
+    model = make_job(tmp_path).model
+    refused(r"^model\.scope: .*decoder", model=dataclasses.replace(model, scope=nowhere))
     refused(
         r"sparsity\.begin=0\.01, end=0\.02: no step of this run of 12",
         sparsity=SparsityCallback(0.5, begin=0.01, end=0.02),
@@ -671,6 +718,10 @@ def test_a_job_that_cannot_work(make_job, tmp_path, no_training):
     refused(
         r"trainer\.max_epochs=-1: a run needs an end",
         trainer_settings={"max_epochs": -1},
+    )
+    refused(
+        r"^task\.metrics=accuracy does not .*; set task\.metrics=\[pearson,spearman\] and task\.",
+        task={"regression": True},
     )
     refused(r"task\.metrics=pearson does not suit", task={"metrics": ["accuracy", "pearson"]})
     refused(r"task\.label=nope: the train split has no such column", task={"label": "nope"})
@@ -730,6 +781,35 @@ def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
     refused(r"distillation\.terms\.embeddings\.weight=0\.5 where", tmp_path / "weighed.ckpt")
     other = {"batch_size": 2 * BATCH}
     refused(r"of another run, with task\.batch_size=16 where", out / "last.ckpt", task=other)
+
+
+def test_a_checkpoint_beyond_the_end(done, make_job, tmp_path, no_training):
+    last = str(done[0] / "last.ckpt")
+    for end in ({"max_epochs": 1}, {"max_steps": STEPS - 1}, {"limit_train_batches": 5}):
+        with pytest.raises(ValueError, match=rf"ckpt_path=.* after step {STEPS}, .*this run ends"):
+            run(make_job(tmp_path, ckpt_path=last, trainer_settings=end))
+    sparse = {"accumulate_grad_batches": 3, "max_epochs": 6}
+    job = make_job(tmp_path, ckpt_path=last, trainer_settings=sparse)
+    with pytest.raises(AssertionError, match="training began"):  # as many steps, more epochs
+        run(job)
+
+
+def test_a_checkpoint_at_the_end_of_a_shorter_run(done, make_job, tmp_path):
+    """Its ramp would lack an end; that of the same command is gone on from, and judged again."""
+    out, _, _ = done
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(make_job(tmp_path / "a", callbacks={"stop": Stop()}))
+    last = str(tmp_path / "a/last.ckpt")
+    with pytest.raises(ValueError, match=rf"after step 3, in epoch 1, of a run of {STEPS} steps"):
+        run(make_job(tmp_path / "b", ckpt_path=last, trainer_settings={"max_steps": 3}))
+    run(make_job(tmp_path / "c", ckpt_path=str(out / "last.ckpt")))
+    assert weights(tmp_path / "c/student") == weights(out / "student")
 
 
 @pytest.mark.parametrize("learnt", [False, True])
@@ -886,6 +966,66 @@ def test_milestones_come_along_where_a_run_goes_on_elsewhere(make_job, tmp_path,
     shutil.rmtree(tmp_path / "a/milestones/0.4")
     with pytest.raises(ValueError, match=r"ckpt_path=.*its student of 0\.4 is not in .*take the"):
         run(make_job(tmp_path / "c", sparsity=resting(), ckpt_path=last))
+
+
+# What an earlier run left in the run folder
+
+
+def left(folder: Path) -> set[str]:
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    results = {"result.json", "sparsity.csv", "curves.png", "student", "metrics.csv"}
+    return found & {*results, "milestones/0.4", "milestones/0.7", "milestones/mine"}
+
+
+@pytest.fixture
+def again(curve, tmp_path):
+    """A copy of a finished run's folder, and what lies in it."""
+    shutil.copytree(curve[0], tmp_path / "again")
+    (tmp_path / "again/milestones/mine").mkdir()
+    return tmp_path / "again", left(tmp_path / "again")
+
+
+def test_a_run_that_fails_leaves_no_results_of_an_earlier_one(again, make_job):
+    folder, before = again
+    assert len(before) == 8
+    with pytest.raises(NonFiniteError):
+        run(make_job(folder, sparsity=resting(), optimizer=hf.FineTuning(lr=1e30)))
+    assert left(folder) == {"milestones/mine"}
+
+
+def test_a_refused_run_leaves_an_earlier_one_whole(again, make_job, tmp_path):
+    folder, before = again
+    last = str(folder / "last.ckpt")
+    for refused in (
+        {"seed": 1, "ckpt_path": last},
+        {"trainer_settings": {"max_epochs": 1}, "ckpt_path": last},
+        {"distillation": Objective({"hidden_states": HiddenStates(layer_map={1: 7})})},
+    ):
+        with pytest.raises(ValueError, match=r"ckpt_path|layer_map"):
+            run(make_job(folder, sparsity=resting(), **refused))
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "elsewhere/milestones/0.7")
+    last = str(tmp_path / "elsewhere/last.ckpt")
+    with pytest.raises(ValueError, match=r"its student of 0\.7 is not in"):
+        run(make_job(folder, sparsity=resting(), ckpt_path=last))
+    assert left(folder) == before
+
+
+@pytest.mark.parametrize("place", ["here", "elsewhere"])
+def test_a_run_that_goes_on_keeps_what_it_needs(again, make_job, tmp_path, place):
+    folder, before = again
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    last = {"here": folder, "elsewhere": tmp_path / "elsewhere"}[place] / "last.ckpt"
+    run(make_job(folder, sparsity=resting(), ckpt_path=str(last)))
+    assert left(folder) == before
+
+
+def test_a_run_keeps_the_earlier_student_that_it_reads(again, make_job):
+    folder, before = again
+    job = make_job(folder, teacher=Teacher(path=str(folder)))
+    result = run(dataclasses.replace(job, model=hf.Pretrained(path=str(folder / "student"))))
+    assert result["teacher"]["path"] == str(folder / "student")
+    assert left(folder) == before - {"milestones/0.4", "milestones/0.7"}
 
 
 # What is promised

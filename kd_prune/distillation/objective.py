@@ -34,11 +34,11 @@ class Objective:
         for name, term in terms.items():
             if not (math.isfinite(term.weight) and term.weight >= 0):
                 raise ValueError(
-                    f"{name}.weight={term.weight}: expected a finite number ≥ 0 (0 = off)"
+                    f"terms.{name}.weight={term.weight}: expected a finite number ≥ 0 (0 = off)"
                 )
             if unknown := set(term.requires) - KINDS:
                 raise ValueError(
-                    f"{name}.requires={sorted(unknown)}: expected some of {sorted(KINDS)}"
+                    f"terms.{name}.requires={sorted(unknown)}: expected some of {sorted(KINDS)}"
                 )
         self.terms = {name: term for name, term in terms.items() if term.weight > 0}
         if not self.terms:
@@ -68,13 +68,15 @@ class Objective:
             try:
                 losses[name] = term(student, teacher, batch)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                own = hasattr(term, str(error).partition("=")[0])
+                reason = str(error).replace("the term's weight", f"terms.{name}.weight")
+                raise ValueError(f"terms.{name}{'.' if own else ': '}{reason}") from error
         total = torch.stack([self.terms[name].weight * loss for name, loss in losses.items()]).sum()
         return total, losses
 
     def _check(self, student: Activations, teacher: Activations) -> None:
         missing = {
-            name: f"{name} requires {kind}, which the {who} does not give"
+            name: f"terms.{name} requires {kind}, which the {who} does not give"
             for name, term in self.terms.items()
             for kind in sorted(term.requires)
             for who, model in (("student", student), ("teacher", teacher))
@@ -84,4 +86,4 @@ class Objective:
             name, reason = next(iter(missing.items()))
             others = [other for other in self.terms if other not in missing]
             still = f" ({', '.join(others)} still work)" if others else ""
-            raise ValueError(f"{reason}; set {name}.weight to 0{still}")
+            raise ValueError(f"{reason}; set terms.{name}.weight to 0{still}")

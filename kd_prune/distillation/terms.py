@@ -55,9 +55,7 @@ class SoftTargets:
     def __post_init__(self) -> None:
         """Check the temperature."""
         if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"soft_targets.temperature={self.temperature}: expected a finite number above 0"
-            )
+            raise ValueError(f"temperature={self.temperature}: expected a finite number above 0")
 
     def __call__(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
         """See `soft_cross_entropy`."""

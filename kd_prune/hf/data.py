@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -85,9 +87,14 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
     file = split_file(task, folder, split) if folder.is_dir() else None
     source: dict[str, Any] = {"path": task.path, "name": task.subset}
     place = cache / "datasets"
+    # What a parser raises it logs too, on lines of their own.
+    packaged = FORMATS[file.suffix] if file else ""
+    parser = logging.getLogger(f"datasets.packaged_modules.{packaged}")
+    level = parser.level
+    parser.setLevel(logging.CRITICAL if file else level)
     try:
         if file:  # datasets tells files by time; one that a copy replaced may have the same
-            source = {"path": FORMATS[file.suffix], "data_files": {split: str(file)}}
+            source = {"path": packaged, "data_files": {split: glob.escape(str(file))}}
             place /= file_hash(file)
         return load_dataset(**source, split=split, cache_dir=str(place))
     except Exception as error:  # the hub, the disk and every parser raise their own
@@ -99,7 +106,15 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
             key = "train" if split == task.train else "validation"
             known = str(cause).strip().splitlines()[0]
             raise ValueError(f"task.{key}={split}: not a split of {task.path} ({known})") from error
+        if file is not None:
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            raise ValueError(
+                f"task.path={task.path}: {file} cannot be read ({reason}); make it anew, or name "
+                f"another: 'task.files={{{split}: <file>}}'"
+            ) from error
         raise unreachable("task.path", task.path, cause) from error
+    finally:
+        parser.setLevel(level)
 
 
 def file_hash(file: Path) -> str:

@@ -60,7 +60,8 @@ class Task:
                 raise ValueError(f"task.{key}={names}: expected each name once")
         if self.monitor not in self.metrics:
             raise ValueError(
-                f"task.monitor={self.monitor}: not among task.metrics={list(self.metrics)}"
+                f"task.monitor={self.monitor}: not among task.metrics={list(self.metrics)}; "
+                "set it to one of them"
             )
         for key in ("max_length", "batch_size", "eval_batch_size"):
             if getattr(self, key) < 1:

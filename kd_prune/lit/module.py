@@ -21,7 +21,11 @@ ConfigureOptimizer = Callable[[nn.Module, int], tuple[Optimizer, LRScheduler]]
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a weight became NaN or infinite."""
+    """A loss or a weight became NaN or infinite; `found` says which and when, without a remedy."""
+
+    def __init__(self, found: str, remedy: str = "try a lower learning rate") -> None:
+        super().__init__(f"{found}; {remedy}")
+        self.found = found
 
 
 class DistillModule(L.LightningModule):
@@ -103,8 +107,8 @@ class DistillModule(L.LightningModule):
         broken = [f"{name}={loss.item()}" for name, loss in losses.items() if not loss.isfinite()]
         raise NonFiniteError(
             f"the loss is not finite at step {self.trainer.global_step + 1} "
-            f"({', '.join(broken) or 'in the sum'}); the last checkpoint is from before; "
-            "try a lower optimizer.lr or trainer.gradient_clip_val"
+            f"({', '.join(broken) or 'in the sum'})",
+            "try a lower learning rate, or clip the gradients",
         )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -136,6 +140,5 @@ class DistillModule(L.LightningModule):
         for name, parameter in self.student.named_parameters():
             if not parameter.isfinite().all():
                 raise NonFiniteError(
-                    f"{name} is not finite at step {self.trainer.global_step}; "
-                    "not saved, the last checkpoint is from before; try a lower optimizer.lr"
+                    f"{name} is not finite at step {self.trainer.global_step}, so not saved"
                 )

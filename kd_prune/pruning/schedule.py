@@ -146,7 +146,8 @@ def check_fraction(name: str, value: float, *, closed: bool) -> None:
         raise TypeError(f"{name}={value!r}: expected a number")
     inside = 0.0 <= value <= 1.0 if closed else 0.0 <= value < 1.0
     if not inside:  # NaN lands here too
-        hint = f"; did you mean {value / 100:g}?" if 1.0 < value < 100.0 else ""
+        percent = 2.0 <= value < 100.0  # 1.5 of a run is no 1.5 % of it
+        hint = f"; did you mean {value / 100:g}?" if percent else ""
         bounds = "[0, 1]" if closed else "[0, 1)"
         raise ValueError(f"{name}={value}: expected a fraction in {bounds}{hint}")
 
@@ -201,7 +202,7 @@ class Schedule:
         if self.begin >= self.end:
             raise ValueError(
                 f"begin={self.begin} is not before end={self.end}: the ramp needs begin < end; "
-                "to prune all at once take shape=one_shot"
+                "to prune all at once take shape=one_shot (of a command: sparsity/shape=one_shot)"
             )
         if self.initial > self.final:
             raise ValueError(

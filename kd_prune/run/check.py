@@ -6,14 +6,17 @@ import csv
 import logging
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import torch
 from datasets import Dataset
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
@@ -23,6 +26,7 @@ from kd_prune.lit.callback import refuse_sharding
 from kd_prune.lit.run_length import RunLength
 from kd_prune.pruning import Pruner, Scope, SparsityReport
 from kd_prune.pruning.mask import pruned_in
+from kd_prune.run.checkpoint import CheckpointError
 from kd_prune.run.job import Job
 from kd_prune.run.teacher import load_fine_tuned
 
@@ -34,13 +38,13 @@ def check(
     data: hf.TaskData,
     tokenizer: PreTrainedTokenizerBase,
     student: PreTrainedModel,
-) -> None:
-    """Refuse what cannot work, before anything is trained.
+) -> RunLength:
+    """Refuse what cannot work, before anything is trained; returns how long the student's fit is.
 
     Runs student and teacher (the student again where the teacher is yet to be trained) on a few
     rows, so that every term meets the activations it will get.
     """
-    metric_collection(job.task.metrics, data.num_labels)
+    check_metrics(job.task, data.num_labels)
     trainer = checked_trainer(job)
     train, _ = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     length = RunLength.ahead(trainer, math.ceil(len(train) / trainer.world_size))
@@ -50,7 +54,7 @@ def check(
             "to fall over; set max_epochs or max_steps too"
         )
     if job.sparsity:
-        parameters = student_scope(job, student).select(student)
+        parameters = in_scope(job, student)
         refuse_sharding(trainer)
         try:
             job.sparsity.check(trainer, parameters, length)
@@ -82,13 +86,72 @@ def check(
     batch = train.collate_fn([rows[i] for i in range(min(2, len(rows)))])
     with torch.no_grad():
         ours, theirs = (models.forward(model, batch, requires) for model in (student, teacher))
-        job.distillation(ours, theirs, batch)
+        try:
+            job.distillation(ours, theirs, batch)
+        except ValueError as error:
+            raise ValueError(full_key(str(error))) from error
+    return length
+
+
+def full_key(message: str) -> str:
+    """An objective's word on one of its terms, with the key that a command has for it.
+
+    >>> full_key("terms.embeddings: too wide; set terms.embeddings.weight to 0")[:32]
+    'distillation.terms.embeddings: t'
+    """
+    if not message.startswith("terms."):
+        return message
+    return message.replace("terms.", "distillation.terms.")
+
+
+def check_metrics(task: hf.Task, num_labels: int) -> None:
+    """Raise ValueError unless the task's metrics suit it; before labels are read as numbers too."""
+    try:
+        metric_collection(task.metrics, num_labels)
+    except ValueError as error:
+        if "does not suit" not in str(error):
+            raise
+        suits = ("pearson,spearman", "pearson") if num_labels == 1 else ("accuracy", "accuracy")
+        remedy = "set task.metrics=[{}] and task.monitor={}".format(*suits)
+        raise ValueError(f"{error}; {remedy}") from error
+
+
+def check_place(job: Job, checkpoint: Mapping[str, Any], length: RunLength) -> None:
+    """Raise CheckpointError if a checkpoint lies beyond the end of the run that goes on from it.
+
+    The last checkpoint of a run lies at its end, and the same command may go on from there: what
+    follows the fit is made again. Of a longer run it would leave a ramp without its end.
+    """
+    step, epoch, steps = checkpoint["global_step"], checkpoint["epoch"], length.steps or math.inf
+    ramp = (checkpoint["callbacks"].get("SparsityCallback", {}).get("length") or {}).get("steps")
+    epochs = job.trainer(logger=False).max_epochs or -1
+    if step > steps or 0 < epochs <= epoch or (step == steps and (ramp or steps) > steps):
+        raise CheckpointError(
+            f"ckpt_path={job.ckpt_path}: after step {step}, in epoch {epoch + 1}"
+            f"{f', of a run of {ramp} steps' if ramp else ''}, which leaves nothing to train: this "
+            f"run ends after step {steps}; give the command that the checkpoint is of "
+            "(trainer.max_epochs, trainer.max_steps), or leave ckpt_path out"
+        )
 
 
 def student_scope(job: Job, student: PreTrainedModel) -> Scope:
     """What may be pruned, in the student's own names."""
     own = job.sparsity.scope if job.sparsity else None
     return own or job.model.scope or models.encoder_scope(student)
+
+
+def in_scope(job: Job, student: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The student's parameters that may be pruned.
+
+    Raises:
+        ValueError: As in `Scope.select`; the message names the key.
+    """
+    scope = student_scope(job, student)
+    try:
+        return scope.select(student)
+    except ValueError as error:
+        key = "sparsity.scope" if job.sparsity and job.sparsity.scope else "model.scope"
+        raise ValueError(f"{key}: {error}") from error
 
 
 def check_words(teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:

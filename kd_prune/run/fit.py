@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kd_prune import hf
 from kd_prune.distillation import HardLabels, Objective
 from kd_prune.hf import models
-from kd_prune.lit import DistillModule, metric_collection
+from kd_prune.lit import DistillModule, NonFiniteError, metric_collection
 from kd_prune.run.job import Job
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,32 @@ def together(trainer: L.Trainer) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def naming(stage: str, key: str, saved: Path, before: str | None = None) -> Iterator[None]:
+    """A fit whose NonFiniteError names its stage, what to change and what is left to go on from.
+
+    Args:
+        stage: What is being trained.
+        key: The option of its optimizer.
+        saved: Where its checkpoints go.
+        before: The checkpoint that it went on from.
+    """
+
+    def written() -> int | None:
+        return saved.stat().st_mtime_ns if saved.is_file() else None
+
+    at_first = written()
+    try:
+        yield
+    except NonFiniteError as error:
+        last = before if written() == at_first else saved
+        left = f"the last checkpoint, {last}, is from before" if last else "nothing was saved yet"
+        raise NonFiniteError(
+            f"{stage}: {error.found}",
+            f"{left}; try a lower {key}.lr or trainer.gradient_clip_val",
+        ) from error
 
 
 def evaluate(

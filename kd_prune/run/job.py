@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,8 @@ class Teacher:
     """Where the teacher comes from: fine-tuned models are kept and found again.
 
     Args:
-        path: Folder or hub id of a model fine-tuned on the task; None: fine-tune `Job.model`.
+        path: Folder (a run folder too) or hub id of a model fine-tuned on the task; None: fine-tune
+            `Job.model`.
         max_epochs: Epochs of fine-tuning.
         batch_size: Rows per step of fine-tuning; None: the task's.
         optimizer: Optimizer of fine-tuning.
@@ -113,3 +116,22 @@ class Job:
             raise ValueError(
                 f"checkpoint_minutes={self.checkpoint_minutes}: expected a number from 0"
             )
+
+
+def cache_folder(cache_dir: str) -> Path:
+    """The folder that a job's `cache_dir` names, made if it is not there.
+
+    Raises:
+        ValueError: It cannot be made, or not be written to.
+    """
+    folder = Path(cache_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ValueError(
+            f"cache_dir={cache_dir}: no folder that can be written to ({error.strerror}); name "
+            "another, or set KD_PRUNE_CACHE"
+        ) from error
+    return folder

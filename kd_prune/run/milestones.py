@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from kd_prune.lit import SparsityCallback
 from kd_prune.lit.resumable import Resumable
 from kd_prune.run.check import Promise
 from kd_prune.run.checkpoint import CheckpointError
+from kd_prune.run.job import Job
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,43 @@ def bring_milestones(source: Path, out: Path, checkpoint: Mapping[str, Any]) -> 
             )
         with whole.folder(here, replace=True) as scratch:
             shutil.copytree(there, scratch, dirs_exist_ok=True)
+
+
+# What a run leaves besides its milestones and checkpoint; first what says that it is finished.
+RESULTS = ("result.json", "sparsity.csv", "curves.png", "metrics.csv", "student")
+
+
+@rank_zero_only
+def clear_results(job: Job, checkpoint: Mapping[str, Any] | None) -> None:
+    """Remove what an earlier run left in the run folder: this one may fail, and is another.
+
+    Of a run that goes on from a checkpoint in its folder everything stays; else what this run
+    reads (`teacher.path` may be the earlier student), and milestones brought along.
+    """
+    out = job.out.resolve()
+    reads = [job.model.path, job.teacher.path, job.task.path, job.ckpt_path]
+    kept = [Path(path).expanduser().resolve() for path in reads if path]
+    if checkpoint:
+        if kept[-1].is_relative_to(out):
+            return
+        saved = checkpoint["callbacks"].get("Milestones", {"reached": []})
+        kept += [milestone_folder(out, reached["sparsity"]) for reached in saved["reached"]]
+    ours = [path for path in (out / "milestones").glob("*") if _is_number(path.name)]
+    for path in (*(out / name for name in RESULTS), *ours):
+        if any(other.is_relative_to(path) for other in kept):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody keeps something there
+        (out / "milestones").rmdir()
+
+
+def _is_number(name: str) -> bool:
+    with suppress(ValueError):
+        return math.isfinite(float(name))
+    return False
 
 
 def _trained(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:

@@ -20,6 +20,8 @@ from kd_prune.pruning import Scope, SparsityReport
 from kd_prune.run.check import (
     Promise,
     check,
+    check_metrics,
+    check_place,
     student_scope,
     verify,
     verify_history,
@@ -27,11 +29,17 @@ from kd_prune.run.check import (
     verify_retained,
 )
 from kd_prune.run.checkpoint import checkpoint_file, read_checkpoint, what_it_is_of
-from kd_prune.run.fit import evaluate, make_module, make_trainer, on_one_device, together
-from kd_prune.run.job import Job
-from kd_prune.run.milestones import Milestone, Milestones, bring_milestones, milestone_folder
+from kd_prune.run.fit import evaluate, make_module, make_trainer, naming, on_one_device, together
+from kd_prune.run.job import Job, cache_folder
+from kd_prune.run.milestones import (
+    Milestone,
+    Milestones,
+    bring_milestones,
+    clear_results,
+    milestone_folder,
+)
 from kd_prune.run.outcome import Counted, draw_curves, print_summary, versions, write_json
-from kd_prune.run.teacher import obtain_teacher, teacher_reads_segments
+from kd_prune.run.teacher import model_folder, obtain_teacher, teacher_reads_segments
 
 say = rank_zero_only(print)  # of several processes, one speaks
 
@@ -58,19 +66,26 @@ def run(job: Job) -> dict[str, Any] | None:
     if job.ckpt_path:
         job = replace(job, ckpt_path=checkpoint_file(job.ckpt_path))
     job.out.mkdir(parents=True, exist_ok=True)
-    cache = Path(job.cache_dir).expanduser()
+    cache = cache_folder(job.cache_dir)
+    if job.teacher.path:
+        path = model_folder(job.teacher.path)
+        job = replace(job, teacher=replace(job.teacher, path=path))
+    if job.task.regression:
+        check_metrics(job.task, num_labels=1)
     with timed(seconds, "data"):
         tokenizer = job.model.tokenizer()
         segments = teacher_reads_segments(job)
         data = hf.load(job.task, tokenizer, cache, segments=segments)
     L.seed_everything(job.seed, verbose=False)
     student = job.model.load(num_labels=data.num_labels)
-    check(job, data, tokenizer, student)
+    length = check(job, data, tokenizer, student)
     about = what_it_is_of(job, data)
     checkpoint = read_checkpoint(job.ckpt_path, job, student, about) if job.ckpt_path else None
     if job.ckpt_path and checkpoint:
+        check_place(job, checkpoint, length)
         bring_milestones(Path(job.ckpt_path).parent, job.out, checkpoint)
         say(f"Going on after step {checkpoint['global_step']} ({job.ckpt_path})", flush=True)
+    clear_results(job, checkpoint)
     scope = student_scope(job, student) if job.sparsity else None
     if job.sparsity and scope:
         job.sparsity.within, job.sparsity.scope = "student", scope  # as DistillModule holds it
@@ -182,12 +197,13 @@ def fit_student(
     trainer = make_trainer(job, callbacks, logger=list(job.logger.values()) or False)
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(job.config))
-    with together(trainer):
+    going_on = job.ckpt_path if checkpoint else None
+    with naming("the student", "optimizer", resume.path, going_on), together(trainer):
         trainer.fit(
             module,
             train,
             list(validation.values()),
-            ckpt_path=job.ckpt_path if checkpoint else None,
+            ckpt_path=going_on,
             weights_only=True,
         )
     return Fit(

@@ -22,7 +22,7 @@ from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import ResumePoint
 from kd_prune.run.checkpoint import if_whole
-from kd_prune.run.fit import evaluate, make_module, make_trainer
+from kd_prune.run.fit import evaluate, make_module, make_trainer, naming
 from kd_prune.run.job import Job
 from kd_prune.run.outcome import versions, write_json
 
@@ -76,6 +76,12 @@ def teacher_if_whole(
         reason = " ".join(str(error.__cause__ or error).split())
         log.warning("%s: a damaged teacher, fine-tuned anew (%s)", folder, reason)
         return None
+
+
+def model_folder(path: str) -> str:
+    """Where the model is: of a run folder its student, else `path` itself."""
+    student = Path(path).expanduser() / "student"
+    return str(student) if student.is_dir() else path
 
 
 def fine_tuned_config(key: str, path: str) -> Any:
@@ -239,13 +245,15 @@ def fine_tune(
         max_time=None,
     )
     print(f"Fine-tuning the teacher on {job.task.name} ({folder.name})", flush=True)
-    trainer.fit(
-        module,
-        train,
-        list(validation.values()),
-        ckpt_path=if_whole(resume),
-        weights_only=True,
-    )
+    going_on = if_whole(resume)
+    with naming("the teacher", "teacher.optimizer", resume, going_on):
+        trainer.fit(
+            module,
+            train,
+            list(validation.values()),
+            ckpt_path=going_on,
+            weights_only=True,
+        )
     hf.save(model, tokenizer, folder, data.labels)
     write_json(evaluate(job, data, tokenizer, model), folder / "metrics.json")
     resume.unlink(missing_ok=True)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from kd_prune.lit import DistillModule
+
 from .script import SCRIPT, SMALL, start
 
 
@@ -139,8 +141,37 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),
         (["teacher.optimizer.lr=0"], ["error: teacher.optimizer.lr=0", "above 0"]),
         (["optimizer.schedule=wavy"], ["optimizer.schedule=wavy", "one of linear, cosine"]),
-        (["distillation.terms.soft_targets.weight=-1"], ["soft_targets.weight=-1", "finite"]),
+        (
+            ["distillation.terms.soft_targets.weight=-1"],
+            ["error: distillation.terms.soft_targets.weight=-1", "finite"],
+        ),
+        (
+            ["distillation.terms.soft_targets.temperature=0"],
+            ["error: distillation.terms.soft_targets.temperature=0", "above 0"],
+        ),
+        (
+            ["distillation.terms.hidden_states.layer_map={1: 7}"],
+            ["error: distillation.terms.hidden_states.layer_map={1: 7}", "correct the map"],
+        ),
+        (
+            ["model.scope={_target_: kd_prune.pruning.Scope, include: [nope]}"],
+            ["error: model.scope: ", "'nope' matches no parameter"],
+        ),
+        (
+            ["sparsity.criterion=taylor"],
+            ["sparsity.criterion=taylor: ", "sparsity/criterion=taylor"],
+        ),
+        (["sparsity.shape=fast"], ["sparsity.shape=fast: ", " sparsity/shape=fast"]),
+        (["task.labels=[0,1]"], ["task.labels=[0, 1]: ", """'task.labels=["0","1"]'"""]),
+        (["task.labels=[no,true]"], ["""'task.labels=["no","true"]'"""]),
+        (
+            ["task.regression=true"],
+            ["task.metrics=accuracy does not suit", "[pearson,spearman] and task.monitor=pearson"],
+        ),
+        (["task.metrics=[f1]"], ["task.monitor=accuracy: not among", "set it to one of them"]),
         (["student.init=nothing"], ["student.init=nothing", "pretrained or teacher"]),
+        (["sparsity.allocation.path=foo"], ["error: sparsity.allocation: ", "'foo'", "installed?"]),
+        (["cache_dir=/dev/null/x"], ["error: cache_dir=/dev/null/x: no folder", "KD_PRUNE_CACHE"]),
         (["ckpt_path=/nowhere.ckpt"], ["ckpt_path=/nowhere.ckpt", "no such file"]),
         (["sparsity/select=nm", "sparsity.final=0.9"], ["sparsity: ", "NM(keep=2, of=4) cannot"]),
         (
@@ -158,7 +189,7 @@ def test_bad_input_is_one_line_before_any_work(call, tmp_path, overrides, says):
     assert code == 1
     assert refusal(stderr) == stderr.strip()
     assert all(part in refusal(stderr) for part in says), stderr
-    assert "Fine-tuning" not in stdout
+    assert stdout == ""
     assert not (tmp_path / "out" / "result.json").exists()
 
 
@@ -179,13 +210,29 @@ def test_a_pretrained_model_is_named_by_its_path(call, tmp_path, overrides, says
     assert stderr.strip() == says
 
 
-def test_a_loss_that_is_not_finite_is_one_line(call, tmp_path):
-    wild = ["optimizer.lr=1e30", "trainer.gradient_clip_val=null"]
-    code, _, stderr = call(*SMALL, f"hydra.run.dir={tmp_path}", *wild)
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["optimizer.lr=1e30"], ["error: the student: ", "nothing was saved yet", " optimizer.lr"]),
+        (
+            ["optimizer.lr=1e30", "checkpoint_minutes=0"],
+            ["error: the student: ", "out/last.ckpt, is from before", " optimizer.lr"],
+        ),
+        (
+            ["teacher.optimizer.lr=1e30"],
+            ["error: the teacher: ", "nothing was saved", " teacher.op"],
+        ),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_one_line(call, tmp_path, overrides, says):
+    out = tmp_path / "out"
+    wild = ["trainer.gradient_clip_val=null", "task.path.train=256", *overrides]
+    code, _, stderr = call(*SMALL, f"hydra.run.dir={out}", *wild)
     assert code == 1
     assert refusal(stderr) == stderr.strip()
-    assert all(part in stderr for part in ("not finite", "optimizer.lr"))
-    assert not (tmp_path / "result.json").exists()
+    assert all(part in stderr for part in ("not finite", *says)), stderr
+    assert (out / "last.ckpt").exists() == ("checkpoint_minutes=0" in overrides)
+    assert not (out / "result.json").exists()
 
 
 def refusal(stderr):
@@ -222,6 +269,50 @@ def test_interrupted_and_gone_on_with(smoke, call, cache, tmp_path, number):
     assert result_of(second)["student"] == result_of(out)["student"]
     for file in ("metrics.csv", "sparsity.csv", "student/model.safetensors"):
         assert (out / file).read_bytes() == (second / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 4.0])
+def test_interrupted_before_training(tmp_path, seconds):
+    """Importing, composing, loading, tokenising: one line, wherever it comes."""
+    process = start(tmp_path / "out", tmp_path, "task.path.train=100000")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert stderr == "interrupted by SIGINT\n"
+
+
+def test_interrupted_where_lightning_ends_it(call, tmp_path, monkeypatch):
+    """The same line where Lightning would leave it at exit code 1, as in an evaluation."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the script sets its own
+    handler = signal.getsignal(signal.SIGINT)  # Lightning takes it away
+    validate = DistillModule.validation_step
+
+    def press(module, *args):
+        if module.trainer.state.fn == "validate":
+            signal.raise_signal(signal.SIGINT)
+        validate(module, *args)
+
+    monkeypatch.setattr(DistillModule, "validation_step", press)
+    try:
+        with pytest.raises(KeyboardInterrupt) as pressed:
+            call(*SMALL, f"hydra.run.dir={tmp_path}", "seed=9")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with pytest.raises(SystemExit, match="130"):
+        sys.excepthook(pressed.type, pressed.value, pressed.tb)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_run_folder_that_cannot_be_made(call, tmp_path, many):
+    (tmp_path / "file").touch()
+    key = "hydra.sweep.dir" if many else "hydra.run.dir"
+    code, _, stderr = call(*(["-m"] if many else []), *SMALL, f"{key}={tmp_path}/file/x")
+    assert code == 1
+    assert refusal(stderr) == stderr.strip()
+    assert stderr.startswith(f"error: {key}: {tmp_path}/file")
+    assert f"name another: {key}=<folder>" in stderr
 
 
 def test_mixed_precision(call, tmp_path):

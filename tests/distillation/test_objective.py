@@ -113,7 +113,7 @@ def test_a_term_of_ones_own_takes_part():
 
 @pytest.mark.parametrize("weight", [-1.0, -1e-9, float("nan"), float("inf"), float("-inf")])
 def test_a_weight_that_is_none_raises(weight):
-    with pytest.raises(ValueError, match=rf"^soft_targets.weight={weight}: expected a finite"):
+    with pytest.raises(ValueError, match=rf"^terms.soft_targets.weight={weight}: expected a "):
         Objective({"hard_labels": HardLabels(), "soft_targets": SoftTargets(weight=weight)})
 
 
@@ -125,7 +125,7 @@ def test_nothing_to_learn_from_raises(terms):
 
 def test_an_unknown_kind_raises():
     term = Custom(function=lambda *_: torch.zeros(()), requires=["logits", "gradients"])
-    with pytest.raises(ValueError, match=r"^mine.requires=\['gradients'\].*hidden_states"):
+    with pytest.raises(ValueError, match=r"^terms.mine.requires=\['gradients'\].*hidden_states"):
         Objective({"mine": term})
 
 
@@ -142,7 +142,8 @@ def test_activations_that_are_not_given_raise(who, kind, first, others):
     pair = {"student": activations(seed=1), "teacher": activations(seed=2)}
     pair[who] = dataclasses.replace(pair[who], **{kind: ()})
     message = (
-        f"{first} requires {kind}, which the {who} does not give; set {first}.weight to 0 "
+        f"terms.{first} requires {kind}, which the {who} does not give; "
+        f"set terms.{first}.weight to 0 "
         f"({others}, hard_labels still work)"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -150,7 +151,9 @@ def test_activations_that_are_not_given_raise(who, kind, first, others):
 
 
 def test_no_teacher_raises_where_a_term_reads_one():
-    message = r"soft_targets requires logits, which the teacher does not give.*\(hard_labels still"
+    message = (
+        r"terms.soft_targets requires logits, which the teacher does not .*\(hard_labels still"
+    )
     with pytest.raises(ValueError, match=message):
         Objective({"soft_targets": SoftTargets(), "hard_labels": HardLabels()})(
             activations(seed=1), None, batch()
@@ -161,7 +164,12 @@ def test_no_teacher_raises_where_a_term_reads_one():
     ("name", "term", "teacher", "message"),
     [
         ("embeddings", Embeddings(), {"width": 6}, "student is 4 wide, the teacher 6; .*weight"),
-        ("hidden_states", HiddenStates(), {"width": 6}, "4 wide, the teacher 6; .*weight to 0"),
+        (
+            "hidden_states",
+            HiddenStates(),
+            {"width": 6},
+            "6; set terms.hidden_states.weight to 0",
+        ),
         ("attention_scores", AttentionScores(), {"heads": 1}, "2 heads, the teacher 1; .*weight"),
         ("soft_targets", SoftTargets(), {"outputs": 2}, "3 outputs, the teacher 2; .*weight to 0"),
         ("hidden_states", HiddenStates(), {"layers": 3}, "3 teacher layers .*give a layer_map"),
@@ -169,11 +177,16 @@ def test_no_teacher_raises_where_a_term_reads_one():
         ("hidden_states", HiddenStates(layer_map={1: 9}), {}, "teacher has layers 1 … 2.*correct"),
         ("hidden_states", HiddenStates(layer_map={3: 1}), {}, "student has layers 1 … 2.*correct"),
         ("attention_scores", AttentionScores(layer_map={1: 3}), {}, "the teacher has.*correct"),
-        ("attention_scores", AttentionScores(layer_map={0: 0}), {}, "layer_map=.*from 1 on"),
+        (
+            "attention_scores",
+            AttentionScores(layer_map={0: 0}),
+            {},
+            "embeddings, has no.*from 1 on",
+        ),
         ("hidden_states", HiddenStates(layer_map={}), {}, "compares no layers; .*weight to 0"),
     ],
 )
 def test_models_that_do_not_fit_together_raise(name, term, teacher, message):
     objective = Objective({"hard_labels": HardLabels(), name: term})
-    with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
+    with pytest.raises(ValueError, match=rf"^terms\.{name}(: |\.layer_map=).*{message}"):
         objective(activations(seed=1), activations(seed=2, **teacher), batch())

@@ -95,5 +95,7 @@ def test_another_shape_raises_with_the_terms_name(other, what):
     if what == "number of heads":
         del terms["hidden_states"]
     for name, term in terms.items():
-        with pytest.raises(ValueError, match=f"^{name}: the student's {what} is .* set the term's"):
+        with pytest.raises(
+            ValueError, match=rf"^terms\.{name}: the student's {what} is .* set terms"
+        ):
             Objective({name: term})(activations(seed=1), activations(seed=2, **other), batch())

@@ -86,6 +86,29 @@ def test_local_formats(tmp_path, tokenizer, suffix):
     assert found.splits["train"]["input_ids"][0] == tokenizer("the old fox")["input_ids"]
 
 
+def test_a_folder_whose_name_is_a_pattern(tmp_path, tokenizer):
+    for split in ("train", "validation"):
+        write(tmp_path / "set [1]*", split, rows([0, 1, 1]))
+        write(tmp_path / "set 1", split, rows([1, 0, 0]))
+    found = load(task(tmp_path / "set [1]*"), tokenizer, tmp_path / "cache")
+    assert labels_of(found) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_truncated_file_is_named_in_one_line(tmp_path, tokenizer, folder, suffix, capfd, caplog):
+    (folder / "train.jsonl").unlink()
+    write(folder, "train", rows([0, 1, 1]), suffix)
+    file = folder / f"train.{suffix}"
+    file.write_bytes(file.read_bytes()[:-20])
+    says = (
+        rf"^task\.path={folder}: {file} cannot be read \(.*\); make it anew, or name another: .*$"
+    )
+    with pytest.raises(ValueError, match=says):
+        load(task(folder), tokenizer, tmp_path / "cache")
+    assert not caplog.records
+    assert "rror" not in "".join(capfd.readouterr())
+
+
 def test_pairs_of_texts(tmp_path, tokenizer):
     table = [{"a": "the old fox", "b": "first", "label": i % 2} for i in range(2)]
     for split in ("train", "validation"):

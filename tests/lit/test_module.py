@@ -94,7 +94,7 @@ def test_a_loss_that_is_nan_names_step_and_term_and_leaves_the_last_good_checkpo
     module = make_module(terms={"hard_labels": HardLabels(), "fragile": breaks})
     trainer = make_trainer(tmp_path, ResumePoint(path), max_epochs=3)
     with pytest.raises(
-        NonFiniteError, match=rf"at step {STEPS_PER_EPOCH + 3} \(fragile=nan\).*optimizer\.lr"
+        NonFiniteError, match=rf"at step {STEPS_PER_EPOCH + 3} \(fragile=nan\); try a lower"
     ):
         fit(trainer, module)
     checkpoint = torch.load(path, weights_only=True)
