@@ -267,13 +267,24 @@ def how_to_go_on(saved: Path, out: Path) -> str:
     return "To go on, give the same command again"
 
 
-def options_first(arguments: list[str]) -> list[str]:
-    """The arguments with `-m` in front: argparse takes no overrides on both sides of it."""
-    return sorted(arguments, key=lambda given: given not in ("-m", "--multirun"))
+def completed(arguments: list[str]) -> list[str]:
+    """The arguments with what goes without saying.
+
+    `-m` comes first: argparse takes no overrides on both sides of it. A `model.path` alone is of
+    `model=pretrained`: the default model's learning rates are for random weights.
+
+    >>> completed(["seed=1,2", "-m", "model.path=folder"])
+    ['-m', 'seed=1,2', 'model=pretrained', 'model.path=folder']
+    """
+    ordered = sorted(arguments, key=lambda given: given not in ("-m", "--multirun"))
+    named = [i for i, given in enumerate(ordered) if given.startswith("model.path=")]
+    if named and not any(given.startswith("model=") for given in ordered):
+        ordered.insert(named[0], "model=pretrained")
+    return ordered
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = options_first(sys.argv[1:])
+    sys.argv[1:] = completed(sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here instead of being printed
     try:
         main()

@@ -135,7 +135,7 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),
         (["task.path=/nowhere"], ["task.path=/nowhere", "pass task.path=<folder>"]),
         (
-            ["model.path=/nowhere"],
+            ["model=tiny", "model.path=/nowhere"],
             ["error: model.path=/nowhere: model=tiny", "write model=pretrained model.path=/now"],
         ),
         (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),
@@ -196,16 +196,23 @@ def test_bad_input_is_one_line_before_any_work(call, tmp_path, overrides, says):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ([], "error: model.path: has no value of its own here; give it, model.path=…"),
         (
+            ["model=pretrained"],
+            "error: model.path: has no value of its own here; give it, model.path=…",
+        ),
+        (
+            ["model=pretrained", "model.path=/nowhere"],
+            "error: model.path=/nowhere: there is no such folder; pass model.path=<folder>",
+        ),
+        (  # alone it means the same
             ["model.path=/nowhere"],
             "error: model.path=/nowhere: there is no such folder; pass model.path=<folder>",
         ),
     ],
-    ids=["missing", "nowhere"],
+    ids=["missing", "nowhere", "alone"],
 )
 def test_a_pretrained_model_is_named_by_its_path(call, tmp_path, overrides, says):
-    code, _, stderr = call("model=pretrained", f"hydra.run.dir={tmp_path}", *overrides)
+    code, _, stderr = call(f"hydra.run.dir={tmp_path}", *overrides)
     assert code == 1
     assert stderr.strip() == says
 
