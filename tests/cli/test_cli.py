@@ -278,21 +278,40 @@ def test_interrupted_and_gone_on_with(smoke, call, cache, tmp_path, number):
         assert (out / file).read_bytes() == (second / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.5, 4.0])
-def test_interrupted_before_training(tmp_path, seconds):
-    """Importing, composing, loading, tokenising: one line, wherever it comes."""
-    process = start(tmp_path / "out", tmp_path, "task.path.train=100000")
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
-    assert stderr == "interrupted by SIGINT\n"
+PRESS_AT_IMPORT = """
+import runpy, signal, sys
+
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+sys.meta_path.insert(0, Press())
+module, script = sys.argv[1:3]
+sys.argv = sys.argv[2:]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["hydra", "torch", "datasets"])
+def test_interrupted_before_training(tmp_path, module):
+    """Importing, composing, loading: one line, wherever it comes."""
+    words = [module, str(SCRIPT), *SMALL, f"hydra.run.dir={tmp_path}", f"cache_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", PRESS_AT_IMPORT, *words],
+        env=os.environ | {"PYTHONWARNINGS": "ignore"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == "interrupted by SIGINT\n"
 
 
 def test_interrupted_where_lightning_ends_it(call, tmp_path, monkeypatch):
     """The same line where Lightning would leave it at exit code 1, as in an evaluation."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the script sets its own
-    handler = signal.getsignal(signal.SIGINT)  # Lightning takes it away
+    # Lightning takes it away, and a background job ignores it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     validate = DistillModule.validation_step
 
     def press(module, *args):
