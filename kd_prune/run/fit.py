@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,10 +15,12 @@ import lightning.pytorch as L
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
 from kd_prune.distillation import HardLabels, Objective
+from kd_prune.distillation.activations import Batch
 from kd_prune.hf import models
 from kd_prune.lit import DistillModule, NonFiniteError, metric_collection
 from kd_prune.run.job import Job
@@ -98,15 +100,31 @@ def together(trainer: L.Trainer) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextmanager
-def naming(stage: str, key: str, saved: Path, before: str | None = None) -> Iterator[None]:
-    """A fit whose NonFiniteError names its stage, what to change and what is left to go on from.
+def train(
+    trainer: L.Trainer,
+    module: DistillModule,
+    batches: DataLoader[Batch],
+    validation: Mapping[str, DataLoader[Batch]],
+    *,
+    stage: str,
+    key: str,
+    saved: Path,
+    going_on: str | None,
+) -> None:
+    """Fit, from a checkpoint if there is one to go on from.
 
     Args:
-        stage: What is being trained.
+        trainer: What fits.
+        module: What is fitted.
+        batches: Batches to learn from.
+        validation: Split → batches to judge by.
+        stage: What is being trained, for errors.
         key: The option of its optimizer.
         saved: Where its checkpoints go.
-        before: The checkpoint that it went on from.
+        going_on: The checkpoint to go on from.
+
+    Raises:
+        NonFiniteError: A loss became NaN; it says at which stage, and what is left.
     """
 
     def written() -> int | None:
@@ -114,13 +132,16 @@ def naming(stage: str, key: str, saved: Path, before: str | None = None) -> Iter
 
     at_first = written()
     try:
-        yield
+        trainer.fit(
+            module, batches, list(validation.values()), ckpt_path=going_on, weights_only=True
+        )
     except NonFiniteError as error:
-        last = before if written() == at_first else saved
+        last = going_on if written() == at_first else saved
         left = f"the last checkpoint, {last}, is from before" if last else "nothing was saved yet"
         raise NonFiniteError(
             f"{stage}: {error.found}",
-            f"{left}; try a lower {key}.lr or trainer.gradient_clip_val",
+            # Another run: a checkpoint goes on with the learning rate that it has.
+            f"{left}; begin anew with a lower {key}.lr or trainer.gradient_clip_val",
         ) from error
 
 

@@ -29,7 +29,7 @@ from kd_prune.run.check import (
     verify_retained,
 )
 from kd_prune.run.checkpoint import checkpoint_file, read_checkpoint, what_it_is_of
-from kd_prune.run.fit import evaluate, make_module, make_trainer, naming, on_one_device, together
+from kd_prune.run.fit import evaluate, make_module, make_trainer, on_one_device, together, train
 from kd_prune.run.job import Job, cache_folder
 from kd_prune.run.milestones import (
     Milestone,
@@ -193,18 +193,18 @@ def fit_student(
         history,
         resume,
     ]
-    train, validation = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     trainer = make_trainer(job, callbacks, logger=list(job.logger.values()) or False)
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(job.config))
-    going_on = job.ckpt_path if checkpoint else None
-    with naming("the student", "optimizer", resume.path, going_on), together(trainer):
-        trainer.fit(
+    with together(trainer):
+        train(
+            trainer,
             module,
-            train,
-            list(validation.values()),
-            ckpt_path=going_on,
-            weights_only=True,
+            *hf.loaders(job.task, data, tokenizer, seed=job.seed),
+            stage="the student",
+            key="optimizer",
+            saved=resume.path,
+            going_on=job.ckpt_path if checkpoint else None,
         )
     return Fit(
         history=history,

@@ -22,7 +22,7 @@ from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import ResumePoint
 from kd_prune.run.checkpoint import if_whole
-from kd_prune.run.fit import evaluate, make_module, make_trainer, naming
+from kd_prune.run.fit import evaluate, make_module, make_trainer, train
 from kd_prune.run.job import Job
 from kd_prune.run.outcome import versions, write_json
 
@@ -235,7 +235,6 @@ def fine_tune(
     """Fine-tune `model` on the task and leave it in `folder`; goes on where it was interrupted."""
     module = make_module(job, data, model.train(), optimizer=job.teacher.optimizer)
     resume = folder.with_suffix(".ckpt")
-    train, validation = hf.loaders(job.task, data, tokenizer, seed=job.seed)
     trainer = make_trainer(
         job,
         [ResumePoint(resume, job.checkpoint_minutes)],
@@ -245,15 +244,15 @@ def fine_tune(
         max_time=None,
     )
     print(f"Fine-tuning the teacher on {job.task.name} ({folder.name})", flush=True)
-    going_on = if_whole(resume)
-    with naming("the teacher", "teacher.optimizer", resume, going_on):
-        trainer.fit(
-            module,
-            train,
-            list(validation.values()),
-            ckpt_path=going_on,
-            weights_only=True,
-        )
+    train(
+        trainer,
+        module,
+        *hf.loaders(job.task, data, tokenizer, seed=job.seed),
+        stage="the teacher",
+        key="teacher.optimizer",
+        saved=resume,
+        going_on=if_whole(resume),
+    )
     hf.save(model, tokenizer, folder, data.labels)
     write_json(evaluate(job, data, tokenizer, model), folder / "metrics.json")
     resume.unlink(missing_ok=True)
