@@ -22,7 +22,7 @@ from kd_prune.pruning.criterion import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import Joint
 from kd_prune.pruning.mask import Allocation, Select, exact
 from kd_prune.pruning.plan import PruningPlan
-from kd_prune.pruning.pruner import Pruner, check_choices
+from kd_prune.pruning.pruner import Pruner, check_kinds
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
@@ -100,7 +100,7 @@ class SparsityCallback(Resumable):
         verbose: bool = True,
         name: str | None = None,
     ) -> None:
-        check_choices(
+        check_kinds(
             criterion=criterion, allocation=allocation, select=select, plan=plan, regrow=regrow
         )
         if not isinstance(scope, Scope | None):

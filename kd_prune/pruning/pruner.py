@@ -22,13 +22,13 @@ from kd_prune.pruning.schedule import Plan, Schedule, check_function, update_pla
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def check_choices(
+def check_kinds(
     *, criterion: object, allocation: object, select: object, plan: object, regrow: object
 ) -> None:
     """Raise TypeError where a Pruner's choice is of another kind: a name, or a class.
 
     >>> choices = {"allocation": layerwise, "select": exact, "plan": update_plan, "regrow": False}
-    >>> check_choices(criterion="movement", **choices)
+    >>> check_kinds(criterion="movement", **choices)
     Traceback (most recent call last):
     TypeError: criterion='movement': expected a function or an object, for example magnitude or ...
     """
@@ -98,7 +98,7 @@ class Pruner:
         plan: Callable[..., Plan] = update_plan,
         regrow: bool | RigL = False,
     ) -> None:
-        check_choices(
+        check_kinds(
             criterion=criterion, allocation=allocation, select=select, plan=plan, regrow=regrow
         )
         if not isinstance(schedule, Schedule | None):
