@@ -7,7 +7,8 @@ updates of a whole ramp, one after the other: their sums, which are what a run w
 Memory is the peak of the resident set during one global update.
 
 One thread, as numpy's selection and torch's topk of a flat tensor have anyway, and its CPU seconds,
-which are those of the clock on an idle machine and suffer least from other load on a busy one.
+which are those of the clock on an idle machine and suffer least from other load on a busy one. With
+more (--threads 2) it is the clock: torch reads and writes with all of them.
 
 On a GPU (--device cuda) it is the clock, waiting for the device, and torch's own count of memory;
 numpy has no part in that.
@@ -42,6 +43,7 @@ SHAPES = [(768, 768)] * 48 + [(3072, 768)] * 12 + [(768, 3072)] * 12
 # Updates on SparseBERT's ramp of 100: the masks' sparsity before and after each.
 RAMP = {0: 0.0} | update_plan(Schedule(final=0.95), total_steps=100)
 UPDATES = {f"update {k}": (RAMP[k - 1], RAMP[k]) for k in (1, 20, 100)}
+Stopwatch = Callable[[Callable[[], object]], float]
 KEPT, PRUNED = "topk of the kept, unsorted", "topk of the pruned"
 
 
@@ -50,12 +52,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--out", type=Path, help="default: the JSON named above, or …_cuda.json")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="default: the JSON named above, or …_2_threads, …_cuda")
     arguments = parser.parse_args()
     suffix = "" if arguments.device == "cpu" else f"_{arguments.device}"
+    if arguments.threads > 1:
+        suffix += f"_{arguments.threads}_threads"
     out = arguments.out or Path(__file__).parent / "results" / f"mask_update{suffix}.json"
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    seconds = stopwatch(arguments.device, arguments.threads)
     weights = {
         f"{i}.weight": nn.Parameter(torch.empty(shape).normal_(std=0.02).to(arguments.device))
         for i, shape in enumerate(SHAPES)
@@ -66,10 +72,10 @@ def main() -> None:
         "repeats": arguments.repeats,
         "memory": global_memory(weights),
         "times": {
-            where: times(weights, before, after, arguments.repeats)
+            where: times(weights, before, after, arguments.repeats, seconds)
             for where, (before, after) in UPDATES.items()
         },
-        "ramp": ramp(weights),
+        "ramp": ramp(weights, seconds),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
@@ -109,7 +115,11 @@ def pruner_at(weights: dict[str, nn.Parameter], before: float, after: float, **o
 
 
 def times(
-    weights: dict[str, nn.Parameter], before: float, after: float, repeats: int
+    weights: dict[str, nn.Parameter],
+    before: float,
+    after: float,
+    repeats: int,
+    seconds: Stopwatch,
 ) -> dict[str, dict[str, float]]:
     """Median seconds of each contender, taken in turn, and median ratios within each turn."""
     pruner = pruner_at(weights, before, after)
@@ -145,7 +155,7 @@ def times(
             np.copyto(buffer, scores)
         for p, state in starts:
             p.load_state_dict(state)
-        runs.append({name: seconds(action, on_cpu) for name, action in contenders.items()})
+        runs.append({name: seconds(action) for name, action in contenders.items()})
     keep.check(pruner)
     drop.check(pruner)
     return {
@@ -156,19 +166,18 @@ def times(
     }
 
 
-def ramp(weights: dict[str, nn.Parameter]) -> dict[str, dict[str, float]]:
+def ramp(weights: dict[str, nn.Parameter], seconds: Stopwatch) -> dict[str, dict[str, float]]:
     """All 100 layerwise updates of a ramp: seconds in sum, ratios of the sums."""
     pruner = Pruner(weights, Schedule(final=0.95), total_steps=100)
     spent = dict.fromkeys(("layerwise", KEPT, PRUNED), 0.0)
-    on_cpu = next(iter(weights.values())).device.type == "cpu"
     updates = track(pruner.plan.items(), "A ramp's updates", auto_refresh=False)
     for step, sparsity in updates:  # no refreshing thread, whose seconds would count
         before = {name: mask.clone() for name, mask in pruner.masks.items()}
         keep = TopK(weights, before, sparsity, largest=True)
         drop = TopK(weights, before, sparsity, largest=False)
-        spent[KEPT] += seconds(keep, on_cpu)
-        spent[PRUNED] += seconds(drop, on_cpu)
-        spent["layerwise"] += seconds(lambda step=step: pruner.update(step), on_cpu)
+        spent[KEPT] += seconds(keep)
+        spent[PRUNED] += seconds(drop)
+        spent["layerwise"] += seconds(lambda step=step: pruner.update(step))
         keep.check(pruner)
         drop.check(pruner)
     return {
@@ -177,20 +186,22 @@ def ramp(weights: dict[str, nn.Parameter]) -> dict[str, dict[str, float]]:
     }
 
 
-def seconds(action: Callable[[], object], on_cpu: bool) -> float:
-    """CPU time of one call, or the time until the GPU is done with it."""
-    clock = time.process_time if on_cpu else time.perf_counter
-    settle(on_cpu)
-    start = clock()
-    action()
-    settle(on_cpu)
-    return clock() - start
+def stopwatch(device: str, threads: int) -> Stopwatch:
+    """What times a call: CPU time of one thread, else the clock, until a GPU has done all of it."""
 
+    def settle() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-def settle(on_cpu: bool) -> None:
-    """Wait until a GPU has done all that was asked of it."""
-    if not on_cpu:
-        torch.cuda.synchronize()
+    def seconds(action: Callable[[], object]) -> float:
+        settle()
+        start = clock()
+        action()
+        settle()
+        return clock() - start
+
+    clock = time.process_time if device == "cpu" and threads == 1 else time.perf_counter
+    return seconds
 
 
 class TopK:
@@ -279,7 +290,7 @@ def over_weights(extra: int, weights: dict[str, nn.Parameter]) -> dict[str, floa
 def print_table(result: dict) -> None:
     """The JSON, for people."""
     print(json.dumps(result["machine"]))
-    clock = "" if "gpu" in result["machine"] else "CPU "
+    clock = "CPU " if result["machine"].get("threads") == 1 else ""
     where = list(result["times"])
     for part, unit in (("seconds", "s"), ("ratios", "x")):
         print(

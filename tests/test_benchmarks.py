@@ -134,10 +134,14 @@ def test_the_time_of_a_step(bench, model):
     assert len(ratios) == 8
 
 
-def test_the_time_of_an_update(bench, tmp_path):
+@pytest.mark.parametrize("threads", [2, 1])
+def test_the_time_of_an_update(bench, tmp_path, threads):
     out = tmp_path / "mask_update.json"
-    bench("mask_update", "--out", out, "--repeats", 1, SHAPES=[(64, 64), (128, 64)])
-    assert json.loads(out.read_text())["weights"] == 64 * 64 + 128 * 64
+    settings = {"SHAPES": [(64, 64), (128, 64)]}
+    bench("mask_update", "--out", out, "--repeats", 1, "--threads", threads, **settings)
+    found = json.loads(out.read_text())
+    assert found["weights"] == 64 * 64 + 128 * 64
+    assert found["machine"]["threads"] == threads
 
 
 def test_the_comparison_with_peers(bench, capsys):
