@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="default: the JSON named above, or …_2_threads, …_cuda")
+    parser.add_argument("--out", type=Path, help="default: the JSON above, or …_2_threads, …_cuda")
     arguments = parser.parse_args()
     suffix = "" if arguments.device == "cpu" else f"_{arguments.device}"
     if arguments.threads > 1:

@@ -61,7 +61,7 @@ def speed_up(network: nn.Sequential) -> None:
     network.half().cuda()
     for layer in network[:-1]:
         if isinstance(layer, nn.Linear):
-            # The weight is compressed to half its size; other patterns would be refused.
+            # The weight is compressed to half its size; of other patterns a part would be lost.
             layer.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(layer.weight))
     with torch.inference_mode():
         print("sparse kernels:", network(torch.randn(64, 64).half().cuda()).shape)

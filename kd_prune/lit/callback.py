@@ -12,24 +12,32 @@ import lightning.pytorch as L
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from kd_prune.lit.resumable import Resumable
-from kd_prune.lit.run_length import RunLength
+from kd_prune.lit.run_length import RunLength, batches_of
 from kd_prune.pruning.allocation import layerwise
 from kd_prune.pruning.criterion import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import Joint
 from kd_prune.pruning.mask import Allocation, Select, exact
 from kd_prune.pruning.plan import PruningPlan
-from kd_prune.pruning.pruner import Pruner, check_kinds
+from kd_prune.pruning.pruner import Pruner, check_kinds, parameters_of
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
 
 OnMilestone = Callable[[L.LightningModule, float], None]
-MANY_INPUTS = (nn.RNNBase, nn.MultiheadAttention)
+MANY_INPUTS = (
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    NonDynamicallyQuantizableLinear,  # the output of MultiheadAttention, which never calls it
+    nn.Bilinear,
+    nn.Embedding,
+    nn.EmbeddingBag,
+)
 """Layers whose weights do not all multiply the layer's input, and where no module shows theirs."""
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
@@ -143,7 +151,13 @@ class SparsityCallback(Resumable):
         self.pruner: Pruner | None = None
         self._length = RunLength()
         self._hooks: list[RemovableHandle] = []
+        self._listening_to: list[Optimizer] = []
+        self._heard: bool | None = None  # of a step, in this fit; None: no batch yet
         self._stepped = False
+        self._shown = False
+        self._stirred = False
+        self._elsewhere = False
+        self._fresh = True
         self._counted = 0.0
         self.position = 0
         """How far the run has come, in the unit of `plan`."""
@@ -171,6 +185,7 @@ class SparsityCallback(Resumable):
 
         Nothing is trained or changed. Before a fit, give what you are going to give to
         ``trainer.fit``; without a loader the Trainer's ``max_steps`` says how long the run is.
+        There are no optimizers yet, so all that requires a gradient counts as one network.
 
         Raises:
             ValueError: As the fit would.
@@ -180,10 +195,21 @@ class SparsityCallback(Resumable):
                 raise ValueError("module=None: before a fit, give the module that is to be fitted")
             return self.pruner.preview(self._length.unit)
         chosen = self._choose(module, None)
-        batches = math.inf if train_dataloader is None else len(train_dataloader)
+        batches = batches_of(train_dataloader)
         length = RunLength.ahead(trainer, batches, automatic=module.automatic_optimization)
         pruner = self._prune(trainer, chosen.taken, length)
         return pruner.preview(length.unit, chosen.left)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget an earlier fit: what it left is not this one's, nor another module's, to save."""
+        if stage == "fit":
+            self.pruner = None
+        self._elsewhere = not self._prunes(pl_module)
+
+    def _prunes(self, module: L.LightningModule) -> bool:
+        """Whether the masks are of this module's parameters, and not of another that was fitted."""
+        ours = self.pruner.parameters.values() if self.pruner else ()
+        return {id(p) for p in ours} <= {id(p) for p in module.parameters()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or take over those of the checkpoint."""
@@ -191,15 +217,35 @@ class SparsityCallback(Resumable):
         chosen = self._choose(pl_module, trainer.optimizers)
         resumed = self.take_resumed()
         self._length = RunLength(**resumed["length"]) if resumed else RunLength.of(trainer)
-        self.pruner = self._prune(trainer, chosen.taken, self._length)
+        with warnings.catch_warnings():
+            if resumed:  # its masks know better
+                warnings.filterwarnings("ignore", ".*zero altogether")
+            self.pruner = self._prune(trainer, chosen.taken, self._length)
         self._counted = self.pruner.sparsity
         if resumed:
             self.pruner.load_state_dict(resumed["pruner"])
             self._counted = resumed["counted"]
-        self._stepped = False
+        self._stepped = self._shown = self._stirred = False
+        self._heard = None
+        self._fresh = not resumed
         self._listen(trainer, pl_module, self.pruner)
         if self.verbose and trainer.is_global_zero:
             print(self.pruner.preview(self._length.unit, chosen.left), flush=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so where a run goes on that was begun without this callback."""
+        if self.pruner is None:
+            return
+        position, total = self._length.position(trainer), self._length.total
+        passed = [sparsity for step, sparsity in self.pruner.plan.items() if step <= position]
+        begun = any(step < position for step in self.pruner.plan)
+        if begun and self._fresh:
+            warnings.warn(
+                f"the run goes on at {position} of {total} {self._length.unit} without a state of "
+                f"SparsityCallback, so its next step prunes to {passed[-1]:.4g} at once; "
+                f"begin={math.ceil(100 * position / total) / 100:g} lets the ramp begin here",
+                stacklevel=2,
+            )
 
     def _model(self, module: L.LightningModule) -> nn.Module:
         """Whose names count."""
@@ -246,15 +292,24 @@ class SparsityCallback(Resumable):
     def _listen(self, trainer: L.Trainer, module: L.LightningModule, pruner: Pruner) -> None:
         """Hear of every step that is really made: a scaler that skips one calls no optimizer."""
 
-        def after_step(*_: Any) -> None:
-            pruner.project()
-            self._stepped = True
+        def before_step(optimizer: Optimizer, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            # Lightning hands over a closure, which shows the gradients when they are there, or has
+            # shown them; it tells nobody of steps of `self.optimizers(use_pl_optimizer=False)`.
+            closures = [*args[1:], *named.values()]
+            if not self._shown and not any(closures):
+                self._show_gradients(trainer, pruner, optimizer)
+
+        def after_step(optimizer: Optimizer, *_: Any) -> None:
+            pruner.project(optimizer if moving else None)
+            self._stepped, self._heard, self._shown = True, True, False
 
         self._deaf()
+        self._listening_to = list(trainer.optimizers)
         pruner.watch(trainer.optimizers)
         ours = {id(parameter) for parameter in pruner.parameters.values()}
-        moving = [o for o in trainer.optimizers if ours & {id(p) for p in _parameters(o)}]
+        moving = [o for o in trainer.optimizers if ours & {id(p) for p in parameters_of(o)}]
         for optimizer in moving or trainer.optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(before_step))
             self._hooks.append(optimizer.register_step_post_hook(after_step))
         if getattr(self.criterion, "observes", None) == "input":
             self._hooks += self._tap_inputs(module, pruner)
@@ -278,7 +333,7 @@ class SparsityCallback(Resumable):
         for layer in module.modules():
             for parameter in layer.parameters(recurse=False):
                 name = names.get(id(parameter))
-                if name and isinstance(layer, MANY_INPUTS):
+                if name and _shows_no_input(layer):
                     raise ValueError(
                         f"criterion={self.criterion}: it looks at a layer's input, and {name} is "
                         f"not all that a {type(layer).__name__} applies to its own; leave it out "
@@ -294,20 +349,38 @@ class SparsityCallback(Resumable):
             handle.remove()
         self._hooks = []
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Listen to optimizers that took the place of others; zero what a validation stirred."""
+        if self.pruner is None:
+            return
+        self._heard = bool(self._heard)
+        if [*map(id, trainer.optimizers)] != [*map(id, self._listening_to)]:
+            self._listen(trainer, pl_module, self.pruner)
+        if self._stirred:
+            self.pruner.project()
+            self._stirred = False
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Show the criterion the gradients, unscaled and not yet clipped."""
-        if self.pruner is None or not self.pruner.observes_gradients:
+        if self.pruner is not None:
+            self._show_gradients(trainer, self.pruner, optimizer)
+            self._shown = True
+
+    def _show_gradients(self, trainer: L.Trainer, pruner: Pruner, optimizer: Optimizer) -> None:
+        if not pruner.observes_gradients:
             return
         scaler, scale = getattr(trainer.precision_plugin, "scaler", None), 1.0
         if scaler:
-            gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+            gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
                 return  # the scaler is going to skip this step
             if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one unscales
                 scale = scaler.get_scale()
-        self.pruner.observe_gradients(optimizer, scale)
+        pruner.observe_gradients(optimizer, scale)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -348,7 +421,13 @@ class SparsityCallback(Resumable):
         if self.pruner is None:
             return
         position = self._length.position(trainer)
-        if position < max(self.pruner.plan, default=0):
+        if self._heard is False and position >= min(self.pruner.plan, default=math.inf):
+            warnings.warn(
+                "no optimizer's step() was called, so the ramp was not followed and all is pruned "
+                "at once now; step through self.optimizers()",
+                stacklevel=2,
+            )
+        elif position < max(self.pruner.plan, default=0):
             how = "stopped" if trainer.should_stop else "shorter than planned"
             warnings.warn(
                 f"the fit was {how}: it ended at {position} of {self._length.total} "
@@ -366,18 +445,23 @@ class SparsityCallback(Resumable):
         if self.pruner is not None and trainer.state.fn == "fit":
             self.pruner.project()
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What follows may put other weights in place: schedule-free optimizers do."""
+        self._stirred = True
+
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Zero what is pruned in the saved weights, which may be an average's."""
-        if self.pruner is None:
+        if self.pruner is None or self._elsewhere:
             return
         prefix = f"{self.within}." if self.within else ""
         masks = {f"{prefix}{name}": mask for name, mask in self.pruner.masks.items()}
-        for name, weight in checkpoint["state_dict"].items():
+        saved = checkpoint["state_dict"]
+        for name, weight in list(saved.items()):
             mask = masks.get(name.replace("_orig_mod.", ""))
-            if mask is not None:
-                weight.masked_fill_(~mask.to(weight.device), 0.0)
+            if mask is not None:  # the model's own weight is not to be written to
+                saved[name] = weight.masked_fill(~mask.to(weight.device), 0.0)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Zero what is pruned once more: averages of weights may have taken their place."""
@@ -403,13 +487,19 @@ class SparsityCallback(Resumable):
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, ramp and place on it: plain tensors and numbers."""
-        if self.pruner is None:
+        if self.pruner is None or self._elsewhere:
             return {}
         return {
             "pruner": self.pruner.state_dict(),
             "length": self._length.state_dict(),
             "counted": self._counted,
         }
+
+
+def _shows_no_input(layer: nn.Module) -> bool:
+    """Whether what comes into the layer is not, feature for feature, what its weight multiplies."""
+    turned = getattr(layer, "transposed", False) or type(layer).__name__ == "Conv1D"
+    return isinstance(layer, MANY_INPUTS) or turned or getattr(layer, "groups", 1) != 1
 
 
 def refuse_sharding(trainer: L.Trainer) -> None:
@@ -420,10 +510,6 @@ def refuse_sharding(trainer: L.Trainer) -> None:
             f"strategy={strategy}: it shards parameters between processes, and a mask needs "
             "whole ones; take strategy='ddp'"
         )
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _broadcast(mask: Tensor) -> None:

@@ -80,8 +80,9 @@ class DistillModule(L.LightningModule):
         self.metrics = nn.ModuleList([metrics.clone(prefix=prefix) for prefix in prefixes])
 
     def on_fit_start(self) -> None:
-        """Put the teacher in eval mode on this module's device."""
+        """Put the teacher in eval mode on this module's device, in the trainer's precision."""
         if teacher := self._teacher():
+            teacher = self.trainer.precision_plugin.convert_module(teacher)
             teacher.requires_grad_(False).eval().to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -111,6 +112,15 @@ class DistillModule(L.LightningModule):
             "try a lower learning rate, or clip the gradients",
         )
 
+    def on_validation_start(self) -> None:
+        """Raise ValueError where there are more loaders than names."""
+        loaders = self.trainer.num_sanity_val_batches or self.trainer.num_val_batches
+        if len(loaders) > len(self.metrics):
+            raise ValueError(
+                f"validation: {len(self.metrics)} names for {len(loaders)} validation loaders; "
+                "name each, as validation=('validation', 'other')"
+            )
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Gather predictions of the student."""
         logits = self._forward(self.student, batch, frozenset({"logits"})).logits.float()
@@ -127,9 +137,18 @@ class DistillModule(L.LightningModule):
         return cast("list[MetricCollection]", list(self.metrics))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with its schedule, stepped after every optimizer step."""
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = self._optimizer(self.student, total_steps)
+        """The optimizer with its schedule, stepped after every optimizer step.
+
+        Raises:
+            ValueError: Nothing says how many steps the run has.
+        """
+        total_steps = self.trainer.estimated_stepping_batches
+        if not 0 < total_steps < math.inf:
+            raise ValueError(
+                f"trainer.max_steps={self.trainer.max_steps}: a learning-rate schedule needs the "
+                "number of steps; set it, or max_epochs with a loader that has a length"
+            )
+        optimizer, scheduler = self._optimizer(self.student, int(total_steps))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -32,6 +32,7 @@ class RewindCallback(Resumable):
         forget: Whether the optimizers lose their state (momentum) of what is rewound.
 
     Raises:
+        TypeError: `at` or `exclude` is no list.
         ValueError: A fraction is out of range or not above `to`; at the start of a fit: an
             `exclude` pattern matches nothing.
     """
@@ -44,6 +45,9 @@ class RewindCallback(Resumable):
         exclude: Sequence[str] = (),
         forget: bool = True,
     ) -> None:
+        for argument, given in (("at", at), ("exclude", exclude)):
+            if isinstance(given, str | float | int):
+                raise TypeError(f"{argument}={given!r}: expected a list, as [{given!r}]")
         check_fraction("to", to, closed=False)
         for fraction in at:
             check_fraction("at", fraction, closed=True)
@@ -56,6 +60,11 @@ class RewindCallback(Resumable):
         self._length = RunLength()
         self._earlier: dict[str, Tensor] = {}
         self._done = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget an earlier fit: what it left is not this one's to save."""
+        if stage == "fit":
+            self._length, self._earlier, self._done = RunLength(), {}, 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin anew, or go on with the state of the checkpoint."""

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.utilities import CombinedLoader
 
 TICKS = 10_000
 """Steps that a run is cut into where more than one limit may end it."""
@@ -125,6 +127,25 @@ class RunLength:
     def state_dict(self) -> dict[str, Any]:
         """The limits, as plain numbers."""
         return asdict(self)
+
+
+def batches_of(loaders: Any) -> float:
+    """Batches in an epoch of what is given to ``trainer.fit``; infinite where that is not known.
+
+    >>> batches_of([range(3), range(5)]), batches_of(iter([]))
+    (5, inf)
+    """
+    if loaders is None:
+        return math.inf
+    if hasattr(loaders, "train_dataloader"):  # a data module
+        loaders.prepare_data()
+        loaders.setup("fit")
+        loaders = loaders.train_dataloader()
+    if not isinstance(loaders, CombinedLoader):
+        loaders = CombinedLoader(loaders, "max_size_cycle")  # as fit does
+    lengths = [sized_len(loader) for loader in loaders.flattened]
+    ends = min if loaders._mode == "min_size" else max
+    return ends(math.inf if length is None else length for length in lengths)
 
 
 def _timer(trainer: L.Trainer) -> Any:

@@ -112,6 +112,11 @@ def _zeros(weight: Tensor) -> Tensor:
     return torch.zeros(weight.shape, device=weight.device)
 
 
+def _or_magnitude(score: Tensor, weight: Tensor, unseen: Tensor) -> Tensor:
+    """The score, or ``|w|`` where nothing was seen: equal scores would go in order of index."""
+    return torch.where(unseen, weight.detach().abs().float(), score)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Random(StatefulCriterion):
     """Uniform scores, drawn once: what any other criterion should be better than.
@@ -149,7 +154,8 @@ class Random(StatefulCriterion):
 class Taylor(StatefulCriterion):
     """What the loss would change by to first order, were the weight zero: a mean of ``|w·g|``.
 
-    ``S ← decay · S + (1 − decay) · |w·g|``, from ``S = 0``.
+    ``S ← decay · S + (1 − decay) · |w·g|``, from ``S = 0``. Before any gradient is seen the ranking
+    is by magnitude.
 
     Source: Molchanov et al. 2019 (arXiv 1906.10771), section 3, with a weight as the unit. There
     it is ``(w·g)²``: the same ranking of one step. Decay 0.9 is that of their configurations.
@@ -183,12 +189,14 @@ class Taylor(StatefulCriterion):
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """The mean."""
-        return state["score"]
+        return _or_magnitude(state["score"], weight, unseen=~state["score"].any())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Movement(StatefulCriterion):
     """Weights that move away from zero are kept: ``S ← S − rate · w·g``, from ``S = 0``.
+
+    Before any gradient is seen the ranking is by magnitude.
 
     Source: Sanh et al. 2020 (arXiv 2005.07683), section 4 and table 1: what their scores
     accumulate, straight through the mask, under plain gradient descent. (Their code trains the
@@ -223,7 +231,7 @@ class Movement(StatefulCriterion):
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """The sum."""
-        return state["score"]
+        return _or_magnitude(state["score"], weight, unseen=~state["score"].any())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +243,8 @@ class SoftMovement(StatefulCriterion):
 
         G = w·g + penalty · σ(S)·(1 − σ(S)) / n       n: weights of the tensor
 
-    The score is ``σ(S)``; `Threshold` prunes where it is at most 0.1, `layerwise` by its rank. By
+    The score is ``σ(S)``; `Threshold` prunes where it is at most 0.1, `layerwise` by its rank.
+    Before any gradient is seen it is ``σ(|w|)``, which is above that and ranks by magnitude. By
     the pull alone it falls from ½ to 0.1 in 276 steps at a rate of 0.01, so give a run
     several times as many. Takes three float32 per weight.
 
@@ -287,7 +296,7 @@ class SoftMovement(StatefulCriterion):
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """``σ(S)``, in [0, 1]."""
-        return state["movement"].sigmoid()
+        return _or_magnitude(state["movement"], weight, unseen=state["steps"] == 0).sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +308,8 @@ class Platon(StatefulCriterion):
         Ī ← beta1 · Ī + (1 − beta1) · I
         U ← beta2 · U + (1 − beta2) · |I − Ī|
         score = Ī · U
+
+    Before any gradient is seen the ranking is by magnitude.
 
     Source: Zhang et al. 2022 (arXiv 2206.12562), section 3, and ``Pruner.py`` of
     QingruZhang/PLATON, where ``U`` too uses the ``Ī`` just made. There both are updated every
@@ -339,7 +350,8 @@ class Platon(StatefulCriterion):
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """``Ī · U``."""
-        return state["worth"] * state["uncertainty"]
+        score = state["worth"] * state["uncertainty"]
+        return _or_magnitude(score, weight, unseen=~state["worth"].any())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from kd_prune.pruning.plan import PlannedTensor, PruningPlan
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, check_function, update_plan
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def check_kinds(
@@ -125,8 +126,7 @@ class Pruner:
         self._make_plan = plan
         self._plan_for(total_steps)
         self.masks = {name: weight.detach() != 0 for name, weight in self.parameters.items()}
-        if schedule:
-            self._wake_fresh_zeros()
+        self._meet_fresh_zeros()
         self.target = 0.0 if schedule else self.sparsity
         self.promised: Counts = {name: pruned_in(mask) for name, mask in self.masks.items()}
         """What each mask has to prune after the last update; empty where that cannot be told: one
@@ -146,18 +146,19 @@ class Pruner:
             # A trial: what cannot be reached is refused now, not hours into the run.
             reached(select, self._each(lambda weight: weight.shape), self._counts(schedule.final))
 
-    def _wake_fresh_zeros(self) -> None:
+    def _meet_fresh_zeros(self) -> None:
         """A mask that prunes a whole tensor would keep it from ever learning (LoRA's B is one)."""
         fresh = [name for name, mask in self.masks.items() if not mask.any()]
-        for name in fresh:
+        for name in fresh if self.schedule else ():
             self.masks[name].fill_(True)
         if fresh:
             others = f" and {len(fresh) - 1} more" if fresh[1:] else ""
-            warnings.warn(
-                f"{fresh[0]}{others}: zero altogether, so taken for new weights that are to be "
-                "pruned like others, not for pruned ones",
-                stacklevel=3,
+            taken = (
+                "so taken for new weights that are to be pruned like others, not for pruned ones"
+                if self.schedule
+                else "so kept at zero; leave new weights, which are to learn, out of the scope"
             )
+            warnings.warn(f"{fresh[0]}{others}: zero altogether, {taken}", stacklevel=3)
 
     def _each(self, make: Callable[[nn.Parameter], Any]) -> dict[str, Any]:
         return {name: make(weight) for name, weight in self.parameters.items()}
@@ -184,10 +185,12 @@ class Pruner:
         Args:
             evidence: Name → gradient (before an optimizer step, as it is used in it) or input of
                 the layer, whichever the criterion `observes`; names out of scope are passed over.
+                What is not finite counts as 0: one broken batch is not to break the memory.
         """
         if isinstance(self.criterion, StatefulCriterion):
             for name in evidence.keys() & self.parameters.keys():
-                self.criterion.observe(self._value(name), evidence[name], self._memory[name])
+                seen = evidence[name].nan_to_num(0.0, 0.0, 0.0)
+                self.criterion.observe(self._value(name), seen, self._memory[name])
 
     @property
     def observes_gradients(self) -> bool:
@@ -205,7 +208,7 @@ class Pruner:
         """
         if not self.observes_gradients:
             return
-        moving = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        moving = {id(weight) for weight in parameters_of(optimizer)}
         gradients = {
             name: weight.grad
             for name, weight in self.parameters.items()
@@ -219,7 +222,7 @@ class Pruner:
         if isinstance(self.regrow, RigL):
             for name, gradient in gradients.items():
                 # A copy: who zeroes gradients in place may do so before the next update.
-                self._gradients[name] = gradient.detach().clone()
+                self._gradients[name] = gradient.detach().nan_to_num(0.0, 0.0, 0.0)
 
     @torch.no_grad()
     def update(self, step: int, agree: Callable[[Tensor], None] | None = None) -> bool:
@@ -236,7 +239,8 @@ class Pruner:
             Whether the masks were updated. Call `project` afterwards.
 
         Raises:
-            ValueError: A weight in scope is NaN.
+            ValueError: A weight in scope or a score is NaN, or a function of your own gives what
+                does not fit; nothing has changed then.
         """
         due = bisect_right(self._plan_steps, step)
         if not due or self._plan_steps[due - 1] <= self._updated_at:
@@ -247,27 +251,30 @@ class Pruner:
                     f"{name} holds NaN at step {step}, so its weights cannot be ranked: training "
                     "has diverged; lower the learning rate or clip the gradients"
                 )
-        self._updated_at = self._plan_steps[due - 1]
-        self.target = self.plan[self._updated_at]
+        at = self._plan_steps[due - 1]
         rivals = self._rivals()
-        counts = self._counts(self.target)
+        counts = self._counts(self.plan[at])
+        masks = dict(chosen(self.select, rivals, self._score, counts))
+        self._updated_at, self.target = at, self.plan[at]
         if self.promised:
             found = reached(self.select, self._each(lambda weight: weight.shape), counts)
             gone = self.promised if self.regrow is not True else {}
             self.promised = {name: max(found[name], gone.get(name, 0)) for name in found}
-        # Nothing hangs on which weights change, and `exact` is known to nest: two passes less over
-        # the masks, an update is 1.1 times as fast.
+        # Nothing hangs on which weights change, and `exact` is known to nest: three passes less
+        # over the masks, an update is 1.1 times as fast.
         alone = not (self.regrow or isinstance(self.criterion, StatefulCriterion))
-        for name, mask in chosen(self.select, rivals, self._score, counts):
+        for name, mask in masks.items():
             if alone and self.select is exact:
                 if agree:
                     agree(mask)
-                self.masks[name].copy_(mask)
+                self.masks[name] = mask
                 continue
             if self.regrow is not True:
                 mask = mask & self.masks[name]
             if isinstance(self.regrow, RigL) and name in self._gradients:
-                progress = self._updated_at / self._plan_steps[-1]
+                begin = round(self.schedule.begin * self.total_steps) if self.schedule else 0
+                last = self._plan_steps[-1]
+                progress = 1.0 - (last - at) / max(1, last - begin)
                 score = self._score(name)
                 mask = self.regrow.exchange(mask, score, self._gradients[name], progress)
             if agree:
@@ -280,7 +287,15 @@ class Pruner:
 
     def _counts(self, sparsity: float) -> Counts:
         rivals = self._rivals()
-        return self.allocation(rivals, pooled(self.select, rivals, self._score), sparsity)
+        counts = self.allocation(rivals, pooled(self.select, rivals, self._score), sparsity)
+        for name, mask in self.masks.items():
+            count = counts.get(name)
+            if not isinstance(count, Integral) or not 0 <= count <= mask.numel():
+                raise ValueError(
+                    f"allocation={self.allocation}: prunes {count} of {name}; expected a whole "
+                    f"number from 0 to its {mask.numel()} weights"
+                )
+        return {name: int(counts[name]) for name in self.masks}
 
     def _rivals(self) -> Masks:
         """What competes for its place: the weights that are kept, or all if they may regrow."""
@@ -294,9 +309,23 @@ class Pruner:
         return weight.where(self.masks[name], self._asleep[name]) if self._asleep else weight
 
     def _score(self, name: str) -> Tensor:
+        value = self._value(name)
+        if self.criterion is magnitude:  # fits, and is NaN only where the weight is
+            return magnitude(value).float()
         if isinstance(self.criterion, StatefulCriterion):
-            return self.criterion(self._value(name), self._memory[name]).float()
-        return self.criterion(self._value(name)).float()
+            score = self.criterion(value, self._memory[name])
+        else:
+            score = self.criterion(value)
+        if score.shape != value.shape:
+            raise ValueError(
+                f"criterion={self.criterion}: gives scores of shape {tuple(score.shape)} for "
+                f"{name}; expected the weight's, {tuple(value.shape)}"
+            )
+        if score.max().isnan():
+            raise ValueError(
+                f"criterion={self.criterion}: gives NaN for {name}, so its weights cannot be ranked"
+            )
+        return score.float()
 
     def _change(self, name: str, mask: Tensor) -> None:
         """Put `mask` in the place of the tensor's own, with all that hangs on it."""
@@ -324,9 +353,17 @@ class Pruner:
                     value.masked_fill_(where, 0.0)
 
     @torch.no_grad()
-    def project(self) -> None:
-        """Set every pruned weight to zero, in place, whatever it holds (NaN too)."""
+    def project(self, optimizer: Optimizer | None = None) -> None:
+        """Set every pruned weight to zero, in place, whatever it holds (NaN too).
+
+        Args:
+            optimizer: Touch its parameters alone. Another network's may be awaited by a backward
+                pass as they were in the forward pass, and autograd refuses what was written to.
+        """
+        held = {id(weight) for weight in parameters_of(optimizer)} if optimizer else None
         for name, weight in self.parameters.items():
+            if held is not None and id(weight) not in held:
+                continue
             # As integers, times 0 or 1: exact for NaN and -x, and free of the branches that make
             # masked_fill_ three to nine times slower.
             mask = self.masks[name] = self.masks[name].to(weight.device)  # the model may have moved
@@ -341,6 +378,7 @@ class Pruner:
 
         Steps that a GradScaler skips are not made, so they do not count. A closure handed to
         ``optimizer.step`` is run after gradients are observed: use criteria without memory there.
+        Call `project` after a schedule-free optimizer's ``eval()``, which averages weights anew.
         """
 
         def before(*_: Any) -> None:
@@ -348,7 +386,8 @@ class Pruner:
 
         def after(*_: Any) -> None:
             self.steps += 1
-            self.project()  # momentum moved what is pruned, and an update looks at the weights
+            # Momentum moved what is pruned, and an update looks at the weights.
+            self.project(optimizer)
             if self.update(self.steps):
                 self.project()
 
@@ -440,6 +479,11 @@ class Pruner:
         self._updated_at = state["updated_at"]
         self.promised = dict(state.get("promised", {}))
         self._plan_for(state["total_steps"])
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """What an optimizer moves, in all its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _same_tensors(what: str, here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

@@ -211,8 +211,11 @@ class Schedule:
             )
         if isinstance(self.milestones, int | float):
             raise ValueError(f"milestones={self.milestones}: expected a list, [{self.milestones}]")
-        object.__setattr__(self, "milestones", tuple(self.milestones))
         self._check_milestones()
+        # numpy's scalars are no plain numbers, and checkpoints hold nothing else.
+        object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
+        for name in ("final", "initial", "begin", "end", "hold"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def _check_milestones(self) -> None:
         for milestone in self.milestones:

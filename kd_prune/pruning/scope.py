@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -16,19 +17,31 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     `torch.compile` puts ``_orig_mod`` into names; it is left out, so that masks and patterns fit
     the model compiled or not.
 
+    Raises:
+        ValueError: A lazy layer has no weights yet.
+
     >>> list(named_parameters(nn.Sequential(nn.Linear(1, 1))))
     ['0.weight', '0.bias']
     """
-    named = model.named_parameters(remove_duplicate=False)
-    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
+    named = {
+        name.replace("_orig_mod.", ""): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    for name, parameter in named.items():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(
+                f"{name}: a lazy layer's, and not there before the first batch; run one through "
+                "the model first"
+            )
+    return named
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
     """Parameters whose name matches an `include` pattern and no `exclude` pattern.
 
-    Patterns are shell globs over whole parameter names (``*`` crosses dots). Only tensors of two
-    dimensions or more are taken: biases and norms never match.
+    Patterns are shell globs over whole parameter names (``*`` crosses dots). Only tensors of real
+    floating-point numbers and two dimensions or more are taken: biases and norms never match.
 
     Args:
         include: Patterns of what may be pruned.
@@ -68,7 +81,7 @@ class Scope:
         chosen: dict[str, nn.Parameter] = {}
         taken: dict[int, str] = {}
         for name, parameter in named.items():
-            prunable = parameter.ndim >= 2 and self._matches(name)
+            prunable = parameter.ndim >= 2 and not _unfit(parameter) and self._matches(name)
             if prunable and id(parameter) not in taken:
                 chosen[name] = parameter
                 taken[id(parameter)] = name
@@ -81,7 +94,7 @@ class Scope:
         if not chosen:
             raise ValueError(
                 f"scope include={list(self.include)} exclude={list(self.exclude)} leaves no "
-                "parameter of two or more dimensions to prune"
+                "floating-point parameter of two or more dimensions to prune"
             )
         return chosen
 
@@ -90,7 +103,6 @@ class Scope:
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
 
-HALVES = ("weight_g", "weight_v")
 LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)
 
 
@@ -144,7 +156,9 @@ def default_scope(
     scope = DefaultScope()
     for name, parameter in named.items():
         key = id(parameter)
-        if key not in trained:
+        if unfit := _unfit(parameter):
+            scope.left[name] = unfit
+        elif key not in trained:
             scope.left[name] = "does not train"
         elif key not in of_layers:
             scope.left[name] = "no layer's weight"
@@ -155,12 +169,20 @@ def default_scope(
         elif name == names[key][0]:  # what layers share is pruned once
             scope.taken[name] = parameter
     if not scope.taken:
+        left = [f"{name} ({reason})" for name, reason in scope.left.items()]
+        more = f" and {len(left) - 5} more" if left[5:] else ""
         raise ValueError(
-            "scope: found no layer to prune besides the output head "
-            f"(left: {', '.join(scope.left) or 'nothing'}); say what may be pruned, for example "
-            'Scope(include=["*.weight"])'
+            f"scope: found no layer to prune (left: {', '.join(left[:5]) or 'nothing'}{more}); say "
+            'what may be pruned, for example Scope(include=["*.weight"])'
         )
     return scope
+
+
+def _unfit(parameter: nn.Parameter) -> str | None:
+    """Why such a tensor cannot be pruned, whatever its name."""
+    if not parameter.is_floating_point():
+        return f"of {str(parameter.dtype).removeprefix('torch.')}"
+    return None if parameter.numel() else "empty"
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -176,7 +198,8 @@ def _weights(module: nn.Module) -> list[nn.Parameter]:
     return [
         parameter
         for name, parameter in module.named_parameters(recurse=False)
-        if _is_layer(module) and parameter.ndim >= 2 and "weight" in name and name not in HALVES
+        if _is_layer(module) and parameter.ndim >= 2 and "weight" in name
+        if not name.endswith(("_g", "_v"))
     ]
 
 

@@ -160,6 +160,7 @@ class Block(Tiles):
 class Rows(Tiles):
     """Whole rows: output neurons, or output channels of a convolution, by their mean score.
 
+    Rows are slices along the first dimension: a transposed convolution's are its input channels.
     The bias stays: a neuron without weights still gives its bias, a constant.
 
     Source: Li et al. 2017, arXiv 1608.08710, section 3.1 (the sum there, the same order).

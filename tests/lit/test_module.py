@@ -11,7 +11,16 @@ import torch
 from kd_prune.distillation import HardLabels, SoftTargets
 from kd_prune.lit import NonFiniteError, ResumePoint
 
-from .toy import STEPS_PER_EPOCH, WIDTH, Toy, fit, make_module, make_trainer
+from .toy import (
+    STEPS_PER_EPOCH,
+    WIDTH,
+    Toy,
+    fit,
+    make_module,
+    make_trainer,
+    train_loader,
+    validation_loader,
+)
 
 
 def test_the_teacher_is_no_part_of_the_module(tmp_path):
@@ -129,3 +138,26 @@ def test_weights_that_are_nan_are_not_saved(tmp_path):
         fit(make_trainer(tmp_path, point, max_epochs=1), module)
     assert path.read_bytes() == good
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_the_teacher_runs_in_the_trainers_precision(tmp_path, precision):
+    teacher = Toy(seed=7)
+    module = make_module(teacher=teacher)
+    fit(make_trainer(tmp_path, max_epochs=1, precision=precision), module)
+    kinds = {parameter.dtype for parameter in (*teacher.parameters(), *module.parameters())}
+    assert kinds == {torch.bfloat16 if precision == "bf16-true" else torch.float64}
+
+
+def test_a_schedule_without_a_number_of_steps_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, max_epochs=None, max_time={"minutes": 1})
+    with pytest.raises(
+        ValueError, match=r"max_steps=-1: a learning-rate schedule needs the number"
+    ):
+        fit(trainer, make_module())
+
+
+def test_every_validation_loader_needs_a_name(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"^validation: 1 names for 2 validation loaders"):
+        trainer.fit(make_module(), train_loader(), [validation_loader(), validation_loader()])

@@ -95,6 +95,12 @@ def test_what_cannot_be(arguments, says):
         RewindCallback(**arguments)
 
 
+@pytest.mark.parametrize("arguments", [{"at": 0.5}, {"at": [0.5], "exclude": "*head*"}])
+def test_a_lone_value_is_refused(arguments):
+    with pytest.raises(TypeError, match=r"expected a list, as \["):
+        RewindCallback(**arguments)
+
+
 def test_a_pattern_that_matches_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"exclude: the pattern 'nothing' matches no parameter"):
         fit(tmp_path, RewindCallback([0.5], exclude=["nothing"]))

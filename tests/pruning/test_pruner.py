@@ -1,15 +1,16 @@
 import copy
 import io
 import re
-from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from kd_prune.pruning.allocation import Global
-from kd_prune.pruning.criterion import Movement
+from kd_prune.pruning.criterion import Movement, Platon, SoftMovement, Taylor, magnitude
+from kd_prune.pruning.fisher import BlockFisher, DiagonalFisher
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.rigl import RigL
@@ -430,11 +431,117 @@ def test_a_tensor_that_is_zero_altogether_is_new_if_there_is_a_ramp(schedule):
     nn.init.zeros_(model[2].weight)
     with torch.no_grad():
         model[0].weight[:10] = 0.0
-    with pytest.warns(UserWarning, match=r"^2\.weight: zero alt") if schedule else nullcontext():
+    fate = "so taken for new" if schedule else "so kept at zero; leave new weights"
+    with pytest.warns(UserWarning, match=rf"^2\.weight: zero altogether, {fate}"):
         pruner = make_pruner(model, schedule)
     run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     zeros = {name: int((weight == 0).sum()) for name, weight in weights_of(model).items()}
     assert zeros == {"0.weight": 70, "2.weight": round(0.9 * 33) if schedule else 33}
+
+
+GRADIENT_CRITERIA = [
+    Taylor(),
+    Movement(),
+    Platon(),
+    SoftMovement(penalty=1.0),
+    DiagonalFisher(),
+    BlockFisher(block=4),
+]
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("criterion", GRADIENT_CRITERIA)
+def test_one_broken_gradient_does_not_break_the_memory(criterion, broken):
+    model = make_model()
+    pruner = make_pruner(model, criterion=criterion)
+    for step in range(1, STEPS + 1):
+        gradients = {n: torch.randn(w.shape) for n, w in weights_of(model).items()}
+        if step == 3:
+            gradients["0.weight"][2:] = broken
+        pruner.observe(gradients)
+        pruner.update(step)
+        pruner.project()
+    assert [pruned_in(mask) for mask in pruner.masks.values()] == [69, 30]
+    assert all(w.isfinite().all() for w in weights_of(model).values())
+
+
+@pytest.mark.parametrize("criterion", GRADIENT_CRITERIA)
+def test_the_ranking_is_by_magnitude_where_nothing_was_seen(criterion):
+    """Equal scores would go by their place, whole rows at once."""
+    masks = []
+    for one in (criterion, magnitude):
+        pruner = make_pruner(make_model(), criterion=one)
+        pruner.update(STEPS)
+        masks.append(pruner.masks)
+    assert all(torch.equal(masks[0][name], mask) for name, mask in masks[1].items())
+
+
+def nan_of_one(weight):
+    return weight / 0 if weight.shape == (3, 11) else weight.abs()
+
+
+def of_rows(weight):
+    return weight.abs().sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"criterion": nan_of_one}, r"nan_of_one.*: gives NaN for 2\.weight"),
+        ({"criterion": of_rows}, r"scores of shape \(11, 1\) for 0\.weight; .*\(11, 7\)"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused_and_change_nothing(options, says):
+    model = make_model()
+    nn.init.zeros_(model[2].weight[0])
+    pruner = make_pruner(model, **options)
+    before = copy.deepcopy(pruner.state_dict())
+    with pytest.raises(ValueError, match=says):
+        pruner.update(STEPS)
+    after = pruner.state_dict()
+    assert all(torch.equal(after["masks"][name], mask) for name, mask in before["masks"].items())
+    assert after["updated_at"] == before["updated_at"] == 0
+
+
+@pytest.mark.parametrize("count", [69.3, 78, -1, None])
+def test_counts_that_do_not_fit_are_refused_at_the_start(count):
+    says = r"allocation=.*of 0\.weight; expected a whole number from 0 to its 77 weights"
+    with pytest.raises(ValueError, match=says):
+        make_pruner(
+            make_model(),
+            allocation=lambda masks, score, sparsity: {"0.weight": count, "2.weight": 30},
+        )
+
+
+def test_projection_touches_one_optimizers_weights_alone():
+    """What another network's backward pass waits for must stay as it was."""
+    model = make_model()
+    pruner = make_pruner(model)
+    pruner.update(STEPS)
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    versions = {name: weight._version for name, weight in weights_of(model).items()}
+    pruner.project(first)
+    assert model[0].weight._version > versions["0.weight"]
+    assert model[2].weight._version == versions["2.weight"]
+    assert (model[0].weight == 0).sum() == 69
+    assert (model[2].weight == 0).sum() == 0
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones():
+    levels = np.linspace(0.5, 0.9, 3)
+    schedule = Schedule(
+        final=levels[2], initial=levels[0], milestones=levels[1:2], end=np.float32(0.5)
+    )
+    pruner = make_pruner(
+        make_model(),
+        schedule,
+        allocation=lambda masks, score, s: {n: np.int64(s * m.numel()) for n, m in masks.items()},
+    )
+    pruner.update(STEPS)
+    buffer = io.BytesIO()
+    torch.save(pruner.state_dict(), buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True)["target"] == 0.9
 
 
 def test_the_plan_counts_what_is_zero_already():

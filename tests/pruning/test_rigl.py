@@ -38,6 +38,27 @@ def test_a_fraction_out_of_range(fraction):
         RigL(fraction=fraction)
 
 
+def test_the_share_falls_from_the_ramps_beginning_to_its_end(monkeypatch):
+    seen = []
+    exchange = RigL.exchange
+
+    def noted(self, mask, scores, gradient, progress):
+        seen.append(progress)
+        return exchange(self, mask, scores, gradient, progress)
+
+    monkeypatch.setattr(RigL, "exchange", noted)
+    layer = nn.Linear(8, 4, bias=False)
+    schedule = Schedule(final=0.75, initial=0.75, begin=0.5, shape=linear)
+    options = {"updates": 4, "plan": steady_plan, "regrow": RigL()}
+    pruner = Pruner({"weight": layer.weight}, schedule, total_steps=16, **options)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    pruner.attach(optimizer)
+    for _ in range(16):
+        layer(torch.ones(8)).sum().backward()
+        optimizer.step()
+    assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
 def test_in_a_pruner_weights_come_from_zero_without_momentum():
     torch.manual_seed(0)
     layer = nn.Linear(8, 4, bias=False)

@@ -43,7 +43,7 @@ def test_select(include, exclude, expected):
     model = encoder()
     scope = Scope(include=include, exclude=exclude)
     if expected is None:
-        with pytest.raises(ValueError, match="leaves no parameter of two or more dimensions"):
+        with pytest.raises(ValueError, match="leaves no floating-point parameter of two"):
             scope.select(model)
         return
     selected = scope.select(model)
@@ -124,6 +124,8 @@ def test_default_scope_with_tied_and_frozen_weights():
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 def test_default_scope_knows_layers_by_what_they_are():
+    empty = nn.Linear(4, 1)
+    empty.weight = nn.Parameter(torch.empty(0, 4))
     model = nn.ModuleDict(
         {
             "conv": nn.Conv1d(2, 4, 3),
@@ -132,6 +134,9 @@ def test_default_scope_knows_layers_by_what_they_are():
             "lstm": nn.LSTM(4, 4, proj_size=2),
             "attention": nn.MultiheadAttention(4, 2, add_bias_kv=True),
             "halves": torch.nn.utils.weight_norm(nn.Linear(4, 4)),
+            "rnn": torch.nn.utils.weight_norm(nn.RNN(4, 4), "weight_hh_l0"),
+            "complex": nn.Linear(4, 4, dtype=torch.complex64),
+            "empty": empty,
             "bilinear": nn.Bilinear(4, 4, 4),
             "embed": nn.EmbeddingBag(5, 4),
             "out": nn.Linear(4, 2),
@@ -146,6 +151,7 @@ def test_default_scope_knows_layers_by_what_they_are():
         "lstm.weight_hr_l0",
         "attention.in_proj_weight",
         "attention.out_proj.weight",
+        "rnn.weight_ih_l0",
         "bilinear.weight",
     ]
     assert set(scope.left) == {
@@ -155,9 +161,30 @@ def test_default_scope_knows_layers_by_what_they_are():
         "attention.bias_v",
         "halves.weight_g",  # an emptied row of it would be divided by its length, 0
         "halves.weight_v",
+        "rnn.weight_hh_l0_g",
+        "rnn.weight_hh_l0_v",
+        "complex.weight",
+        "empty.weight",
         "embed.weight",
         "out.weight",
     }
+    assert scope.left["complex.weight"] == "of complex64"
+    assert Scope(include=["*.weight"], exclude=["norm*", "embed*"]).select(model).keys() == {
+        "conv.weight",
+        "up.weight",
+        "attention.out_proj.weight",
+        "bilinear.weight",
+        "out.weight",
+    }
+
+
+def test_a_lazy_layer_has_to_be_made_first():
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    for choose in (default_scope, Scope(include=["1.weight"]).select):
+        with pytest.raises(ValueError, match=r"^0\.weight: a lazy layer's, .*run one through"):
+            choose(model)
+    model(torch.ones(1, 3))
+    assert list(default_scope(model).taken) == ["0.weight", "1.weight"]
 
 
 def test_default_scope_finds_a_head_for_each_network():
@@ -170,5 +197,7 @@ def test_default_scope_finds_a_head_for_each_network():
 
 
 def test_default_scope_with_nothing_but_a_head():
-    with pytest.raises(ValueError, match=r"besides the output head \(left: weight\); say what"):
+    with pytest.raises(
+        ValueError, match=r"no layer to prune \(left: weight \(output head\)\); say what"
+    ):
         default_scope(nn.Linear(3, 3))
