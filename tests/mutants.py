@@ -34,6 +34,7 @@ class Mutant:
 PRUNER = "tests/pruning/test_pruner.py"
 CALLBACK = "tests/lit/test_callback.py"
 PLUG_IN = "tests/lit/test_plug_in.py"
+ODD_LOOPS = "tests/lit/test_odd_loops.py"
 MUTANTS = [
     Mutant(
         "the ramp's last update never comes",
@@ -116,9 +117,26 @@ MUTANTS = [
     Mutant(
         "no projection between two updates",
         "lit/callback.py",
-        "            pruner.project()\n            self._stepped = True",
-        "            self._stepped = True",
+        "            pruner.project(optimizer if moving else None)\n",
+        "",
         CALLBACK,
+    ),
+    Mutant(
+        "a step projects what other networks' backward passes wait for",
+        "lit/callback.py", "pruner.project(optimizer if moving else None)", "pruner.project()",
+        ODD_LOOPS,
+    ),
+    Mutant(
+        "a fit takes the earlier one's masks for a checkpoint's",
+        "lit/callback.py",
+        "            self.pruner = None\n        self._elsewhere",
+        "            pass\n        self._elsewhere",
+        ODD_LOOPS,
+    ),
+    Mutant(
+        "broken gradients are evidence",
+        "pruning/pruner.py", "evidence[name].nan_to_num(0.0, 0.0, 0.0)", "evidence[name]",
+        PRUNER,
     ),
     Mutant(
         "a skipped step updates",

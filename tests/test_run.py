@@ -645,6 +645,10 @@ def other_teacher(done, tmp_path, **changes):
             r"teacher\.path=.*order \['fruit', 'animal'.*set task\.labels",
         ),
         (
+            {"id2label": dict(enumerate(["FRUIT", "Animal", *LABELS[2:]]))},
+            r"teacher\.path=.*order \['FRUIT', 'Animal'.*set task\.labels",
+        ),
+        (
             {"num_hidden_layers": 3},
             r"^distillation\.terms\.hidden_states\.layer_map=null: 3 teacher.*give a layer_map",
         ),
@@ -781,6 +785,16 @@ def test_a_checkpoint_that_does_not_fit(done, make_job, tmp_path, no_training):
     refused(r"distillation\.terms\.embeddings\.weight=0\.5 where", tmp_path / "weighed.ckpt")
     other = {"batch_size": 2 * BATCH}
     refused(r"of another run, with task\.batch_size=16 where", out / "last.ckpt", task=other)
+    refused(r"task\.pad_to=None where this", out / "last.ckpt", task={"pad_to": 40})
+    config = {"seed": 0, "trainer": {"precision": "bf16-mixed"}}
+    refused(r"trainer\.precision=None where", out / "last.ckpt", config=config)
+    config = {"seed": 0, "model": {"scope": {"include": ["*query.weight"]}}}
+    refused(r"model\.scope=None where|model\.scope\.include=None", out / "last.ckpt", config=config)
+    shutil.copytree(done[1].model.path, tmp_path / "model")
+    settings = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(settings | {"hidden_act": "relu"}))
+    other = hf.Pretrained(path=str(tmp_path / "model"))
+    refused(r"of another run, with model=\w+ where this one has", out / "last.ckpt", model=other)
 
 
 def test_a_checkpoint_beyond_the_end(done, make_job, tmp_path, no_training):
@@ -1003,6 +1017,14 @@ def test_a_refused_run_leaves_an_earlier_one_whole(again, make_job, tmp_path):
     ):
         with pytest.raises(ValueError, match=r"ckpt_path|layer_map"):
             run(make_job(folder, sparsity=resting(), **refused))
+
+    class Refuse(L.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            raise ValueError("by a callback")
+
+    with pytest.raises(ValueError, match="by a callback"):
+        run(make_job(folder, sparsity=resting(), callbacks={"refuse": Refuse()}))
+    assert left(folder) == before
     shutil.copytree(folder, tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "elsewhere/milestones/0.7")
     last = str(tmp_path / "elsewhere/last.ckpt")

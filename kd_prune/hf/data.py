@@ -7,12 +7,17 @@ import hashlib
 import json
 import logging
 import math
+import re
+import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -26,9 +31,15 @@ from kd_prune import whole
 from kd_prune.hf.models import SEGMENTS, unreachable
 from kd_prune.hf.tasks import Task
 
-TEXT = ("string", "large_string")
+TEXT = ("string", "large_string", "string_view")
 LABELS = (*TEXT, "int", "uint", "float", "decimal", "bool", "null")
-NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")  # as datasets says it
+NO_ROWS = (  # as datasets and pandas say it
+    "corresponds to no data",
+    "BatchSize must be greater than 0",
+    "No columns to parse",
+)
+MANY_CLASSES = 100
+A_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
 
 
@@ -93,6 +104,8 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
     level = parser.level
     parser.setLevel(logging.CRITICAL if file else level)
     try:
+        if packaged == "csv" and file:
+            return read_csv(file, task)
         if file:  # datasets tells files by time; one that a copy replaced may have the same
             source = {"path": packaged, "data_files": {split: glob.escape(str(file))}}
             place /= file_hash(file)
@@ -115,6 +128,27 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
         raise unreachable("task.path", task.path, cause) from error
     finally:
         parser.setLevel(level)
+
+
+def read_csv(file: Path, task: Task) -> Dataset:
+    """A CSV as it is written: text columns are text, and a class may be called None, NA or 01.
+
+    Labels are numbers where all are written as such. (Readers that guess, datasets' among them,
+    make nothing of a text that is "null", and 1 of a label that is "01".)
+    """
+    with warnings.catch_warnings():  # a row of more fields than there are columns is cut
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        table = pd.read_csv(
+            file, dtype="string", keep_default_na=False, na_values=[""], index_col=False
+        )
+    rows = Dataset.from_pandas(table, preserve_index=False)
+    if task.label not in rows.column_names:
+        return rows
+    labels = column_values(rows, task.label)
+    if not all(label is None or A_NUMBER.fullmatch(label) for label in labels):
+        return rows
+    numbers = [None if label is None else float(label) for label in labels]
+    return rows.remove_columns(task.label).add_column(task.label, numbers)
 
 
 def file_hash(file: Path) -> str:
@@ -163,14 +197,15 @@ def check_columns(task: Task, split: str, dataset: Dataset) -> None:
                 f"task.{key}={column}: the {split} split has no such column; "
                 f"it has {', '.join(dataset.column_names)}"
             )
-    kind = str(getattr(dataset.features[task.label], "dtype", "a list"))
+    kind = str(getattr(dataset.features[task.label], "dtype", "lists or mixed values"))
     if not kind.startswith(LABELS):
         raise ValueError(
             f"task.label={task.label}: the {split} split holds {kind} there, not numbers or text; "
             "name another column"
         )
     for column in task.text:
-        if (kind := getattr(dataset.features[column], "dtype", "a list")) not in TEXT:
+        kind = str(getattr(dataset.features[column], "dtype", "lists or mixed values"))
+        if kind not in TEXT:
             raise ValueError(
                 f"task.text={column}: the {split} split holds {kind} there, not text; "
                 "name another column, or write its values as strings"
@@ -191,10 +226,16 @@ def class_names(task: Task, train: Dataset) -> tuple[str, ...]:
             "set task.regression=true, or name another column"
         )
     if any(isinstance(value, str) for value in values):
-        names = sorted(map(str, values))
-    else:  # a CSV's whole numbers are read as 1.0 where a label is missing
-        least, most = int(min(values, default=0)), int(max(values, default=-1))
-        names = [str(value) for value in range(max(least, 0), most + 1)]
+        names = sorted(str(value) for value in values if value != "")
+    elif values <= {False, True} and any(isinstance(value, bool) for value in values):
+        names = [str(value) for value in sorted(values)]
+    else:  # 1.0 is 1; a negative number says that there is no label
+        names = [str(int(value)) for value in sorted(values) if value >= 0]
+    if len(names) > max(MANY_CLASSES, len(train) // 2):
+        raise ValueError(
+            f"task.label={task.label}: {len(names)} classes in {len(train)} rows; name another "
+            "column, or set task.regression=true"
+        )
     if len(names) < 2:
         raise ValueError(
             f"task.label={task.label}: {len(names)} class in the {task.train} split; a "
@@ -217,6 +258,19 @@ class Classes:
     declared: tuple[str, ...] = ()
     by_name: bool = False
 
+    @cached_property
+    def indices(self) -> dict[str, int]:
+        """Index of each name; also of what it is in lower case, where no two are the same so."""
+        exact = {name: i for i, name in enumerate(self.names)}
+        folded = {name.strip().casefold(): i for i, name in enumerate(self.names)}
+        return {**(folded if len(folded) == len(exact) else {}), **exact}
+
+    def find(self, name: str | None) -> int | None:
+        """The index of the class of that name, or None."""
+        if name is None:
+            return None
+        return self.indices.get(name, self.indices.get(name.strip().casefold()))
+
     @classmethod
     def of(cls, task: Task, train: Dataset) -> Classes:
         """Those of a task, by the split that it learns from."""
@@ -226,12 +280,14 @@ class Classes:
         found = {here.name(value) for value in values if not isinstance(value, str)} - {None}
         if not found:  # text alone: whole numbers elsewhere are names if the names are such
             return replace(here, by_name=any(name.isdigit() for name in names))
-        return replace(here, by_name=not found.isdisjoint(names))
+        return replace(here, by_name=any(here.find(name) is not None for name in found))
 
     def name(self, value: Any, own: tuple[str, ...] = ()) -> str | None:
         """The name that the data have for a label, or None; `own`: what this split declares."""
         if value is None or isinstance(value, str):
             return value
+        if isinstance(value, bool) and self.find(str(value)) is not None:
+            return str(value)
         if number(value) is None or value != int(value):
             return None
         meanings = own or self.declared
@@ -242,8 +298,7 @@ class Classes:
     def index(self, value: Any, own: tuple[str, ...] = ()) -> int | None:
         """The index of the class that a label is of, or None."""
         if self.by_name or isinstance(value, str):
-            name = self.name(value, own)
-            return self.names.index(name) if name in self.names else None
+            return self.find(self.name(value, own))
         if value is None or value not in range(len(self.names)):  # NaN is in no range, 1.0 is
             return None
         return int(value)
@@ -287,7 +342,7 @@ def number(value: Any) -> float | None:
 
 def refusal(value: Any, classes: Classes | None) -> str:
     """What is wrong with a label, and what to do."""
-    if value is None or value != value:
+    if value is None or value != value or value == "":
         return "has no label; remove such rows, or pick a split that has labels"
     if classes is None:
         return f"is {value!r}: regression needs finite numbers; remove such rows"
@@ -314,15 +369,24 @@ def content_hash(
             writer.write_batch(pa.record_batch([column], names=[name]))
         digest.update(sink.getvalue())
     digest.update(repr(targets).encode())
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    for set_by_use in ("truncation", "padding"):
-        state.pop(set_by_use, None)
-    digest.update(json.dumps(state, sort_keys=True).encode())
+    digest.update(tokenizer_state(tokenizer))
     # What is not in that state: BERT reads segments and DistilBERT does not, with the same words.
     sides = tokenizer.truncation_side, tokenizer.padding_side
     digest.update(repr((inputs, sides, tokenizer.split_special_tokens)).encode())
     digest.update(str(max_length).encode())
     return digest.hexdigest()
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """What a tokenizer is, but for the truncation and padding that its last use left in it."""
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        state = json.loads(backend.to_str())
+        for set_by_use in ("truncation", "padding"):
+            state.pop(set_by_use, None)
+        return json.dumps(state, sort_keys=True).encode()
+    with tempfile.TemporaryDirectory() as folder:  # written in Python: its files say what it is
+        files = sorted(tokenizer.save_pretrained(folder))
+        return b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
 
 
 def tokenise(

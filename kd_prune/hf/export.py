@@ -24,14 +24,18 @@ def save(
         model: What to save.
         tokenizer: Its tokenizer.
         folder: Where to.
-        labels: Class names, for the config.
+        labels: Class names, for the config; none: the task is a regression.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written to; an earlier one stays.
     """
+    model.config.problem_type = "single_label_classification" if labels else "regression"
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {name: i for i, name in enumerate(labels)}
+    if backend := getattr(tokenizer, "backend_tokenizer", None):  # as it came, not as it was used
+        backend.no_truncation()
+        backend.no_padding()
     with whole.folder(folder, replace=True) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)

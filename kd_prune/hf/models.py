@@ -56,7 +56,7 @@ class Pretrained:
         try:
             model: PreTrainedModel
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                self.path,
+                folder_or_id(self.path),
                 revision=self.revision or "main",
                 num_labels=num_labels,
                 dtype=torch.float32,
@@ -81,7 +81,8 @@ class Pretrained:
             ValueError: It cannot be reached or read, or has no words.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision or "main")
+            path = folder_or_id(self.path)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=self.revision or "main")
         except Exception as error:  # each way to be broken raises a type of its own
             raise unreachable(key, self.path, error) from error
         if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -90,6 +91,12 @@ class Pretrained:
                 "(tokenizer.json, tokenizer_config.json)"
             )
         return tokenizer
+
+
+def folder_or_id(path: str) -> str:
+    """A folder with its ``~`` expanded; anything else may be an id of the hub, and stays."""
+    folder = Path(path).expanduser()
+    return str(folder) if folder.is_dir() else path
 
 
 def unreachable(key: str, path: str, error: Exception) -> ValueError:
@@ -107,31 +114,36 @@ def unreachable(key: str, path: str, error: Exception) -> ValueError:
     )
 
 
-def encoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and modules of the encoder's stack of layers.
+def encoder_layers(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
+    """Name and modules of the encoder's stack of layers; of XLM's several, side by side.
 
     Raises:
         ValueError: The model has no module list of ``config.num_hidden_layers`` members.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return name, module
-    raise ValueError(
-        f"model_type={model.config.model_type}: its encoder layers were not found; "
-        "name what may be pruned in model.scope"
-    )
+    stacks = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    }
+    if not stacks:
+        raise ValueError(
+            f"model_type={model.config.model_type}: its encoder layers were not found; "
+            "name what may be pruned in model.scope"
+        )
+    within = next(iter(stacks)).rpartition(".")[0]
+    return {name: stack for name, stack in stacks.items() if name.rpartition(".")[0] == within}
 
 
 def encoder_scope(model: PreTrainedModel) -> Scope:
     """The Linear weights of every encoder layer: six per layer for BERT and its family."""
-    stack, layers = encoder_layers(model)
     linears = {
-        name
+        f"*{stack}.*.{name}.weight"
+        for stack, layers in encoder_layers(model).items()
         for layer in layers
         for name, module in layer.named_modules()
         if isinstance(module, nn.Linear)
     }
-    return Scope(include=[f"*{stack}.*.{name}.weight" for name in sorted(linears)])
+    return Scope(include=sorted(linears))
 
 
 def positions(model: PreTrainedModel) -> float:
@@ -159,8 +171,9 @@ def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activat
     )
     return Activations(
         logits=outputs.logits,
-        hidden_states=tuple(outputs.hidden_states or ()),
-        attention_scores=tuple(outputs.attentions or ()),
+        # Not there in an encoder with a decoder, which has two of each.
+        hidden_states=tuple(getattr(outputs, "hidden_states", None) or ()),
+        attention_scores=tuple(getattr(outputs, "attentions", None) or ()),
     )
 
 

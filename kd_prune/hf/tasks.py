@@ -19,8 +19,8 @@ class Task:
         label: Label column.
         labels: Class names in the order of their indices; None: as the data declare them, or
             their sorted values. Labels in the data are looked up by name (text, what a class
-            label is declared to mean, a whole number such as 1 of ``["1", "2"]``); whole numbers
-            that are no such names are indices. Empty for regression.
+            label is declared to mean, a whole number such as 1 of ``["1", "2"]``), in whatever
+            case; whole numbers that are no such names are indices. Empty for regression.
         regression: Whether the label is a number to be predicted.
         metrics: Names of metrics (see `kd_prune.lit.metrics`).
         monitor: The one metric a sweep looks at.
@@ -58,6 +58,10 @@ class Task:
             names = list(getattr(self, key))
             if len(set(names)) < len(names):
                 raise ValueError(f"task.{key}={names}: expected each name once")
+        if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(
+                f"task.labels={list(self.labels)}: expected two names or more, each once"
+            )
         if self.monitor not in self.metrics:
             raise ValueError(
                 f"task.monitor={self.monitor}: not among task.metrics={list(self.metrics)}; "

@@ -59,8 +59,7 @@ class RunLength:
             ValueError: As in `of`.
         """
         limit = trainer.limit_train_batches
-        share = per_epoch if math.isinf(per_epoch) else int(per_epoch * limit)
-        per_epoch = min(per_epoch, limit) if isinstance(limit, int) else share
+        per_epoch = limited(per_epoch, limit)
         if per_epoch == 0:
             raise ValueError(
                 f"trainer.limit_train_batches={limit}: leaves no batch of an epoch; raise it"
@@ -127,6 +126,17 @@ class RunLength:
     def state_dict(self) -> dict[str, Any]:
         """The limits, as plain numbers."""
         return asdict(self)
+
+
+def limited(batches: float, limit: float) -> float:
+    """What is left of an epoch's batches: a share of them, or so many at most.
+
+    >>> limited(10, 0.5), limited(10, 4), limited(math.inf, 0.5)
+    (5, 4, inf)
+    """
+    if isinstance(limit, int):
+        return min(batches, limit)
+    return batches if math.isinf(batches) else int(batches * limit)
 
 
 def batches_of(loaders: Any) -> float:

@@ -23,7 +23,7 @@ from kd_prune import hf
 from kd_prune.hf import models
 from kd_prune.lit import History, SparsityCallback, metric_collection
 from kd_prune.lit.callback import refuse_sharding
-from kd_prune.lit.run_length import RunLength
+from kd_prune.lit.run_length import RunLength, limited
 from kd_prune.pruning import Pruner, Scope, SparsityReport
 from kd_prune.pruning.mask import pruned_in
 from kd_prune.run.checkpoint import CheckpointError
@@ -47,7 +47,13 @@ def check(
     check_metrics(job.task, data.num_labels)
     trainer = checked_trainer(job)
     train, _ = hf.loaders(job.task, data, tokenizer, seed=job.seed)
-    length = RunLength.ahead(trainer, math.ceil(len(train) / trainer.world_size))
+    batches = math.ceil(len(train) / trainer.world_size)
+    length = RunLength.ahead(trainer, batches)
+    check_interval(trainer, "the student", batches)
+    if not job.teacher.path:
+        size = job.teacher.batch_size or job.task.batch_size
+        rows = len(data.splits[job.task.train])
+        check_interval(trainer, "the teacher", math.ceil(rows / size))
     if length.steps is None:
         raise ValueError(
             f"trainer.max_epochs={trainer.max_epochs}: the learning rate needs a number of steps "
@@ -230,6 +236,17 @@ def checked_trainer(job: Job) -> L.Trainer:
             "on many (docs/sweeps.md)"
         )
     return trainer
+
+
+def check_interval(trainer: L.Trainer, who: str, batches: int) -> None:
+    """Raise ValueError if no epoch is as long as the number of batches between validations."""
+    interval, left = trainer.val_check_interval, limited(batches, trainer.limit_train_batches)
+    across = trainer.check_val_every_n_epoch is None
+    if isinstance(interval, int) and interval > left and not across:
+        raise ValueError(
+            f"trainer.val_check_interval={interval}: an epoch of {who} has {left} batches; lower "
+            "it, or count across epochs with trainer.check_val_every_n_epoch=null"
+        )
 
 
 class PromiseError(RuntimeError):

@@ -53,18 +53,29 @@ def load_checkpoint(path: str) -> Any:
 
 OF_THE_FIT = ("teacher", "student", "sparsity", "distillation", "optimizer")
 """Groups of the configuration that a fit hangs on, whole."""
-OF_THE_TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
+OF_THE_TRAINER = (
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "limit_train_batches",
+    "precision",
+)
 OF_THE_REPORT = ("student.min_retained", "sparsity.verbose")
 
 
-def what_it_is_of(job: Job, data: TaskData) -> dict[str, Any]:
+def what_it_is_of(job: Job, data: TaskData, model: str) -> dict[str, Any]:
     """What a checkpoint of a student's fit says of its run, and one that goes on has to share.
 
     Optimizer and learning rate come from the checkpoint, and so does the place on the ramp: with
     other settings the result would be called what it is not.
+
+    Args:
+        job: The job.
+        data: Its data.
+        model: Hash of what the student begins as, which a folder's path does not tell.
     """
     schedule = job.sparsity.schedule if job.sparsity else None
     groups = {name: job.config[name] for name in OF_THE_FIT if name in job.config}
+    groups["model"] = {"scope": job.config.get("model", {}).get("scope")}
     trainer = job.config.get("trainer", {})
     settings = leaves({**groups, "trainer": {k: trainer.get(k) for k in OF_THE_TRAINER}})
     return {
@@ -72,9 +83,11 @@ def what_it_is_of(job: Job, data: TaskData) -> dict[str, Any]:
         "data": data.fingerprint[:12],
         "seed": job.seed,
         "task.batch_size": job.task.batch_size,
+        "task.pad_to": job.task.pad_to,
         "trainer.devices": job.trainer(logger=False).world_size,
         "sparsity.final": schedule.final if schedule else None,
         "sparsity.milestones": list(schedule.milestones) if schedule else [],
+        "model": model[:12],  # at the end: whose seed differs has another head too
     }
 
 
@@ -89,7 +102,7 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             found |= leaves(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value
+            found[f"{prefix}{name}"] = value
     return found
 
 

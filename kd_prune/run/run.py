@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -79,13 +81,12 @@ def run(job: Job) -> dict[str, Any] | None:
     L.seed_everything(job.seed, verbose=False)
     student = job.model.load(num_labels=data.num_labels)
     length = check(job, data, tokenizer, student)
-    about = what_it_is_of(job, data)
+    about = what_it_is_of(job, data, models.fingerprint(student, tokenizer))
     checkpoint = read_checkpoint(job.ckpt_path, job, student, about) if job.ckpt_path else None
     if job.ckpt_path and checkpoint:
         check_place(job, checkpoint, length)
         bring_milestones(Path(job.ckpt_path).parent, job.out, checkpoint)
         say(f"Going on after step {checkpoint['global_step']} ({job.ckpt_path})", flush=True)
-    clear_results(job, checkpoint)
     scope = student_scope(job, student) if job.sparsity else None
     if job.sparsity and scope:
         job.sparsity.within, job.sparsity.scope = "student", scope  # as DistillModule holds it
@@ -186,7 +187,12 @@ def fit_student(
 
         milestones = Milestones(job.sparsity, save)
     resume = ResumePoint(job.out / "last.ckpt", job.checkpoint_minutes, about)
+
+    # Not before: what is refused, by Lightning too, leaves an earlier run's results alone. A fit
+    # with nothing left to do has no start; of others the end comes second.
+    clear = functools.cache(lambda: clear_results(job, checkpoint))
     callbacks = [
+        LambdaCallback(on_train_start=lambda *_: clear(), on_fit_end=lambda *_: clear()),
         *([job.sparsity] if job.sparsity else []),
         *([milestones] if milestones else []),
         *job.callbacks.values(),

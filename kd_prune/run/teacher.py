@@ -81,7 +81,7 @@ def teacher_if_whole(
 def model_folder(path: str) -> str:
     """Where the model is: of a run folder its student, else `path` itself."""
     student = Path(path).expanduser() / "student"
-    return str(student) if student.is_dir() else path
+    return str(student) if student.is_dir() else models.folder_or_id(path)
 
 
 def fine_tuned_config(key: str, path: str) -> Any:
@@ -115,7 +115,8 @@ def load_fine_tuned(key: str, path: str, data: hf.TaskData) -> PreTrainedModel:
             f"{data.num_labels}; take one that was fine-tuned on this task"
         )
     names = [str(config.id2label[i]) for i in range(config.num_labels)]
-    if set(names) == set(data.labels) and names != list(data.labels):
+    ours, theirs = ([name.strip().casefold() for name in one] for one in (data.labels, names))
+    if set(theirs) == set(ours) and theirs != ours:
         raise ValueError(
             f"{key}={path}: the model's labels are in the order {names[:5]}, the task's "
             f"in the order {list(data.labels)[:5]}; set task.labels to the model's"

@@ -106,4 +106,4 @@ def finished(folder: Path, config: Mapping[str, Any] | None) -> Mapping[str, Any
 
 def metric(result: Mapping[str, Any] | None, monitor: str) -> float:
     """The value a sweep looks at; NaN where there is no result."""
-    return float(result["student"][monitor]) if result else math.nan
+    return float(result["student"].get(monitor, math.nan)) if result else math.nan

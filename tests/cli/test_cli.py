@@ -104,6 +104,14 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
             ["trainer.devices=-7", "trainer.accelerator=cpu"],
             ["error: trainer.devices=-7: ", "`devices`", "> 0"],
         ),
+        (
+            ["+trainer.val_check_interval=50"],
+            ["error: trainer.val_check_interval=50: an epoch of the student has 2 batches; lower"],
+        ),
+        (
+            ["+trainer.val_check_interval=2", "teacher.batch_size=128"],
+            ["error: trainer.val_check_interval=2: an epoch of the teacher has 1 batches"],
+        ),
         (["trainer.max_epochs=-3"], ["error: trainer.max_epochs=-3: `max_epochs`"]),
         (
             ["sparsity.target=0.9"],
@@ -353,6 +361,50 @@ def test_mixed_precision(call, tmp_path):
     assert result_of(tmp_path)["sparsity"] == pytest.approx(0.95, abs=1e-3)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows[-1].split(",")[0] == "2"
+
+
+def test_a_layer_map_from_the_command_line(call, tmp_path):
+    """A teacher of three layers, from another run, and a student of two."""
+    maps = [
+        f"distillation.terms.{term}.layer_map={{1:2,2:3}}"
+        for term in ("hidden_states", "attention_scores")
+    ]
+    code, _, stderr = call(*SMALL, "model.path.layers=3", f"hydra.run.dir={tmp_path}/deep")
+    assert code == 0, stderr
+    settings = (*SMALL, f"teacher.path={tmp_path}/deep", f"hydra.run.dir={tmp_path}/flat")
+    code, _, stderr = call(*settings)
+    assert code == 1
+    assert "give a layer_map {student layer: teacher layer}" in refusal(stderr)
+    code, _, stderr = call(*settings, *maps)
+    assert code == 0, stderr
+    terms = result_of(tmp_path / "flat")["config"]["distillation"]["terms"]
+    assert terms["hidden_states"]["layer_map"] == {"1": 2, "2": 3}
+    code, _, stderr = call(*settings, *maps, f"ckpt_path={tmp_path}/flat")
+    assert code == 0, stderr
+
+
+def test_a_regression_is_evaluated_by_its_own_metrics(call, tmp_path):
+    for split in ("train", "validation"):
+        rows = [f"the {word} fox,{i / 8}" for i, word in enumerate("abcdefgh")]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "out").mkdir()
+    overrides = (
+        "task=base",
+        "task.name=scores",
+        f"task.path={tmp_path}",
+        "task.text=[text]",
+        "task.regression=true",
+        "task.metrics=[pearson,spearman]",
+        "task.monitor=pearson",
+        "trainer.max_epochs=2",
+        "teacher.max_epochs=1",
+    )
+    code, _, stderr = call(*overrides, f"hydra.run.dir={tmp_path}/out")
+    assert code == 0, stderr
+    code, _, stderr = call(f"eval={tmp_path}/out", f"hydra.run.dir={tmp_path}/judged")
+    assert code == 0, stderr
+    found = json.loads((tmp_path / "judged/evaluation.json").read_text())["student"]
+    assert found == result_of(tmp_path / "out")["student"]
 
 
 def test_an_experiment_whose_file_does_not_say_that_it_is_global(call, tmp_path):

@@ -26,6 +26,7 @@ from kd_prune.hf.data import (
     Classes,
     LengthGroupedBatches,
     ResumableLoader,
+    read_csv,
     target_values,
     validation_batches,
 )
@@ -136,12 +137,17 @@ def test_files_by_name(folder, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "settings", "names", "targets"),
     [
-        ([2, 0, 2], {}, ("0", "1", "2"), [2, 0, 2]),
+        ([2, 0, 2], {}, ("0", "2"), [1, 0, 1]),
         (["no", "yes", "no"], {}, ("no", "yes"), [0, 1, 0]),
         (["no", "yes", "no"], {"labels": ["yes", "no"]}, ("yes", "no"), [1, 0, 1]),
         ([1, 0, 1], {"labels": ["bad", "good"]}, ("bad", "good"), [1, 0, 1]),
-        ([True, False, True], {}, ("0", "1"), [1, 0, 1]),
-        ([2, 1, 4], {}, ("1", "2", "3", "4"), [1, 0, 3]),
+        ([True, False, True], {}, ("False", "True"), [1, 0, 1]),
+        ([True, False, True], {"labels": ["true", "false"]}, ("true", "false"), [0, 1, 0]),
+        ([True, False, True], {"labels": ["bad", "good"]}, ("bad", "good"), [1, 0, 1]),
+        (["Yes", "no", " YES"], {"labels": ["yes", "no"]}, ("yes", "no"), [0, 1, 0]),
+        (["a", "A", "b"], {}, ("A", "a", "b"), [1, 0, 2]),
+        ([2, 1, 4], {}, ("1", "2", "4"), [1, 0, 2]),
+        ([0, 10**15, 0], {}, ("0", str(10**15)), [0, 1, 0]),
         ([2, 1, 5], {"labels": ["1", "2", "3", "4", "5"]}, ("1", "2", "3", "4", "5"), [1, 0, 4]),
         ([4, 1, 2], {"labels": ["1", "2", "3", "4", "5"]}, ("1", "2", "3", "4", "5"), [3, 0, 1]),
         ([1.0, 2.0, 1.0], {"labels": ["2", "1"]}, ("2", "1"), [1, 0, 1]),
@@ -176,6 +182,9 @@ def test_class_names_from_the_data(tmp_path, tokenizer):
     # names of one's own take their place,
     found = load(task(tmp_path, labels=["good", "bad"]), tokenizer, tmp_path / "cache")
     assert (found.labels, labels_of(found)) == (("good", "bad"), [1, 0, 0])
+    # in whatever case;
+    found = load(task(tmp_path, labels=["NO", "Yes"]), tokenizer, tmp_path / "cache")
+    assert (found.labels, labels_of(found)) == (("NO", "Yes"), [0, 1, 1])
     # and a file that declares nothing means what the training split declares.
     write(tmp_path, "plain", rows([1, 0]), "csv")
     chosen = task(tmp_path, labels=["no", "yes"], validation=["plain"])
@@ -202,6 +211,67 @@ def test_a_missing_text_is_an_empty_one(tmp_path, tokenizer):
     assert found.splits["train"]["input_ids"][0] == tokenizer("")["input_ids"]
 
 
+def test_a_csv_is_read_as_it_is_written(tmp_path, tokenizer):
+    """Readers that guess take "null" for nothing, 007 for 7, and an empty column for numbers."""
+    lines = ["text,more,label", "null,,01", "NA,,02", "007,,None", "1.0,,01"]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    found = load(task(tmp_path, text=["text", "more"]), tokenizer, tmp_path / "cache")
+    assert (found.labels, labels_of(found)) == (("01", "02", "None"), [0, 1, 2, 0])
+    assert list(read_csv(tmp_path / "train.csv", task(tmp_path))["text"]) == [
+        "null", "NA", "007", "1.0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "names", "targets"),
+    [
+        (["0", "1", "0"], {"labels": ["bad", "good"]}, ("bad", "good"), [0, 1, 0]),
+        (["10", "9", "9"], {}, ("9", "10"), [1, 0, 0]),
+        (["True", "False", "True"], {"labels": ["True", "False"]}, ("True", "False"), [0, 1, 0]),
+        (["1.0", "2.0", "1.0"], {}, ("1", "2"), [0, 1, 0]),
+        (["0.5", "1e-1", "-3"], {"regression": True}, (), [0.5, 0.1, -3.0]),
+    ],
+)
+def test_labels_of_a_csv(tmp_path, tokenizer, labels, settings, names, targets):
+    for split in ("train", "validation"):
+        write(tmp_path, split, rows(labels), "csv")
+    settings = {"metrics": ["pearson"], "monitor": "pearson"} | settings
+    found = load(task(tmp_path, **settings), tokenizer, tmp_path / "cache")
+    assert (found.labels, labels_of(found)) == (names, targets)
+
+
+def test_a_csv_whose_rows_are_longer_than_its_header_is_refused(tmp_path, tokenizer):
+    """A comma that nobody quoted; what stood before it would be lost."""
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("text,label\nfox, red,a\noak, old,b\n")
+    with pytest.raises(ValueError, match=r"csv cannot be read \(Length of header") as refusal:
+        load(task(tmp_path), tokenizer, tmp_path / "cache")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_tokenizer_written_in_python_will_do(folder, tmp_path):
+    from transformers import BertweetTokenizer
+
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/vocab.txt").write_text("fox 3\noak 2\n")
+    keys = []
+    for merges in ("f o 2\nfo x 1\n", "o x 1\n"):
+        (tmp_path / "words/bpe.codes").write_text(merges)
+        files = [str(tmp_path / "words" / name) for name in ("vocab.txt", "bpe.codes")]
+        slow = BertweetTokenizer(*files)
+        first, again = (load(task(folder), slow, tmp_path / "cache") for _ in range(2))
+        assert first.fingerprint == again.fingerprint
+        keys.append(first.fingerprint)
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "b", "a"]])
+def test_names_of_classes_have_to_be_two_or_more(labels):
+    with pytest.raises(ValueError, match=r"task\.labels=.*: expected two names or more, each once"):
+        task("", labels=labels)
+
+
 # What is refused
 
 REGRESSION = {"regression": True, "metrics": ["pearson"], "monitor": "pearson"}
@@ -222,7 +292,7 @@ REGRESSION = {"regression": True, "metrics": ["pearson"], "monitor": "pearson"}
         ([0.5, 1.5], {}, ["task.label=label", "fractional", "task.regression=true"]),
         ([0.0, 0.5], {"labels": ["a", "b"]}, ["row 1", "is 0.5", "not one of the 2 classes"]),
         ([1, 1], {}, ["task.label=label", "1 class"]),
-        ([[0], [1]], {}, ["task.label=label", "holds a list", "name another column"]),
+        ([[0], [1]], {}, ["task.label=label", "holds lists or mixed values there", "name another"]),
         (
             [datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)],
             {},
@@ -231,6 +301,8 @@ REGRESSION = {"regression": True, "metrics": ["pearson"], "monitor": "pearson"}
         ([0, 0], {}, ["task.label=label", "1 class", "task.regression=true"]),
         ([-1, -1], {}, ["task.label=label", "0 class"]),
         (["x", "x"], {}, ["task.label=label", "1 class"]),
+        (["x", ""], {"labels": ["x", "y"]}, ["row 1", "no label", "remove"]),
+        (list(range(300)), {}, ["task.label=label", "300 classes in 300 rows", "another"]),
         ([0.5, float("nan")], REGRESSION, ["row 1", "no label", "remove"]),
         ([0.5, None], REGRESSION, ["row 1", "no label", "remove"]),
         ([0.5, float("inf")], REGRESSION, ["row 1", "inf", "finite numbers", "remove"]),

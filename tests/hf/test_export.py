@@ -57,6 +57,27 @@ def test_an_earlier_folder_is_replaced_whole(pretrained, tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("labels", [(), ("bad", "good")])
+def test_a_saved_model_says_what_kind_of_task_it_is_of(pretrained, tmp_path, labels):
+    """Or a pipeline would go by what the pre-trained model was used for."""
+    model = pretrained.load(num_labels=len(labels) or 1)
+    model.config.problem_type = "multi_label_classification"
+    save(model, pretrained.tokenizer(), tmp_path / "student", labels)
+    saved = json.loads((tmp_path / "student/config.json").read_text())
+    kinds = {0: "regression", 2: "single_label_classification"}
+    assert saved["problem_type"] == kinds[len(labels)]
+
+
+def test_a_tokenizer_is_saved_as_it_came(pretrained, tmp_path):
+    tokenizer, texts = pretrained.tokenizer(), []
+    for use in (False, True):
+        if use:
+            tokenizer("a b c", truncation=True, max_length=4, padding="max_length")
+        save(pretrained.load(num_labels=2), tokenizer, tmp_path / "student")
+        texts.append((tmp_path / "student/tokenizer.json").read_bytes())
+    assert texts[0] == texts[1]
+
+
 def test_a_save_that_fails_leaves_the_earlier_folder(pretrained, tmp_path):
     model, tokenizer = pretrained.load(num_labels=2), pretrained.tokenizer()
     save(model, tokenizer, tmp_path / "student")

@@ -1,10 +1,11 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertModel
+from transformers import BertModel, XLMConfig, XLMForSequenceClassification
 
 from kd_prune.hf.models import (
     Pretrained,
@@ -13,6 +14,7 @@ from kd_prune.hf.models import (
     encoder_layers,
     encoder_scope,
     fingerprint,
+    forward,
     positions,
     set_dropout,
     unreachable,
@@ -67,7 +69,7 @@ def test_the_scope_is_six_matrices_per_layer(family):
     expected = {f"{stack}.{i}.{name}.weight" for i in range(LAYERS) for name in linears}
     assert len(expected) == 6 * LAYERS
     assert set(encoder_scope(made).select(made)) == expected
-    assert encoder_layers(made)[0] == stack
+    assert list(encoder_layers(made)) == [stack]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,6 +79,29 @@ def test_the_scope_fits_a_model_inside_another(family):
     outer = torch.nn.ModuleDict({"student": made})
     selected = encoder_scope(made).select(outer)
     assert set(selected) == {f"student.{name}" for name in encoder_scope(made).select(made)}
+
+
+def test_a_stack_in_several_lists_is_found_whole():
+    """XLM keeps attention and the rest of a layer in lists of their own."""
+    sizes = {"emb_dim": 8, "n_layers": LAYERS, "n_heads": 2, "n_words": 20}
+    made = XLMForSequenceClassification(XLMConfig(**sizes))
+    scope = encoder_scope(made).select(made)
+    assert len(scope) == 6 * LAYERS
+    assert {name.split(".")[1] for name in scope} == {"attentions", "ffns"}
+
+
+def test_an_encoder_with_a_decoder_gives_its_logits():
+    made = model("bart")
+    batch = {"input_ids": torch.tensor([[5, 6, 2]]), "attention_mask": torch.ones(1, 3).long()}
+    found = forward(made, batch, frozenset({"hidden_states"}))
+    assert found.logits.shape == (1, made.config.num_labels)
+    assert found.hidden_states == ()
+
+
+@pytest.mark.parametrize("load_it", [lambda p: p.load(num_labels=2), lambda p: p.tokenizer()])
+def test_a_tilde_is_the_home_folder(folder, monkeypatch, load_it):
+    monkeypatch.setenv("HOME", str(Path(folder).parent))
+    load_it(Pretrained(path=f"~/{Path(folder).name}"))
 
 
 def test_a_model_without_layers_asks_for_a_scope():

@@ -162,8 +162,9 @@ def test_a_search_for_a_learning_rate_begins_every_fit_anew(tmp_path, finder):
 
     began, pruning = [], SparsityCallback(0.9)
     rewind = RewindCallback(at=[1.0])
-    for _ in range(2):
-        module = Found(mlp(), (8,))
+    fold = Found(mlp(), (8,))
+    for module in (Found(mlp(), (8,)), fold, fold):
+        dense = not zeros_in(module)
         callbacks = [pruning, rewind, Note()]
         search = LearningRateFinder(num_training_steps=5, early_stop_threshold=None)
         if finder != "tuner":
@@ -173,10 +174,11 @@ def test_a_search_for_a_learning_rate_begins_every_fit_anew(tmp_path, finder):
             Tuner(trainer).lr_find(
                 module, module.batches(), num_training=5, early_stop_threshold=None
             )
-            assert zeros_in(module) == 0
+            assert dense == (zeros_in(module) == 0)
         trainer.fit(module, module.batches())
         assert_exact(module, pruning)
-    assert began[-1] == (0.0, 0)
+        assert began[-1][0] == 0.0
+        assert dense == (began[-1][1] == 0)
 
 
 class Averaging(torch.optim.SGD):
