@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 try:
     import hydra
+    import yaml
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException, InstantiationException
     from hydra.types import RunMode
@@ -70,7 +72,7 @@ def main(config: DictConfig) -> float | None:
     try:
         many = HydraConfig.get().mode is RunMode.MULTIRUN
         if config.eval and many:
-            result = job.unrecorded(out, lambda: carry_out(config, out))
+            result = job.unrecorded(out, about, lambda: carry_out(config, out))
         elif config.eval or processes.is_further():  # the first process keeps the records
             result = carry_out(config, out)
         elif many:
@@ -107,7 +109,9 @@ def carry_out(config: DictConfig, out: Path, last: str | None = None) -> Mapping
     """
     from kd_prune.run import CheckpointError, evaluate_saved, run
 
-    settings.check_choices(config, HydraConfig.get().runtime.choices)
+    hydra_config = HydraConfig.get()
+    many = hydra_config.mode is RunMode.MULTIRUN or processes.is_further()
+    settings.check_choices(config, hydra_config.runtime.choices, many=many)
     if config.eval:
         return evaluate_saved(make_job(with_task_of(config, Path(config.eval)), out), config.eval)
     changes = [f"ckpt_path={last}"] if last else []
@@ -290,5 +294,12 @@ if __name__ == "__main__":
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as problem:
         sys.exit(f"error: {settings.misspelt(problem, sys.argv[1:], SCRIPT.with_name('conf'))}")
+    except BrokenProcessPool:
+        sys.exit(
+            "error: a worker was killed, most likely for want of memory; the same command goes on, "
+            "with fewer jobs at once if need be (hydra.launcher.n_jobs)"
+        )
+    except yaml.MarkedYAMLError as problem:
+        sys.exit(f"error: {settings.unreadable(problem)}")
     except OSError as problem:
         sys.exit(f"error: {no_folder(problem)}")

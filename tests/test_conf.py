@@ -192,6 +192,18 @@ def test_what_a_type_does_not_rule_out_is_let_pass(given, monkeypatch):
         check_types({"_target_": "anything", "implicitly": 3})
 
 
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+METHODS = [option for option in OPTIONS if option.startswith("sparsity/")]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_experiments_and_ways_of_pruning_combine_freely(experiment, method):
+    group, _, name = method.rpartition("/")
+    chosen = composed(f"experiment={experiment}", f"{group}={name}", *NEEDS.get(method, []))
+    instantiate(chosen.sparsity, _convert_="all")
+
+
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option != "task/base"])
 def test_every_option_composes_and_is_made(option):
     group, _, name = option.rpartition("/")

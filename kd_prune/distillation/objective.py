@@ -71,6 +71,9 @@ class Objective:
                 own = hasattr(term, str(error).partition("=")[0])
                 reason = str(error).replace("the term's weight", f"terms.{name}.weight")
                 raise ValueError(f"terms.{name}{'.' if own else ': '}{reason}") from error
+            shape = getattr(losses[name], "shape", losses[name])
+            if shape != ():
+                raise ValueError(f"terms.{name}: gives {shape}; expected a tensor of one number")
         total = torch.stack([self.terms[name].weight * loss for name, loss in losses.items()]).sum()
         return total, losses
 

@@ -316,10 +316,11 @@ class Pruner:
             score = self.criterion(value, self._memory[name])
         else:
             score = self.criterion(value)
-        if score.shape != value.shape:
+        shape = tuple(score.shape) if isinstance(score, Tensor) else score
+        if shape != tuple(value.shape):
             raise ValueError(
-                f"criterion={self.criterion}: gives scores of shape {tuple(score.shape)} for "
-                f"{name}; expected the weight's, {tuple(value.shape)}"
+                f"criterion={self.criterion}: gives scores of shape {shape} for {name}; expected "
+                f"the weight's, {tuple(value.shape)}"
             )
         if score.max().isnan():
             raise ValueError(

@@ -128,6 +128,7 @@ def run(job: Job) -> dict[str, Any] | None:
     result = {
         "task": job.task.name,
         "seed": job.seed,
+        "data": data.fingerprint[:12],
         "teacher": teacher_metrics,
         "student": student_metrics,
         "sparsity": report.sparsity,

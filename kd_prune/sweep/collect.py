@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kd_prune.sweep import status
 from kd_prune.sweep.method import methods
 from kd_prune.sweep.records import Collection, Point, Run
@@ -52,8 +50,9 @@ def collect(folders: Iterable[Path]) -> Collection:
 def run_folders(folder: Path) -> Iterator[Path]:
     """Every folder below that holds a run, itself included."""
     for path, inner, files in os.walk(folder.resolve()):
-        inner[:] = sorted(name for name in inner if name not in INNER)
-        if status.FILE in files or "result.json" in files:
+        is_run = status.FILE in files or "result.json" in files
+        inner[:] = sorted(name for name in inner if not (is_run and name in INNER))
+        if is_run:
             yield Path(path)
 
 
@@ -86,9 +85,10 @@ def read_run(folder: Path, broken: list[tuple[Path, str]]) -> Run:
         choices=record.get("choices") or {},
         config=config,
         ended=record.get("ended"),
+        data=(result or {}).get("data"),
         curves=tuple(read("metrics.csv", _numbers) or ()),
     )
-    if run.state == "running" and not _is_held(folder / status.LOCK):
+    if run.state == "running" and not status.is_held(folder / status.LOCK):
         run = replace(
             run, state="interrupted", reason="killed; the same command again goes on with it"
         )
@@ -164,19 +164,6 @@ def _tensors(path: Path) -> list[dict[str, Any]]:
             for row in csv.DictReader(file)
             if row["in_scope"] == "True"
         ]
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a living process holds the lock; a dead one holds none. In doubt it does."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # it cannot be tried here, so what the run said of itself stands
-        return True
 
 
 def _why(error: BaseException) -> str:

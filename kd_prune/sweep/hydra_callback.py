@@ -9,7 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from kd_prune.sweep import names, search, status
+from kd_prune.sweep import names, processes, search, status
 
 log = logging.getLogger(__name__)
 __all__ = ["SummaryCallback", "names"]  # a job's process has the folders' names by unpickling this
@@ -21,6 +21,11 @@ class SummaryCallback(Callback):
     It covers all that lies in the sweep's folder, so a sweep that was started again, or by several
     processes, ends in one table; a search's best settings come last.
     """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Workers that joblib starts would outlive a command that is told to end."""
+        if "joblib" in str(config.hydra.launcher.get("_target_")):
+            processes.pass_on_termination(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Summarise; the jobs' results are safe by now, so no fault here may hide them."""

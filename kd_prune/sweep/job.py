@@ -71,12 +71,15 @@ def one_of_many(
 
 
 def unrecorded(
-    folder: Path, carry_out: Callable[[], Mapping[str, Any] | None]
+    folder: Path, about: Mapping[str, Any], carry_out: Callable[[], Mapping[str, Any] | None]
 ) -> Mapping[str, Any] | None:
-    """Carry out one job of a sweep that leaves no run behind; a failure ends this job alone."""
+    """Carry out one job of a sweep that leaves a record only where it failed; the others go on."""
     try:
+        (folder / status.FILE).unlink(missing_ok=True)
         return carry_out()
     except Exception as error:  # whatever it is, the other jobs go on
+        folder.mkdir(parents=True, exist_ok=True)
+        status.write(folder, "failed", about, reason=status.reason(error))
         log.error("%s: failed: %s", folder, status.reason(error))
         log.debug("failed", exc_info=True)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,7 +80,12 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
         for i in known:
             alike[runs[i].choices.get(group) if group in differ else None].append(i)
         for members in alike.values():
-            if len({repr(flat[i].get(key)) for i in members}) > 1:
+            # The same rows may lie elsewhere, on another machine.
+            if key == "task.path" and len({runs[i].data for i in members} - {None}) < 2:
+                continue
+            values = {i: whole(flat[i].get(key)) for i in members}
+            own = {followed(runs[i], value) for i, value in values.items()}
+            if len({repr(value) for value in values.values()}) > 1 and len(own) > 1:
                 for i in members:
                     parts[i].append(f"{key}={text(flat[i].get(key))}")
     # Students at 50 % on the way to 90 % and on the way to 95 % had other ramps before them.
@@ -88,6 +94,32 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
         for i in on_the_way:
             parts[i].append(f"sparsity.final={flat[i].get('sparsity.final')}")
     return parts
+
+
+def followed(run: Run, value: Any) -> str:
+    """A value, with the run's seed and target where it says them: `initial: ${.final}` does.
+
+    >>> from pathlib import Path
+    >>> run = Run(folder=Path(), state="finished", seed=3, config={"sparsity": {"final": 0.9}})
+    >>> followed(run, "seed3/at-0.9")
+    'seed{seed}/at-{final}'
+    """
+    said = text(value)
+    for name, known in (("final", run.target), ("seed", run.seed)):
+        if known is not None:
+            said = re.sub(rf"(?<![\d.]){re.escape(text(known))}(?![\d.])", f"{{{name}}}", said)
+    return said
+
+
+def whole(value: Any) -> Any:
+    """A number without a point where it needs none: 0 and 0.0 are one setting.
+
+    >>> whole(1.0), whole(0.5), whole([1.0, True])
+    (1, 0.5, [1, True])
+    """
+    if isinstance(value, list):
+        return [whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -115,6 +147,4 @@ def text(value: Any) -> str:
 
 def _is_under(key: str, parents: Sequence[str]) -> bool:
     parts = key.split(".")
-    if key == "task.path":  # a folder or hub id; what makes a task of our own is below it
-        return True
     return any(key == p or key.startswith(f"{p}.") for p in parents) or parts[-1] == ANYWHERE

@@ -26,11 +26,11 @@ ANYWHERE = "cache_dir"
 def identity(config: Mapping[str, Any]) -> str:
     """Hash of what a run's result depends on.
 
-    >>> identity({"seed": 1, "cache_dir": "here"}) == identity({"seed": 1, "cache_dir": "there"})
+    >>> identity({"seed": 1, "cache_dir": "here"}) == identity({"seed": 1.0, "cache_dir": "there"})
     True
     """
     depends = {key: value for key, value in config.items() if key not in PLACES}
-    return _digest(_without_caches(json.loads(json.dumps(depends, default=str))))
+    return _digest(_plain_settings(json.loads(json.dumps(depends, default=str))))
 
 
 def job_name(root: DictConfig) -> str:
@@ -48,7 +48,8 @@ def job_name(root: DictConfig) -> str:
             config[key] = str(root._get_node(key))
     method = OmegaConf.select(root, "hydra.runtime.choices.distillation", default="")
     final = OmegaConf.select(root, "sparsity.final", default=None)
-    sparsity = "dense" if final is None else f"s{final}"
+    sparsity = "as_is" if "sparsity" in config else "dense"  # as_is: what is zero stays so
+    sparsity = sparsity if final is None else f"s{final}"
     task = OmegaConf.select(root, "task.name", default="")
     parts = (task, method, sparsity, f"seed{config.get('seed')}", identity(config))
     return "-".join(_plain(part) for part in parts if part)
@@ -67,10 +68,13 @@ def sweep_name(overrides: Iterable[str]) -> str:
     return "-".join([*(_plain(key) for key in swept), _digest(command)])
 
 
-def _without_caches(value: Any) -> Any:
+def _plain_settings(value: Any) -> Any:
+    """Without caches, and with 0 for 0.0: one setting, one job."""
     if isinstance(value, dict):
-        return {key: _without_caches(v) for key, v in value.items() if key != ANYWHERE}
-    return [_without_caches(v) for v in value] if isinstance(value, list) else value
+        return {key: _plain_settings(v) for key, v in value.items() if key != ANYWHERE}
+    if isinstance(value, list):
+        return [_plain_settings(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _digest(value: Any) -> str:

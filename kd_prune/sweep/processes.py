@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import read_write
 
+from kd_prune.sweep import status
+
+PATIENCE = 60.0
+"""Seconds that jobs have for the step under way and its checkpoint."""
+
 
 def is_further() -> bool:
     """Whether this process was started by a job for its second, third … device."""
     return int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
+def pass_on_termination(sweep: Path) -> None:
+    """Let SIGTERM reach the workers of a launcher too: they save where they are, and end.
+
+    A terminal's Ctrl-C reaches all of its processes by itself.
+
+    Args:
+        sweep: The sweep's folder, with that of each job in it.
+    """
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        at_work = [run for run in sweep.glob("*") if status.is_at_work(run)]
+        for worker in multiprocessing.active_children():
+            with suppress(OSError):
+                os.kill(worker.pid or 0, number)
+        deadline = time.monotonic() + PATIENCE
+        while any(map(status.is_at_work, at_work)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        sys.stderr.write("terminated; the same command goes on\n")
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, pass_on)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ class Run:
         choices: Hydra's group choices.
         config: Resolved configuration.
         ended: When it ended, ISO 8601.
+        data: Hash of its task's rows as its model reads them.
         teacher: The teacher's metrics.
         points: Its students, the last one last; none unless it is finished.
         bytes: Size of the student's weights on disk.
@@ -64,6 +66,7 @@ class Run:
     choices: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     ended: str | None = None
+    data: str | None = None
     teacher: Mapping[str, float] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
     bytes: int = 0
@@ -76,7 +79,8 @@ class Run:
         """Sparsity asked for; None: dense, or not known."""
         sparsity = self.config.get("sparsity")
         final = sparsity.get("final") if isinstance(sparsity, Mapping) else None
-        return final if isinstance(final, (int, float)) else None
+        number = isinstance(final, (int, float)) and math.isfinite(final)
+        return final if number else None
 
 
 @dataclass(frozen=True, kw_only=True)

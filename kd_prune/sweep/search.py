@@ -7,12 +7,14 @@ where it was cut off.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
@@ -24,6 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from kd_prune.sweep import status
+from kd_prune.sweep.names import PLACES
 
 log = logging.getLogger(__name__)
 STUDY = "search"
@@ -48,8 +51,7 @@ class OptunaSweeper(Sweeper):
         direction: `maximize` or `minimize`, of the value that the job returns.
         seed: Of the sampler, Optuna's TPE.
         startup: Trials before which the sampler draws at random and nothing is pruned.
-        storage: URL of a database (SQLAlchemy's); null: a file in the sweep's folder, which several
-            machines may share.
+        storage: URL of a database (SQLAlchemy's); null: a file in the sweep's folder.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class OptunaSweeper(Sweeper):
             HydraException: Optuna is not installed, nothing is to be searched, or what has to stay
                 the same; or a trial did not come to an end: another process has it.
         """
-        optuna = import_optuna()
+        import_optuna()
         written = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         overrides = {o.get_key_element(): o for o in parser.parse_overrides(written + arguments)}
@@ -104,13 +106,19 @@ class OptunaSweeper(Sweeper):
                 "hydra.sweeper.params: nothing to search; see hparams_search=optuna"
             )
         for key in FIXED:
-            if key in space:
+            if key in {given.lstrip("+") for given in space}:
+                (line,) = (o.input_line for k, o in overrides.items() if k.lstrip("+") == key)
                 raise HydraException(
-                    f"{overrides[key].input_line}: a search is for one {key}; "
+                    f"{line}: a search is for one {key}; "
                     "give one value here, and each of them a search"
                 )
         folder = Path(self.config.hydra.sweep.dir).resolve()
         folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            self._search(folder, space, rest)
+
+    def _search(self, folder: Path, space: Mapping[str, Any], rest: Mapping[str, str]) -> None:
+        optuna = import_optuna()
         OmegaConf.save(self.config, folder / "multirun.yaml")
         storage = self.storage or str(folder / "study.log")
         study = optuna.create_study(
@@ -119,6 +127,7 @@ class OptunaSweeper(Sweeper):
             direction=self.direction,
             load_if_exists=True,
         )
+        check_same(study, self.direction, space, rest)
         drawn = len(study.get_trials(deepcopy=False))  # else it would draw the same ones again
         study.sampler = optuna.samplers.TPESampler(
             seed=self.seed + drawn, n_startup_trials=self.startup
@@ -205,6 +214,48 @@ class OptunaSweeper(Sweeper):
         OmegaConf.save(OmegaConf.create(result | {"trials": counts}), folder / BEST)
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the search in this folder: its trials left running are then those of dead processes.
+
+    Raises:
+        HydraException: Another process holds it.
+    """
+    lock = FileLock(folder / "search.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise HydraException(
+            f"{folder}: another process is searching here; for several trials at once give one "
+            "command a launcher and hydra.sweeper.n_jobs"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_same(
+    study: Any, direction: str, space: Mapping[str, Any], rest: Mapping[str, str]
+) -> None:
+    """Raise HydraException if the study is of another search, whose values do not compare."""
+    of = {
+        "hydra.sweeper.direction": direction,
+        **{key: repr(values) for key, values in space.items()},
+        **{k: v for k, v in rest.items() if k.lstrip("+").split(".")[0] not in PLACES},
+    }
+    known = study.user_attrs.get("of")
+    if known is None:
+        study.set_user_attr("of", of)
+        return
+    for key in (*of, *known):
+        if of.get(key) != known.get(key):
+            raise HydraException(
+                f"{key}={of.get(key)}: the search in this folder is one with {known.get(key)}; "
+                "give another sweep.name"
+            )
+
+
 def print_best(folder: Path) -> None:
     """The best settings that a search in this folder has found, to be pasted."""
     if not (folder / BEST).is_file():
@@ -247,9 +298,7 @@ class TrialJudge:
         self.study = optuna.load_study(
             study_name=STUDY,
             storage=open_storage(storage),
-            pruner=optuna.pruners.MedianPruner(
-                n_startup_trials=startup, n_min_trials=max(min(startup, 3), 1)
-            ),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=startup, n_min_trials=3),
         )
         (found,) = (t for t in self.study.get_trials() if t.number == trial)
         self.trial = optuna.trial.Trial(self.study, found._trial_id)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import Container, DictConfig, OmegaConf
@@ -47,7 +49,8 @@ def check_options(settings: Mapping[str, Any]) -> None:
     for group in GROUPS:
         found = settings.get(group)
         if isinstance(found, dict) and "_target_" not in found:
-            raise ValueError(f"{group}={found}: belongs to no option; choose one: {group}=…")
+            own = "; let a file of your own begin with defaults: [base]" if group == "task" else ""
+            raise ValueError(f"{group}={found}: belongs to no option; choose one: {group}=…{own}")
 
 
 def check_missing(config: DictConfig) -> None:
@@ -60,12 +63,18 @@ def check_missing(config: DictConfig) -> None:
         raise ValueError(f"{missing[0]}: has no value of its own here; give it, {missing[0]}=…")
 
 
-def check_choices(config: DictConfig, choices: Mapping[str, Any]) -> None:
+def check_choices(config: DictConfig, choices: Mapping[str, Any], *, many: bool = False) -> None:
     """Hold the chosen options against what has become of them.
 
+    Args:
+        config: The composed configuration.
+        choices: Group → option.
+        many: Whether this is one job of several.
+
     Raises:
-        ValueError: An experiment's file does not say that it is about everything; or a folder is
-            asked for under `model=tiny`, whose learning rates ruin what is pre-trained.
+        ValueError: An experiment's file does not say that it is about everything; a folder is
+            asked for under `model=tiny`, whose learning rates ruin what is pre-trained; or a
+            search under a command that is for one job.
 
     >>> check_choices(OmegaConf.create({"model": {"path": "a/b"}}), {"model": "tiny"})
     Traceback (most recent call last):
@@ -77,6 +86,8 @@ def check_choices(config: DictConfig, choices: Mapping[str, Any]) -> None:
                 f"{group}={choices.get(group)}: its settings are in a group of their own; let "
                 f"{group}/{choices.get(group)}.yaml begin with the line # @package _global_"
             )
+    if (search := choices.get("hparams_search")) and not many:
+        raise ValueError(f"hparams_search={search}: one job searches nothing; say -m too")
     path = OmegaConf.select(config, "model.path", throw_on_resolution_failure=False)
     if choices.get("model") == "tiny" and isinstance(path, str):
         raise ValueError(
@@ -99,7 +110,9 @@ def check_types(value: Any, hint: Any = None, key: str = "") -> None:
         shown = "null" if value is None else value
         said = f"{key}={shown}: expected {' or '.join(dict.fromkeys(words))}"
         if isinstance(value, str) and Callable in kinds:
-            said += f"; an option is chosen with a slash, {key.replace('.', '/')}={value}"
+            own = f"{{_target_: hydra.utils.get_method, path: {value}}}"
+            option = f"an option is chosen with a slash, {key.replace('.', '/')}={value}"
+            said += f"; of a module of yours it is {own}" if "." in value else f"; {option}"
         raise ValueError(said)
     inner = next((get_args(option) for option in options if get_args(option)), ())
     if made:
@@ -149,12 +162,21 @@ def one_line(error: BaseException, config: DictConfig | None = None) -> str:
         _, _, key = str(error).rpartition("full_key: ")
         error = error.__cause__
     message = " ".join(str(error).split())
+    if missing := re.search(r"Missing mandatory value: (\S+)", message):
+        return f"{missing[1]}: has no value of its own here; give it, {missing[1]}=…"
     argument = message.partition("=")[0]
     key = key.strip()
     if not isinstance(error, ValueError):  # Python's own words, which name no key
         return f"{key}: {message}" if key else message
     known = OmegaConf.select(config, key) if config is not None and key else None
     return f"{key}.{message}" if known is not None and argument in known else message
+
+
+def unreadable(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong with a file of settings, and where."""
+    mark = error.problem_mark or error.context_mark
+    place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+    return " ".join(f"{place}no YAML ({error.problem or error})".split())
 
 
 def misspelt(error: BaseException, overrides: Sequence[str], conf: Path) -> str:

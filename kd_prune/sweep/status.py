@@ -42,7 +42,7 @@ def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # who only looks whether it is held lets go at once
     except Timeout as error:
         raise AtWorkError(f"{folder}: another process is at work in this run folder") from error
     known = {**about, "started": now(), "host": socket.gethostname(), "pid": os.getpid()}
@@ -74,6 +74,24 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a living process is at work in a run folder."""
+    return read(folder).get("state") == "running" and is_held(folder / LOCK)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds the lock; a dead one holds none. In doubt it does."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # it cannot be tried here, so what the run said of itself stands
+        return True
 
 
 def reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,6 +169,10 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (
             ["sparsity.criterion=taylor"],
             ["sparsity.criterion=taylor: ", "sparsity/criterion=taylor"],
+        ),
+        (
+            ["sparsity.criterion=mine.score"],
+            ["of a module of yours it is {_target_: hydra.utils.get_method, path: mine.score}"],
         ),
         (["sparsity.shape=fast"], ["sparsity.shape=fast: ", " sparsity/shape=fast"]),
         (["task.labels=[0,1]"], ["task.labels=[0, 1]: ", """'task.labels=["0","1"]'"""]),
@@ -420,6 +425,45 @@ def test_an_experiment_whose_file_does_not_say_that_it_is_global(call, tmp_path)
         "error: experiment=mine: its settings are in a group of their own; let "
         "experiment/mine.yaml begin with the line # @package _global_"
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (
+            "defaults: [base]\nname: mine\npath: [unclosed\n",
+            r"mine.yaml, line \d: no YAML",
+        ),
+        ("name: mine\npath: here\n", r"task=\{.*choose one: task=.*begin with defaults: \[base\]"),
+        (
+            "defaults: [base]\npath: here\ntext: [text]\n",
+            r"task.name: has no value of its own",
+        ),
+    ],
+)
+def test_a_task_file_that_cannot_be(call, tmp_path, task, says):
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task/mine.yaml").write_text(task)
+    code, _, stderr = call("--config-dir", str(tmp_path), "task=mine")
+    assert code == 1
+    assert re.search(says, refusal(stderr)), stderr
+
+
+@pytest.mark.parametrize("given", ["0.5", "torch.ones(3)"])
+def test_a_loss_of_ones_own_that_is_no_number(call, tmp_path, monkeypatch, given):
+    (tmp_path / "mine.py").write_text(
+        f"import torch\ndef loss(student, teacher, batch):\n    return {given}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    term = (
+        "+distillation.terms.own={_target_: kd_prune.distillation.Custom, requires: [], "
+        "weight: 1.0, function: {_target_: hydra.utils.get_method, path: mine.loss}}"
+    )
+    code, _, stderr = call(*SMALL, term, f"hydra.run.dir={tmp_path}/out")
+    assert code == 1
+    assert refusal(stderr).startswith("error: distillation.terms.own: gives "), stderr
+    assert refusal(stderr).endswith("; expected a tensor of one number")
 
 
 def test_a_python_without_the_packages_is_one_line():

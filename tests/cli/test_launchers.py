@@ -4,11 +4,36 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import time
 from importlib.util import find_spec
 
 import pytest
 
 from .script import SMALL, start
+
+
+def test_a_command_that_is_told_to_end_takes_its_workers_along(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="joblib is not installed")
+    command = (
+        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *SMALL,
+        "trainer.max_epochs=2000", "sparsity.final=0.5,0.9", f"hydra.sweep.dir={tmp_path}/sweep",
+    )  # fmt: skip
+    process = start(tmp_path, tmp_path, *command)
+    deadline = time.monotonic() + 200
+    while len(list((tmp_path / "sweep").glob("*/last.ckpt"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "terminated; the same command goes on" in stderr
+    for file in (tmp_path / "sweep").glob("*/status.json"):
+        assert json.loads(file.read_text())["reason"].startswith(
+            "Interrupted: interrupted by SIGTER"
+        )
+
 
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra.launcher.n_jobs=2"),

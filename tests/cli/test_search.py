@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from kd_prune.sweep.search import STUDY, TrialJudge, open_storage
@@ -95,10 +96,12 @@ def test_trials_with_the_same_settings_are_one_job(search):
     assert states_of_runs(search.folder) == ["finished"]
 
 
-@pytest.mark.parametrize("override", ["sparsity.final=0.5,0.9", "seed=1,2", "task=mrpc,stsb"])
+@pytest.mark.parametrize(
+    "override", ["sparsity.final=0.5,0.9", "seed=1,2", "task=mrpc,stsb", "++seed=1,2"]
+)
 def test_a_search_has_one_task_seed_and_target(call, tmp_path, override):
     code, _, err = call("-m", "hparams_search=optuna", override, f"hydra.sweep.dir={tmp_path}")
-    key = override.partition("=")[0]
+    key = override.lstrip("+").partition("=")[0]
     assert code == 1
     assert err.strip().startswith(f"error: {override}: a search is for one {key}; give one value")
 
@@ -146,15 +149,16 @@ def judge_of(tmp_path, **settings):
 
 def test_values_count_at_the_final_sparsity_alone(tmp_path):
     study, judge_for = judge_of(tmp_path)
-    good = study.ask()
-    for percent in (25, 50, 75, 100):
-        good.report(0.8, percent)
-    study.tell(good, 0.8)
+    for _ in range(3):
+        good = study.ask()
+        for percent in (25, 50, 75, 100):
+            good.report(0.8, percent)
+        study.tell(good, 0.8)
     trial = study.ask()
     judge = judge_for(trial)
     assert judge(25, 0.5, 0.1) is None  # worse, but on the ramp
     assert judge(50, 0.8995, 0.81) is None
-    (_, found) = study.trials
+    found = study.trials[-1]
     assert found.intermediate_values == {50: 0.81}
     trial = study.ask()
     assert "0.7000 after 75 % of the run is below the median" in judge_for(trial)(75, 0.9, 0.7)
@@ -197,6 +201,41 @@ def test_without_optuna_one_line_says_what_to_install(call, tmp_path, monkeypatc
     assert err.strip() == (
         "error: hparams_search=optuna: Optuna is not installed; pip install 'kd_prune[optuna]'"
     )
+
+
+def test_one_command_at_a_time_searches(search):
+    _, _, before = search(1)
+    with FileLock(search.folder / "search.lock"):
+        code, said, study = search(2)
+    assert code == 1
+    assert "another process is searching here; for several trials at once" in said
+    assert len(study.trials) == len(before.trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sparsity.final=0.5", "error: sparsity.final=0.5: the search in this folder is one with"),
+        ("hydra.sweeper.direction=minimize", "hydra.sweeper.direction=minimize: the search in"),
+        ("optimizer.warmup=0.1,0.2", "error: optimizer.warmup=Categorical"),
+    ],
+)
+def test_another_search_is_not_mixed_with_one_that_is_there(search, override, says):
+    search(1)
+    code, said, study = search(2, override)
+    assert code == 1
+    assert says in said
+    assert "give another sweep.name" in said
+    assert [trial.state for trial in study.trials] == [States.COMPLETE]
+    code, said, study = search(2, "cache_dir=" + str(search.folder.parent / "other"))
+    assert code == 0, said
+    assert len(study.trials) == 2
+
+
+def test_one_job_searches_nothing(call, tmp_path):
+    code, _, stderr = call("hparams_search=optuna", *SMALL, f"hydra.run.dir={tmp_path}")
+    assert code == 1
+    assert stderr.strip() == "error: hparams_search=optuna: one job searches nothing; say -m too"
 
 
 def test_impossible_numbers_are_refused(call, tmp_path):

@@ -163,7 +163,7 @@ def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path
     code, said, err = call(
         "-m", f"eval={out},nowhere,{teacher}", f"hydra.sweep.dir={tmp_path / 'c'}", *SMALL
     )
-    assert code == 0
+    assert code == 1
     assert "failed: eval=nowhere: not a local folder" in said + err
     assert len(list((tmp_path / "c").glob("*/evaluation.json"))) == 2
 
@@ -187,6 +187,14 @@ def test_eval_of_what_cannot_be_judged(call, tmp_path, folder, says):
     code, _, err = call(f"eval={folder}", f"hydra.run.dir={tmp_path / 'x'}", *SMALL)
     assert code == 1
     assert re.match(f"error: {says}", err)
+
+
+def test_a_sweep_of_evaluations_fails_with_any_of_them(call, tmp_path):
+    sweep = f"hydra.sweep.dir={tmp_path}/sweep"
+    code, stdout, stderr = call("-m", *SMALL, f"eval={tmp_path}/a,{tmp_path}/b", sweep)
+    assert code == 1
+    assert "2 runs: 2 failed" in stdout
+    assert f"eval={tmp_path}/a" in stdout + stderr
 
 
 def test_eval_takes_no_call_from_a_folder(call, tmp_path):

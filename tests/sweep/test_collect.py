@@ -154,6 +154,13 @@ def test_folders_that_hold_nothing(tmp_path):
         collect([tmp_path])
 
 
+def test_a_sweep_may_be_called_as_a_folder_within_runs_is(tmp_path):
+    write_run(tmp_path / "milestones" / "a")
+    (tmp_path / "milestones/a/student").mkdir(exist_ok=True)
+    (tmp_path / "milestones/a/student/status.json").write_text("{}")
+    assert [run.folder.name for run in collect([tmp_path]).runs] == ["a"]
+
+
 def labels(tmp_path):
     return {run.folder.name: run.method for run in collect([tmp_path]).runs}
 
@@ -226,6 +233,28 @@ def test_settings_of_a_task_are_part_of_a_method_but_not_where_its_rows_lie(tmp_
         "a": "sparsebert, task.batch_size=16",
         "b": "sparsebert, task.batch_size=32",
     }
+
+
+def test_other_rows_are_another_method(tmp_path):
+    for name, data in (("a", "1f"), ("b", "2e"), ("c", "2e")):
+        write_run(tmp_path / name, task__path=name)
+        file = tmp_path / name / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": data}))
+    assert labels(tmp_path) == {name: f"sparsebert, task.path={name}" for name in "abc"}
+
+
+def test_what_follows_seed_and_target_is_no_method_of_its_own(tmp_path):
+    """As `initial: ${.final}` of RigL, the seed of random scores, a teacher for each seed."""
+    for seed, final, dropout in ((1, 0.8, 0), (2, 0.8, 0.0), (1, 0.9, 0)):
+        write_run(
+            tmp_path / f"{seed}-{final}",
+            seed=seed,
+            sparsity={"final": final, "initial": final, "criterion": {"seed": seed}},
+            student={"like": f"teachers/seed{seed}", "dropout": dropout},
+        )
+    assert set(labels(tmp_path).values()) == {"sparsebert"}
+    write_run(tmp_path / "other", seed=3, sparsity={"final": 0.9, "initial": 0.7, "criterion": 3})
+    assert "sparsity.initial=0.7" in labels(tmp_path)["other"]
 
 
 def test_students_on_the_way_to_other_sparsities_are_told_apart(tmp_path):

@@ -61,6 +61,13 @@ def test_the_page_holds_what_was_collected(tmp_path):
     assert a["curves"]["train/loss"][0] == list(range(1, 11))
 
 
+def test_a_target_that_is_no_number_costs_nobody_the_page(tmp_path):
+    write_run(tmp_path / "a", sparsity__final=float("nan"), state="failed", reason="no number")
+    write_run(tmp_path / "b")
+    assert [run["target"] for run in page_data(collect([tmp_path]))["runs"]] == [None, 0.9]
+    write_page(collect([tmp_path]), tmp_path / "report.html", title="t")
+
+
 def test_values_are_written_as_a_configuration_has_them(tmp_path):
     write_run(tmp_path / "a", student={"dropout": None}, model={"path": None, "tied": True})
     write_run(tmp_path / "b", student={"dropout": 0.1}, model={"path": None, "tied": True}, seed=2)
