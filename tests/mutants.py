@@ -110,20 +110,20 @@ MUTANTS = [
     ),
     Mutant(
         "projection comes before the step",
-        "lit/callback.py", "register_step_post_hook(after_step)",
-        "register_step_pre_hook(after_step)",
+        "lit/steps.py", "register_step_post_hook(after)",
+        "register_step_pre_hook(after)",
         f"{CALLBACK} {PLUG_IN}",
     ),
     Mutant(
         "no projection between two updates",
-        "lit/callback.py",
+        "lit/steps.py",
         "            pruner.project(optimizer if moving else None)\n",
         "",
         CALLBACK,
     ),
     Mutant(
         "a step projects what other networks' backward passes wait for",
-        "lit/callback.py", "pruner.project(optimizer if moving else None)", "pruner.project()",
+        "lit/steps.py", "pruner.project(optimizer if moving else None)", "pruner.project()",
         ODD_LOOPS,
     ),
     Mutant(
@@ -140,7 +140,7 @@ MUTANTS = [
     ),
     Mutant(
         "a skipped step updates",
-        "lit/callback.py", "if self.pruner is None or not self._stepped:",
+        "lit/callback.py", "if self.pruner is None or not self._steps.take():",
         "if self.pruner is None:",
         PLUG_IN,
     ),
@@ -162,8 +162,8 @@ MUTANTS = [
     Mutant(
         "averaged weights stay dense",
         "lit/callback.py",
-        "        self._deaf()\n        self.pruner.project()",
-        "        self._deaf()",
+        "        self._steps.stop()\n        self.pruner.project()",
+        "        self._steps.stop()",
         PLUG_IN,
     ),
     Mutant(

@@ -12,33 +12,23 @@ import lightning.pytorch as L
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from kd_prune.lit.resumable import Resumable
 from kd_prune.lit.run_length import RunLength, batches_of
+from kd_prune.lit.steps import Steps
 from kd_prune.pruning.allocation import layerwise
 from kd_prune.pruning.criterion import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import Joint
 from kd_prune.pruning.mask import Allocation, Select, exact
 from kd_prune.pruning.plan import PruningPlan
-from kd_prune.pruning.pruner import Pruner, check_kinds, parameters_of
+from kd_prune.pruning.pruner import Pruner, check_kinds
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
 
 OnMilestone = Callable[[L.LightningModule, float], None]
-MANY_INPUTS = (
-    nn.RNNBase,
-    nn.MultiheadAttention,
-    NonDynamicallyQuantizableLinear,  # the output of MultiheadAttention, which never calls it
-    nn.Bilinear,
-    nn.Embedding,
-    nn.EmbeddingBag,
-)
-"""Layers whose weights do not all multiply the layer's input, and where no module shows theirs."""
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
@@ -150,11 +140,7 @@ class SparsityCallback(Resumable):
         )
         self.pruner: Pruner | None = None
         self._length = RunLength()
-        self._hooks: list[RemovableHandle] = []
-        self._listening_to: list[Optimizer] = []
-        self._heard: bool | None = None  # of a step, in this fit; None: no batch yet
-        self._stepped = False
-        self._shown = False
+        self._steps = Steps()
         self._stirred = False
         self._elsewhere = False
         self._fresh = True
@@ -225,10 +211,9 @@ class SparsityCallback(Resumable):
         if resumed:
             self.pruner.load_state_dict(resumed["pruner"])
             self._counted = resumed["counted"]
-        self._stepped = self._shown = self._stirred = False
-        self._heard = None
-        self._fresh = not resumed
-        self._listen(trainer, pl_module, self.pruner)
+        self._stirred, self._fresh = False, not resumed
+        self._steps = Steps()
+        self._steps.listen(trainer, pl_module, self.pruner)
         if self.verbose and trainer.is_global_zero:
             print(self.pruner.preview(self._length.unit, chosen.left), flush=True)
 
@@ -289,75 +274,13 @@ class SparsityCallback(Resumable):
             plan(schedule, total_steps=length.steps, updates=self.updates)
         return self._make_pruner(parameters, schedule, total_steps=length.total, **instead)
 
-    def _listen(self, trainer: L.Trainer, module: L.LightningModule, pruner: Pruner) -> None:
-        """Hear of every step that is really made: a scaler that skips one calls no optimizer."""
-
-        def before_step(optimizer: Optimizer, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            # Lightning hands over a closure, which shows the gradients when they are there, or has
-            # shown them; it tells nobody of steps of `self.optimizers(use_pl_optimizer=False)`.
-            closures = [*args[1:], *named.values()]
-            if not self._shown and not any(closures):
-                self._show_gradients(trainer, pruner, optimizer)
-
-        def after_step(optimizer: Optimizer, *_: Any) -> None:
-            pruner.project(optimizer if moving else None)
-            self._stepped, self._heard, self._shown = True, True, False
-
-        self._deaf()
-        self._listening_to = list(trainer.optimizers)
-        pruner.watch(trainer.optimizers)
-        ours = {id(parameter) for parameter in pruner.parameters.values()}
-        moving = [o for o in trainer.optimizers if ours & {id(p) for p in parameters_of(o)}]
-        for optimizer in moving or trainer.optimizers:
-            self._hooks.append(optimizer.register_step_pre_hook(before_step))
-            self._hooks.append(optimizer.register_step_post_hook(after_step))
-        if getattr(self.criterion, "observes", None) == "input":
-            self._hooks += self._tap_inputs(module, pruner)
-
-    def _tap_inputs(self, module: nn.Module, pruner: Pruner) -> list[RemovableHandle]:
-        """Hooks by which the criterion sees the inputs of every layer in scope, in training."""
-        if any("_orig_mod" in name for name, _ in module.named_modules()):
-            raise ValueError(
-                f"criterion={self.criterion}: it looks at layers' inputs, which a compiled model "
-                "does not show; fit the model without torch.compile, or take another criterion"
-            )
-        names = {id(parameter): name for name, parameter in pruner.parameters.items()}
-
-        def look(
-            name: str, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
-        ) -> None:
-            if layer.training:
-                pruner.observe({name: next(iter((*inputs, *named.values()))).detach()})
-
-        hooks = []
-        for layer in module.modules():
-            for parameter in layer.parameters(recurse=False):
-                name = names.get(id(parameter))
-                if name and _shows_no_input(layer):
-                    raise ValueError(
-                        f"criterion={self.criterion}: it looks at a layer's input, and {name} is "
-                        f"not all that a {type(layer).__name__} applies to its own; leave it out "
-                        "of the scope, or take another criterion"
-                    )
-                if name:
-                    look_at = partial(look, name)
-                    hooks.append(layer.register_forward_pre_hook(look_at, with_kwargs=True))
-        return hooks
-
-    def _deaf(self) -> None:
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
-
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """Listen to optimizers that took the place of others; zero what a validation stirred."""
         if self.pruner is None:
             return
-        self._heard = bool(self._heard)
-        if [*map(id, trainer.optimizers)] != [*map(id, self._listening_to)]:
-            self._listen(trainer, pl_module, self.pruner)
+        self._steps.begin_batch(trainer, pl_module, self.pruner)
         if self._stirred:
             self.pruner.project()
             self._stirred = False
@@ -367,28 +290,14 @@ class SparsityCallback(Resumable):
     ) -> None:
         """Show the criterion the gradients, unscaled and not yet clipped."""
         if self.pruner is not None:
-            self._show_gradients(trainer, self.pruner, optimizer)
-            self._shown = True
-
-    def _show_gradients(self, trainer: L.Trainer, pruner: Pruner, optimizer: Optimizer) -> None:
-        if not pruner.observes_gradients:
-            return
-        scaler, scale = getattr(trainer.precision_plugin, "scaler", None), 1.0
-        if scaler:
-            gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
-            if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-                return  # the scaler is going to skip this step
-            if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one unscales
-                scale = scaler.get_scale()
-        pruner.observe_gradients(optimizer, scale)
+            self._steps.show(trainer, self.pruner, optimizer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """After an optimizer step: update the masks if it is time, zero what is pruned."""
-        if self.pruner is None or not self._stepped:
+        if self.pruner is None or not self._steps.take():
             return  # gradients are still being accumulated
-        self._stepped = False
         self.position = self._position_now(trainer)
         rest = self.pruner.rest
         if rest and self.position >= rest.stop and self.on_milestone:
@@ -421,7 +330,7 @@ class SparsityCallback(Resumable):
         if self.pruner is None:
             return
         position = self._length.position(trainer)
-        if self._heard is False and position >= min(self.pruner.plan, default=math.inf):
+        if self._steps.heard is False and position >= min(self.pruner.plan, default=math.inf):
             warnings.warn(
                 "no optimizer's step() was called, so the ramp was not followed and all is pruned "
                 "at once now; step through self.optimizers()",
@@ -467,7 +376,7 @@ class SparsityCallback(Resumable):
         """Zero what is pruned once more: averages of weights may have taken their place."""
         if self.pruner is None:
             return
-        self._deaf()
+        self._steps.stop()
         self.pruner.project()
         if self.verbose and trainer.is_global_zero:
             print(SparsityReport.count(self._model(pl_module), self.pruner.parameters), flush=True)
@@ -477,7 +386,7 @@ class SparsityCallback(Resumable):
     ) -> None:
         """Stop listening to the optimizers."""
         super().on_exception(trainer, pl_module, exception)
-        self._deaf()
+        self._steps.stop()
 
     @property
     def pruned(self) -> int:
@@ -494,12 +403,6 @@ class SparsityCallback(Resumable):
             "length": self._length.state_dict(),
             "counted": self._counted,
         }
-
-
-def _shows_no_input(layer: nn.Module) -> bool:
-    """Whether what comes into the layer is not, feature for feature, what its weight multiplies."""
-    turned = getattr(layer, "transposed", False) or type(layer).__name__ == "Conv1D"
-    return isinstance(layer, MANY_INPUTS) or turned or getattr(layer, "groups", 1) != 1
 
 
 def refuse_sharding(trainer: L.Trainer) -> None:

@@ -254,29 +254,28 @@ class Pruner:
         at = self._plan_steps[due - 1]
         rivals = self._rivals()
         counts = self._counts(self.plan[at])
-        masks = dict(chosen(self.select, rivals, self._score, counts))
+        masks = chosen(self.select, rivals, self._score, counts)
+        # Magnitudes of weights that are numbers can be ranked, and `exact` is known to nest: taken
+        # as they come, without three more passes over memory, an update is 1.2 times as fast.
+        simple = self.criterion is magnitude and self.select is exact and not self.regrow
+        if not simple:
+            masks = iter(list(masks))  # all before the first one counts: this may fail
         self._updated_at, self.target = at, self.plan[at]
         if self.promised:
             found = reached(self.select, self._each(lambda weight: weight.shape), counts)
             gone = self.promised if self.regrow is not True else {}
             self.promised = {name: max(found[name], gone.get(name, 0)) for name in found}
-        # Nothing hangs on which weights change, and `exact` is known to nest: three passes less
-        # over the masks, an update is 1.1 times as fast.
-        alone = not (self.regrow or isinstance(self.criterion, StatefulCriterion))
-        for name, mask in masks.items():
-            if alone and self.select is exact:
+        for name, mask in masks:
+            if simple:
                 if agree:
                     agree(mask)
-                self.masks[name] = mask
+                self.masks[name].copy_(mask)
                 continue
             if self.regrow is not True:
                 mask = mask & self.masks[name]
             if isinstance(self.regrow, RigL) and name in self._gradients:
-                begin = round(self.schedule.begin * self.total_steps) if self.schedule else 0
-                last = self._plan_steps[-1]
-                progress = 1.0 - (last - at) / max(1, last - begin)
-                score = self._score(name)
-                mask = self.regrow.exchange(mask, score, self._gradients[name], progress)
+                score, gradient = self._score(name), self._gradients[name]
+                mask = self.regrow.exchange(mask, score, gradient, self._progress(at))
             if agree:
                 agree(mask)
             self._change(name, mask)
@@ -284,6 +283,12 @@ class Pruner:
         if groups and not self.promised and self._updated_at == self._plan_steps[-1]:
             self.promised = {name: pruned_in(mask) for name, mask in self.masks.items()}
         return True
+
+    def _progress(self, step: int) -> float:
+        """Place on the ramp, from 0 where it begins to 1 at its last update."""
+        begin = round(self.schedule.begin * self.total_steps) if self.schedule else 0
+        last = self._plan_steps[-1]
+        return 1.0 - (last - step) / max(1, last - begin)
 
     def _counts(self, sparsity: float) -> Counts:
         rivals = self._rivals()

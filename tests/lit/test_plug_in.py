@@ -489,7 +489,7 @@ def test_one_callback_serves_other_modules(tmp_path):
         module = Theirs(make(), shape)
         make_trainer(tmp_path, pruning).fit(module, module.batches())
         assert_exact(module, pruning)
-        assert not pruning._hooks
+        assert not pruning._steps._hooks
 
 
 def test_masks_that_stay(tmp_path):
