@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_a_single_run_says_it_in_one_line(tmp_path):
 
 def test_a_folder_that_could_not_be_saved_leaves_the_one_before(tmp_path):
     class Model:
-        config = None
+        config = SimpleNamespace()
 
         def save_pretrained(self, folder):
             (folder / "half").touch()
