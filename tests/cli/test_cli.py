@@ -449,16 +449,16 @@ def test_a_task_file_that_cannot_be(call, tmp_path, task, says):
     assert re.search(says, refusal(stderr)), stderr
 
 
-@pytest.mark.parametrize("given", ["0.5", "torch.ones(3)"])
-def test_a_loss_of_ones_own_that_is_no_number(call, tmp_path, monkeypatch, given):
-    (tmp_path / "mine.py").write_text(
+@pytest.mark.parametrize(("kind", "given"), [("plain", "0.5"), ("many", "torch.ones(3)")])
+def test_a_loss_of_ones_own_that_is_no_number(call, tmp_path, monkeypatch, kind, given):
+    (tmp_path / f"no_number_{kind}.py").write_text(
         f"import torch\ndef loss(student, teacher, batch):\n    return {given}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
     term = (
         "+distillation.terms.own={_target_: kd_prune.distillation.Custom, requires: [], "
-        "weight: 1.0, function: {_target_: hydra.utils.get_method, path: mine.loss}}"
+        "weight: 1.0, "
+        f"function: {{_target_: hydra.utils.get_method, path: no_number_{kind}.loss}}}}"
     )
     code, _, stderr = call(*SMALL, term, f"hydra.run.dir={tmp_path}/out")
     assert code == 1
