@@ -401,7 +401,7 @@ def scaled(init_scale, **settings):
 def test_a_teacher_depends_on_the_plugins_that_it_is_fitted_with(make_job, tmp_path):
     def key(**settings):
         job = make_job(tmp_path, trainer_settings={"accelerator": "cpu", **settings})
-        data = hf.TaskData({}, tuple(LABELS), "data")
+        data = hf.TaskData({}, tuple(LABELS), "data", "rows")
         return teacher_key(on_one_device(job), data, "model"), job
 
     plain, _ = key()
@@ -413,7 +413,7 @@ def test_a_teacher_depends_on_the_plugins_that_it_is_fitted_with(make_job, tmp_p
     scaler, weight = job.trainer.keywords["plugins"][0].scaler, torch.ones(1, requires_grad=True)
     scaler.scale(weight.sum()).backward()
     scaler.unscale_(torch.optim.SGD([weight]))
-    data = hf.TaskData({}, tuple(LABELS), "data")
+    data = hf.TaskData({}, tuple(LABELS), "data", "rows")
     assert teacher_key(job, data, "model") == small  # whatever their use left in them
 
     several = {"devices": 2, "strategy": "ddp", "plugins": [LightningEnvironment()]}
@@ -439,7 +439,7 @@ def test_a_damaged_teacher_of_the_cache_is_made_anew(done, make_job, tmp_path, c
     else:
         (folder / "metrics.json").write_text("{")
     random = torch.get_rng_state()
-    assert teacher_if_whole(folder, hf.TaskData({}, tuple(LABELS), "")) is None
+    assert teacher_if_whole(folder, hf.TaskData({}, tuple(LABELS), "", "")) is None
     assert torch.equal(torch.get_rng_state(), random)  # or dropout would be another
     (said,) = [r.getMessage() for r in caplog.records if r.name == "kd_prune.run.teacher"]
     assert said.startswith(f"{folder}: a damaged teacher, fine-tuned anew (")

@@ -39,7 +39,8 @@ NO_ROWS = (  # as datasets and pandas say it
     "No columns to parse",
 )
 MANY_CLASSES = 100
-A_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+A_WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)")
+A_NUMBER = re.compile(A_WHOLE_NUMBER.pattern + r"(\.\d*)?([eE][+-]?\d+)?")
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
 
 
@@ -50,6 +51,9 @@ class TaskData:
     splits: Mapping[str, Dataset]
     labels: tuple[str, ...]
     fingerprint: str
+    """Hash of rows and of how they are read."""
+    rows: str
+    """Hash of the rows alone, the same for every model."""
 
     @property
     def num_labels(self) -> int:
@@ -82,14 +86,17 @@ def load(
     labels = classes.names if classes else ()
     tokens = {}
     inputs = sorted({*tokenizer.model_input_names, *([SEGMENTS] if segments else [])})
-    digest = hashlib.sha256(repr((labels, task.train, list(task.validation))).encode())
+    roles = repr((labels, task.train, list(task.validation))).encode()
+    as_read, alone = hashlib.sha256(roles), hashlib.sha256(roles)
     for split, dataset in rows.items():
         targets = target_values(task, split, dataset, classes)
         columns = dataset.select_columns(list(task.text))
-        key = content_hash(columns, targets, tokenizer, inputs, task.max_length)
-        digest.update(f"{split}:{key}".encode())
+        own = rows_hash(columns, targets)
+        key = content_hash(own, tokenizer, inputs, task.max_length)
+        as_read.update(f"{split}:{key}".encode())
+        alone.update(f"{split}:{own}".encode())
         tokens[split] = tokenise(columns, targets, task, tokenizer, inputs, cache / "tokens" / key)
-    return TaskData(tokens, labels, digest.hexdigest())
+    return TaskData(tokens, labels, as_read.hexdigest(), alone.hexdigest())
 
 
 def read_split(task: Task, split: str, cache: Path) -> Dataset:
@@ -144,11 +151,12 @@ def read_csv(file: Path, task: Task) -> Dataset:
     rows = Dataset.from_pandas(table, preserve_index=False)
     if task.label not in rows.column_names:
         return rows
-    labels = column_values(rows, task.label)
-    if not all(label is None or A_NUMBER.fullmatch(label) for label in labels):
-        return rows
-    numbers = [None if label is None else float(label) for label in labels]
-    return rows.remove_columns(task.label).add_column(task.label, numbers)
+    labels = [label and label.strip() for label in column_values(rows, task.label)]
+    for kind, written in ((int, A_WHOLE_NUMBER), (float, A_NUMBER)):
+        if all(label is None or written.fullmatch(label) for label in labels):
+            labels = [None if label is None else kind(label) for label in labels]
+            break
+    return rows.remove_columns(task.label).add_column(task.label, labels)
 
 
 def file_hash(file: Path) -> str:
@@ -259,17 +267,21 @@ class Classes:
     by_name: bool = False
 
     @cached_property
-    def indices(self) -> dict[str, int]:
-        """Index of each name; also of what it is in lower case, where no two are the same so."""
-        exact = {name: i for i, name in enumerate(self.names)}
+    def exact(self) -> dict[str, int]:
+        """Index of each name."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    @cached_property
+    def folded(self) -> dict[str, int]:
+        """Index of each name in lower case; empty where two differ in case alone."""
         folded = {name.strip().casefold(): i for i, name in enumerate(self.names)}
-        return {**(folded if len(folded) == len(exact) else {}), **exact}
+        return folded if len(folded) == len(self.names) else {}
 
     def find(self, name: str | None) -> int | None:
         """The index of the class of that name, or None."""
         if name is None:
             return None
-        return self.indices.get(name, self.indices.get(name.strip().casefold()))
+        return self.exact.get(name, self.folded.get(name.strip().casefold()))
 
     @classmethod
     def of(cls, task: Task, train: Dataset) -> Classes:
@@ -352,14 +364,8 @@ def refusal(value: Any, classes: Classes | None) -> str:
     )
 
 
-def content_hash(
-    columns: Dataset,
-    targets: list[Any],
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: list[str],
-    max_length: int,
-) -> str:
-    """Hash of everything that tokens depend on."""
+def rows_hash(columns: Dataset, targets: list[Any]) -> str:
+    """Hash of texts and labels."""
     digest = hashlib.sha256()
     for name in columns.column_names:
         column = columns.with_format("arrow")[:][name].combine_chunks()
@@ -369,6 +375,14 @@ def content_hash(
             writer.write_batch(pa.record_batch([column], names=[name]))
         digest.update(sink.getvalue())
     digest.update(repr(targets).encode())
+    return digest.hexdigest()
+
+
+def content_hash(
+    rows: str, tokenizer: PreTrainedTokenizerBase, inputs: list[str], max_length: int
+) -> str:
+    """Hash of everything that tokens depend on."""
+    digest = hashlib.sha256(rows.encode())
     digest.update(tokenizer_state(tokenizer))
     # What is not in that state: BERT reads segments and DistilBERT does not, with the same words.
     sides = tokenizer.truncation_side, tokenizer.padding_side
@@ -385,8 +399,13 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> bytes:
             state.pop(set_by_use, None)
         return json.dumps(state, sort_keys=True).encode()
     with tempfile.TemporaryDirectory() as folder:  # written in Python: its files say what it is
-        files = sorted(tokenizer.save_pretrained(folder))
-        return b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
+        files = [Path(file) for file in sorted(tokenizer.save_pretrained(folder))]
+        settings = Path(folder) / "tokenizer_config.json"
+        kept = json.loads(settings.read_text())
+        for of_the_loading in ("is_local", "local_files_only", "name_or_path"):
+            kept.pop(of_the_loading, None)
+        settings.write_text(json.dumps(kept, sort_keys=True))
+        return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
 def tokenise(

@@ -24,16 +24,17 @@ def save(
         model: What to save.
         tokenizer: Its tokenizer.
         folder: Where to.
-        labels: Class names, for the config; none: the task is a regression.
+        labels: Class names, for the config.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written to; an earlier one stays.
     """
-    model.config.problem_type = "single_label_classification" if labels else "regression"
+    one = model.config.num_labels == 1
+    model.config.problem_type = "regression" if one else "single_label_classification"
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {name: i for i, name in enumerate(labels)}
-    if backend := getattr(tokenizer, "backend_tokenizer", None):  # as it came, not as it was used
+    if backend := getattr(tokenizer, "backend_tokenizer", None):  # without what its last use left
         backend.no_truncation()
         backend.no_padding()
     with whole.folder(folder, replace=True) as scratch:

@@ -66,8 +66,7 @@ class Pretrained:
         except Exception as error:  # each way to be broken raises a type of its own
             raise unreachable(key, self.path, error) from error
         anew = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
-        encoder = re.compile(rf"{model.base_model_prefix}\.(?!pooler\.)")  # a pooler may be new
-        if lacking := sorted(anew if head else filter(encoder.match, anew)):
+        if lacking := sorted(anew if head else filter(encoder_weight(model).match, anew)):
             raise ValueError(  # transformers would begin with random layers, and only log it
                 f"{key}={self.path}: {lacking[0]} is missing or of another shape than "
                 "config.json says; the weights are of another model"
@@ -268,10 +267,25 @@ OF_NO_MATTER = {
 }
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of a model to be fine-tuned: weights (a new head's too), config and tokenizer."""
+def encoder_weight(model: PreTrainedModel) -> re.Pattern[str]:
+    """What names of weights begin with that come with the files; a head and a pooler may be new."""
+    return re.compile(rf"{model.base_model_prefix}\.(?!pooler\.)")
+
+
+def fingerprint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, head: bool = True
+) -> str:
+    """Hash of a model to be fine-tuned: weights, config and tokenizer.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        head: Whether weights count that may be new: those of one seed differ between kinds of CPU.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if not head and not encoder_weight(model).match(name):
+            continue
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())

@@ -22,11 +22,11 @@ from kd_prune.pruning.criterion import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import Joint
 from kd_prune.pruning.mask import Allocation, Select, exact
 from kd_prune.pruning.plan import PruningPlan
-from kd_prune.pruning.pruner import Pruner, check_kinds
+from kd_prune.pruning.pruner import Pruner, check_kinds, parameters_of
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, Shape, cubic, update_plan
-from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
+from kd_prune.pruning.scope import DefaultScope, Scope, default_scope, named_parameters
 
 OnMilestone = Callable[[L.LightningModule, float], None]
 SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
@@ -253,7 +253,7 @@ class SparsityCallback(Resumable):
             return DefaultScope(self.scope.select(model))
         networks = None
         if optimizers is not None:
-            networks = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
+            networks = list(map(parameters_of, optimizers))
         return default_scope(model, networks)
 
     def _prune(
@@ -364,13 +364,22 @@ class SparsityCallback(Resumable):
         """Zero what is pruned in the saved weights, which may be an average's."""
         if self.pruner is None or self._elsewhere:
             return
+        pruner, saved = self.pruner, checkpoint["state_dict"]
+        own = {id(weight): name for name, weight in pruner.parameters.items()}
         prefix = f"{self.within}." if self.within else ""
-        masks = {f"{prefix}{name}": mask for name, mask in self.pruner.masks.items()}
-        saved = checkpoint["state_dict"]
+        names = {  # under all of its names, where it is shared
+            f"{prefix}{name}": own[id(weight)]
+            for name, weight in named_parameters(self._model(pl_module)).items()
+            if id(weight) in own
+        }
+        zeroed: dict[int, Tensor] = {}
         for name, weight in list(saved.items()):
-            mask = masks.get(name.replace("_orig_mod.", ""))
+            mask = pruner.masks.get(names.get(name.replace("_orig_mod.", ""), ""))
             if mask is not None:  # the model's own weight is not to be written to
-                saved[name] = weight.masked_fill(~mask.to(weight.device), 0.0)
+                here = weight.data_ptr()
+                if here not in zeroed:
+                    zeroed[here] = weight.masked_fill(~mask.to(weight.device), 0.0)
+                saved[name] = zeroed[here]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Zero what is pruned once more: averages of weights may have taken their place."""

@@ -114,7 +114,7 @@ class DistillModule(L.LightningModule):
 
     def on_validation_start(self) -> None:
         """Raise ValueError where there are more loaders than names."""
-        loaders = self.trainer.num_sanity_val_batches or self.trainer.num_val_batches
+        loaders = self.trainer.num_val_batches
         if len(loaders) > len(self.metrics):
             raise ValueError(
                 f"validation: {len(self.metrics)} names for {len(loaders)} validation loaders; "
@@ -143,7 +143,7 @@ class DistillModule(L.LightningModule):
             ValueError: Nothing says how many steps the run has.
         """
         total_steps = self.trainer.estimated_stepping_batches
-        if not 0 < total_steps < math.inf:
+        if math.isinf(total_steps):
             raise ValueError(
                 f"trainer.max_steps={self.trainer.max_steps}: a learning-rate schedule needs the "
                 "number of steps; set it, or max_epochs with a loader that has a length"

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kd_prune.pruning.pruner import Pruner, parameters_of
 
-MANY_INPUTS = (
+NO_INPUT = (
     nn.RNNBase,
     nn.MultiheadAttention,
     NonDynamicallyQuantizableLinear,  # the output of MultiheadAttention, which never calls it
@@ -21,7 +21,7 @@ MANY_INPUTS = (
     nn.Embedding,
     nn.EmbeddingBag,
 )
-"""Layers whose weights do not all multiply the layer's input, and where no module shows theirs."""
+"""Layers that do not show, feature for feature, what their weights multiply."""
 
 
 class Steps:
@@ -37,7 +37,7 @@ class Steps:
     def __init__(self) -> None:
         self.heard: bool | None = None
         self._made = False
-        self._shown = False
+        self._shown = set[int]()  # by which optimizers the gradients of their next step were
         self._optimizers: list[Optimizer] = []
         self._hooks: list[RemovableHandle] = []
 
@@ -51,12 +51,13 @@ class Steps:
         def before(optimizer: Optimizer, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             # Lightning hands over a closure, which shows the gradients when they are there, or has
             # shown them; it tells nobody of steps of `self.optimizers(use_pl_optimizer=False)`.
-            if not self._shown and not any([*args[1:], *named.values()]):
+            if id(optimizer) not in self._shown and not any([*args[1:], *named.values()]):
                 self.show(trainer, pruner, optimizer)
 
         def after(optimizer: Optimizer, *_: Any) -> None:
             pruner.project(optimizer if moving else None)
-            self._made, self.heard, self._shown = True, True, False
+            self._made = self.heard = True
+            self._shown.discard(id(optimizer))
 
         self.stop()
         self._optimizers = list(trainer.optimizers)
@@ -72,12 +73,13 @@ class Steps:
     def begin_batch(self, trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> None:
         """Listen to optimizers that took the place of others."""
         self.heard = bool(self.heard)
+        self._shown.clear()  # of steps that a scaler skipped
         if [*map(id, trainer.optimizers)] != [*map(id, self._optimizers)]:
             self.listen(trainer, module, pruner)
 
     def show(self, trainer: L.Trainer, pruner: Pruner, optimizer: Optimizer) -> None:
         """Show the pruner the gradients of a step that is about to be made."""
-        self._shown = True
+        self._shown.add(id(optimizer))
         if not pruner.observes_gradients:
             return
         scaler, scale = getattr(trainer.precision_plugin, "scaler", None), 1.0
@@ -140,4 +142,4 @@ def tap_inputs(module: nn.Module, pruner: Pruner) -> list[RemovableHandle]:
 def _shows_no_input(layer: nn.Module) -> bool:
     """Whether what comes into the layer is not, feature for feature, what its weight multiplies."""
     turned = getattr(layer, "transposed", False) or type(layer).__name__ == "Conv1D"
-    return isinstance(layer, MANY_INPUTS) or turned or getattr(layer, "groups", 1) != 1
+    return isinstance(layer, NO_INPUT) or turned or getattr(layer, "groups", 1) != 1

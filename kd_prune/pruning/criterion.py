@@ -113,7 +113,10 @@ def _zeros(weight: Tensor) -> Tensor:
 
 
 def _or_magnitude(score: Tensor, weight: Tensor, unseen: Tensor) -> Tensor:
-    """The score, or ``|w|`` where nothing was seen: equal scores would go in order of index."""
+    """The score, or ``|w|`` where nothing was seen: equal scores would go in order of index.
+
+    That ranks within a tensor; beside scores of others (`Global`) a magnitude says nothing.
+    """
     return torch.where(unseen, weight.detach().abs().float(), score)
 
 

@@ -87,7 +87,7 @@ def what_it_is_of(job: Job, data: TaskData, model: str) -> dict[str, Any]:
         "trainer.devices": job.trainer(logger=False).world_size,
         "sparsity.final": schedule.final if schedule else None,
         "sparsity.milestones": list(schedule.milestones) if schedule else [],
-        "model": model[:12],  # at the end: whose seed differs has another head too
+        "model": model[:12],
     }
 
 

@@ -81,7 +81,7 @@ def run(job: Job) -> dict[str, Any] | None:
     L.seed_everything(job.seed, verbose=False)
     student = job.model.load(num_labels=data.num_labels)
     length = check(job, data, tokenizer, student)
-    about = what_it_is_of(job, data, models.fingerprint(student, tokenizer))
+    about = what_it_is_of(job, data, models.fingerprint(student, tokenizer, head=False))
     checkpoint = read_checkpoint(job.ckpt_path, job, student, about) if job.ckpt_path else None
     if job.ckpt_path and checkpoint:
         check_place(job, checkpoint, length)
@@ -128,7 +128,7 @@ def run(job: Job) -> dict[str, Any] | None:
     result = {
         "task": job.task.name,
         "seed": job.seed,
-        "data": data.fingerprint[:12],
+        "data": data.rows[:12],
         "teacher": teacher_metrics,
         "student": student_metrics,
         "sparsity": report.sparsity,

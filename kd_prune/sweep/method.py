@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_prune.sweep.names import ANYWHERE, PLACES
+from kd_prune.sweep.names import ANYWHERE, PLACES, plain_setting
 from kd_prune.sweep.records import Run
 
 # Settings of Lightning's that say what is shown or recorded on the way. (When is validated is none:
@@ -83,8 +83,8 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
             # The same rows may lie elsewhere, on another machine.
             if key == "task.path" and len({runs[i].data for i in members} - {None}) < 2:
                 continue
-            values = {i: whole(flat[i].get(key)) for i in members}
-            own = {followed(runs[i], value) for i, value in values.items()}
+            values = {i: plain_setting(flat[i].get(key)) for i in members}
+            own = {followed(runs[i], key, value) for i, value in values.items()}
             if len({repr(value) for value in values.values()}) > 1 and len(own) > 1:
                 for i in members:
                     parts[i].append(f"{key}={text(flat[i].get(key))}")
@@ -96,30 +96,26 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
     return parts
 
 
-def followed(run: Run, value: Any) -> str:
+def followed(run: Run, key: str, value: Any) -> str:
     """A value, with the run's seed and target where it says them: `initial: ${.final}` does.
+
+    Numbers are these where pruning is set, and as a whole; text may hold them.
 
     >>> from pathlib import Path
     >>> run = Run(folder=Path(), state="finished", seed=3, config={"sparsity": {"final": 0.9}})
-    >>> followed(run, "seed3/at-0.9")
-    'seed{seed}/at-{final}'
+    >>> followed(run, "teacher.path", "seed3/at-0.9"), followed(run, "sparsity.initial", 0.9)
+    ('seed{seed}/at-{final}', '{final}')
+    >>> followed(run, "optimizer.lr", 0.9), followed(run, "sparsity.begin", 3e-1)
+    ('0.9', '0.3')
     """
     said = text(value)
+    if not isinstance(value, str):
+        names = {text(run.target): "{final}", text(run.seed): "{seed}"}
+        return names.get(said, said) if key.startswith("sparsity.") else said
     for name, known in (("final", run.target), ("seed", run.seed)):
         if known is not None:
             said = re.sub(rf"(?<![\d.]){re.escape(text(known))}(?![\d.])", f"{{{name}}}", said)
     return said
-
-
-def whole(value: Any) -> Any:
-    """A number without a point where it needs none: 0 and 0.0 are one setting.
-
-    >>> whole(1.0), whole(0.5), whole([1.0, True])
-    (1, 0.5, [1, True])
-    """
-    if isinstance(value, list):
-        return [whole(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

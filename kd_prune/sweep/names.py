@@ -30,7 +30,7 @@ def identity(config: Mapping[str, Any]) -> str:
     True
     """
     depends = {key: value for key, value in config.items() if key not in PLACES}
-    return _digest(_plain_settings(json.loads(json.dumps(depends, default=str))))
+    return _digest(plain_setting(json.loads(json.dumps(depends, default=str))))
 
 
 def job_name(root: DictConfig) -> str:
@@ -68,12 +68,16 @@ def sweep_name(overrides: Iterable[str]) -> str:
     return "-".join([*(_plain(key) for key in swept), _digest(command)])
 
 
-def _plain_settings(value: Any) -> Any:
-    """Without caches, and with 0 for 0.0: one setting, one job."""
+def plain_setting(value: Any) -> Any:
+    """Without caches, and a number without a point where it needs none: 0 and 0.0 are one setting.
+
+    >>> plain_setting({"a": [1.0, 0.5, True], "cache_dir": "here"})
+    {'a': [1, 0.5, True]}
+    """
     if isinstance(value, dict):
-        return {key: _plain_settings(v) for key, v in value.items() if key != ANYWHERE}
+        return {key: plain_setting(v) for key, v in value.items() if key != ANYWHERE}
     if isinstance(value, list):
-        return [_plain_settings(v) for v in value]
+        return [plain_setting(v) for v in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

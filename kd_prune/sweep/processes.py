@@ -1,4 +1,7 @@
-"""Further processes of a job, one per device: Lightning starts them with this process's command."""
+"""Other processes: a launcher's workers, and those of a job on several devices, one for each.
+
+The latter are started by Lightning, with this process's command.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,11 @@ def pass_on_termination(sweep: Path) -> None:
     """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        at_work = [run for run in sweep.glob("*") if status.is_at_work(run)]
-        for worker in multiprocessing.active_children():
+        runs = {file.parent for file in sweep.rglob(status.FILE)}
+        at_work = [run for run in runs if status.is_at_work(run)]
+        for pid in filter(None, (worker.pid for worker in multiprocessing.active_children())):
             with suppress(OSError):
-                os.kill(worker.pid or 0, number)
+                os.kill(pid, number)
         deadline = time.monotonic() + PATIENCE
         while any(map(status.is_at_work, at_work)) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -56,7 +56,7 @@ def test_a_single_run_says_it_in_one_line(tmp_path):
 
 def test_a_folder_that_could_not_be_saved_leaves_the_one_before(tmp_path):
     class Model:
-        config = SimpleNamespace()
+        config = SimpleNamespace(num_labels=2)
 
         def save_pretrained(self, folder):
             (folder / "half").touch()

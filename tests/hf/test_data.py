@@ -229,7 +229,9 @@ def test_a_csv_is_read_as_it_is_written(tmp_path, tokenizer):
         (["0", "1", "0"], {"labels": ["bad", "good"]}, ("bad", "good"), [0, 1, 0]),
         (["10", "9", "9"], {}, ("9", "10"), [1, 0, 0]),
         (["True", "False", "True"], {"labels": ["True", "False"]}, ("True", "False"), [0, 1, 0]),
-        (["1.0", "2.0", "1.0"], {}, ("1", "2"), [0, 1, 0]),
+        (["1.0", "2.", "1.0"], {}, ("1", "2"), [0, 1, 0]),
+        (["0", " 1", "1"], {}, ("0", "1"), [0, 1, 1]),
+        ([str(2**53), str(2**53 + 1), str(2**53)], {}, (str(2**53), str(2**53 + 1)), [0, 1, 0]),
         (["0.5", "1e-1", "-3"], {"regression": True}, (), [0.5, 0.1, -3.0]),
     ],
 )
@@ -250,7 +252,7 @@ def test_a_csv_whose_rows_are_longer_than_its_header_is_refused(tmp_path, tokeni
     assert "\n" not in str(refusal.value)
 
 
-def test_a_tokenizer_written_in_python_will_do(folder, tmp_path):
+def test_a_tokenizer_written_in_python_will_do(folder, tokenizer, tmp_path):
     from transformers import BertweetTokenizer
 
     (tmp_path / "words").mkdir()
@@ -263,7 +265,10 @@ def test_a_tokenizer_written_in_python_will_do(folder, tmp_path):
         first, again = (load(task(folder), slow, tmp_path / "cache") for _ in range(2))
         assert first.fingerprint == again.fingerprint
         keys.append(first.fingerprint)
+        slow.init_kwargs["local_files_only"] = slow.init_kwargs["is_local"] = True
+        assert load(task(folder), slow, tmp_path / "cache").fingerprint == keys[-1]
     assert keys[0] != keys[1]
+    assert load(task(folder), tokenizer, tmp_path / "cache").rows == first.rows
 
 
 @pytest.mark.parametrize("labels", [["a"], ["a", "b", "a"]])
@@ -288,6 +293,7 @@ REGRESSION = {"regression": True, "metrics": ["pearson"], "monitor": "pearson"}
         ([0, 1, -1], {}, ["row 2", "is -1", "not one of the 2 classes", "task.labels"]),
         ([1, 2, 0], {"labels": ["1", "2"]}, ["row 2", "is 0", "['1', '2']", "task.labels"]),
         ([0, 1, 2], {"labels": ["a", "b"]}, ["row 2", "is 2", "['a', 'b']", "task.labels"]),
+        (["No", "YES"], {"labels": ["No", "Yes", "yes"]}, ["row 1", "is 'YES'", "not one of"]),
         (["a", "c"], {"labels": ["a", "b"]}, ["row 1", "is 'c'", "['a', 'b']", "task.labels"]),
         ([0.5, 1.5], {}, ["task.label=label", "fractional", "task.regression=true"]),
         ([0.0, 0.5], {"labels": ["a", "b"]}, ["row 1", "is 0.5", "not one of the 2 classes"]),

@@ -313,6 +313,9 @@ def test_the_fingerprint_changes_with_a_weight_the_config_and_the_tokenizer(fold
         with torch.no_grad():
             changed.get_parameter(name).view(-1)[-1].add_(1e-3)
         prints[name] = fingerprint(changed, tokenizer())
+    assert fingerprint(load(folder, num_labels=7), tokenizer(), head=False) == fingerprint(
+        load(folder, num_labels=7), tokenizer(), head=False
+    )
     prints["words"] = fingerprint(original, tokenizer(reversed(VOCABULARY)))
     change_config(folder, hidden_dropout_prob=0.3)
     prints["dropout"] = fingerprint(load(folder), tokenizer())

@@ -161,3 +161,7 @@ def test_every_validation_loader_needs_a_name(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match=r"^validation: 1 names for 2 validation loaders"):
         trainer.fit(make_module(), train_loader(), [validation_loader(), validation_loader()])
+    trainer = make_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=1)
+    fit(trainer, module := make_module())
+    with pytest.raises(ValueError, match=r"^validation: 1 names for 2 validation loaders"):
+        trainer.validate(module, [validation_loader(), validation_loader()])

@@ -73,6 +73,24 @@ def test_a_criterion_sees_gradients_of_steps_that_lightning_does_not(tmp_path):
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
 
 
+class Critic(Manual):
+    """Of two networks one is pruned, and its steps are those that Lightning is not told of."""
+
+    def optimizers(self, use_pl_optimizer=True):
+        return super().optimizers(use_pl_optimizer=False)[0], super().optimizers()[1]
+
+
+def test_another_networks_steps_do_not_hide_gradients(tmp_path):
+    masks = []
+    for kind in (Manual, Critic):
+        torch.manual_seed(0)
+        scope = Scope(include=["network.*.weight"])
+        module, pruning = kind(), SparsityCallback(0.5, scope=scope, criterion=Taylor())
+        make_trainer(tmp_path, pruning).fit(module, module.batches())
+        masks.append(pruning.pruner.masks)
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+
+
 def test_optimizers_that_take_the_place_of_others_are_heard(tmp_path):
     class Anew(Theirs):
         def on_train_epoch_start(self):
@@ -146,6 +164,20 @@ def test_saving_writes_to_no_weight(tmp_path):
     assert (module.network[0].weight == 1).all()
     saved = torch.load(path, weights_only=True)["state_dict"]["network.0.weight"]
     assert (saved == 0).sum() == round(0.9 * 128)
+
+
+def test_a_shared_weight_is_saved_sparse_under_all_its_names(tmp_path):
+    network = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16), mlp()[3])
+    network[2].weight = network[1].weight
+    module, pruning = Theirs(network, (8,)), SparsityCallback(0.9)
+    trainer = make_trainer(tmp_path, pruning)
+    trainer.fit(module, module.batches())
+    nn.init.ones_(network[1].weight)
+    trainer.save_checkpoint(path := tmp_path / "x.ckpt")
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    names = ("network.1.weight", "network.2.weight")
+    assert {int((saved[name] == 0).sum()) for name in names} == {round(0.9 * 256)}
+    assert saved[names[0]].data_ptr() == saved[names[1]].data_ptr()
 
 
 @pytest.mark.parametrize("finder", ["before", "after", "tuner"])

@@ -488,6 +488,7 @@ def of_rows(weight):
     ("options", "says"),
     [
         ({"criterion": nan_of_one}, r"nan_of_one.*: gives NaN for 2\.weight"),
+        ({"select": lambda scores, count, kept: kept[:1]}, r"mask of shape \(1, 7\) for 0\.weight"),
         ({"criterion": of_rows}, r"scores of shape \(11, 1\) for 0\.weight; .*\(11, 7\)"),
     ],
 )
@@ -505,7 +506,7 @@ def test_scores_that_do_not_fit_are_refused_and_change_nothing(options, says):
 
 @pytest.mark.parametrize("count", [69.3, 78, -1, None])
 def test_counts_that_do_not_fit_are_refused_at_the_start(count):
-    says = r"allocation=.*of 0\.weight; expected a whole number from 0 to its 77 weights"
+    says = r"allocation=.*: gave no whole number from 0 to the 77 weights of 0\.weight"
     with pytest.raises(ValueError, match=says):
         make_pruner(
             make_model(),

@@ -253,6 +253,9 @@ def test_what_follows_seed_and_target_is_no_method_of_its_own(tmp_path):
             student={"like": f"teachers/seed{seed}", "dropout": dropout},
         )
     assert set(labels(tmp_path).values()) == {"sparsebert"}
+    for seed in (1, 2):
+        write_run(tmp_path / f"lr{seed}", seed=seed, optimizer={"lr": seed * 1e-5})
+    assert ["optimizer.lr=1e-05" in labels(tmp_path)[f"lr{seed}"] for seed in (1, 2)] == [1, 0]
     write_run(tmp_path / "other", seed=3, sparsity={"final": 0.9, "initial": 0.7, "criterion": 3})
     assert "sparsity.initial=0.7" in labels(tmp_path)["other"]
 
