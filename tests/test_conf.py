@@ -206,6 +206,7 @@ METHODS = [option for option in OPTIONS if option.startswith("sparsity/")]
 def test_experiments_and_ways_of_pruning_combine_freely(experiment, method):
     group, _, name = method.rpartition("/")
     chosen = composed(f"experiment={experiment}", f"{group}={name}", *NEEDS.get(method, []))
+    # Raises InstantiationException where one sets what the other does not take.
     instantiate(chosen.sparsity, _convert_="all")
 
 

@@ -101,7 +101,7 @@ def test_an_encoder_with_a_decoder_gives_its_logits():
 @pytest.mark.parametrize("load_it", [lambda p: p.load(num_labels=2), lambda p: p.tokenizer()])
 def test_a_tilde_is_the_home_folder(folder, monkeypatch, load_it):
     monkeypatch.setenv("HOME", str(Path(folder).parent))
-    load_it(Pretrained(path=f"~/{Path(folder).name}"))
+    load_it(Pretrained(path=f"~/{Path(folder).name}"))  # raises ValueError unless it is found
 
 
 def test_a_model_without_layers_asks_for_a_scope():
