@@ -72,16 +72,15 @@ class DistillModule(L.LightningModule):
         self.objective = objective
         self._forward = forward
         self._optimizer = optimizer
-        # Behind a function: a module assigned as an attribute would be registered as a child.
-        self._teacher: Callable[[], nn.Module | None] = lambda: (
-            teacher if objective.needs_teacher else None
-        )
+        # In a tuple: a module assigned as an attribute would be registered as a child.
+        self._teacher = (teacher if objective.needs_teacher else None,)
         prefixes = ["val/", *(f"val/{name}/" for name in validation[1:])]
         self.metrics = nn.ModuleList([metrics.clone(prefix=prefix) for prefix in prefixes])
 
     def on_fit_start(self) -> None:
         """Put the teacher in eval mode on this module's device, in the trainer's precision."""
-        if teacher := self._teacher():
+        (teacher,) = self._teacher
+        if teacher:
             teacher = self.trainer.precision_plugin.convert_module(teacher)
             teacher.requires_grad_(False).eval().to(self.device)
 
@@ -93,7 +92,8 @@ class DistillModule(L.LightningModule):
         """
         student = self._forward(self.student, batch, self.objective.requires)
         taught = None
-        if teacher := self._teacher():
+        (teacher,) = self._teacher
+        if teacher:
             with torch.no_grad():
                 taught = self._forward(teacher, batch, self.objective.requires)
         total, losses = self.objective(student, taught, batch)

@@ -87,7 +87,8 @@ def exact(scores: Tensor, count: int, kept: Tensor) -> Tensor:
     # mask where it stays: no further pass over the scores (an update is 1.3 times as fast).
     for low, high in brackets(lambda: [(scores, kept)], more, here):
         mask = hits(scores, operator.gt, high, kept)
-        between = places(hits(scores, operator.ge, low, kept).logical_xor_(mask))
+        reached = kept if low == -math.inf else hits(scores, operator.ge, low, kept)
+        between = places(reached ^ mask)
         staying = scores.numel() - count - count_true(mask)
         if 0 <= staying <= len(between):  # else the sample misled
             break

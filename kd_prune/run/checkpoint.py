@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kd_prune.dotted import flatten
 from kd_prune.hf import TaskData
 from kd_prune.run.job import Job
 
@@ -77,7 +78,7 @@ def what_it_is_of(job: Job, data: TaskData, model: str) -> dict[str, Any]:
     groups = {name: job.config[name] for name in OF_THE_FIT if name in job.config}
     groups["model"] = {"scope": job.config.get("model", {}).get("scope")}
     trainer = job.config.get("trainer", {})
-    settings = leaves({**groups, "trainer": {k: trainer.get(k) for k in OF_THE_TRAINER}})
+    settings = flatten({**groups, "trainer": {k: trainer.get(k) for k in OF_THE_TRAINER}})
     return {
         **{name: value for name, value in settings.items() if name not in OF_THE_REPORT},
         "data": data.fingerprint[:12],
@@ -89,21 +90,6 @@ def what_it_is_of(job: Job, data: TaskData, model: str) -> dict[str, Any]:
         "sparsity.milestones": list(schedule.milestones) if schedule else [],
         "model": model[:12],
     }
-
-
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name → value of everything below.
-
-    >>> leaves({"a": {"b": 1, "c": [2]}, "d": None})
-    {'a.b': 1, 'a.c': [2], 'd': None}
-    """
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= leaves(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def read_checkpoint(

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kd_prune.dotted import flatten
 from kd_prune.sweep.names import ANYWHERE, PLACES, plain_setting
 from kd_prune.sweep.records import Run
 
@@ -116,20 +117,6 @@ def followed(run: Run, key: str, value: Any) -> str:
         if known is not None:
             said = re.sub(rf"(?<![\d.]){re.escape(text(known))}(?![\d.])", f"{{{name}}}", said)
     return said
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys.
-
-    >>> flatten({"a": {"b": 1, "c": [2]}, "d": None})
-    {'a.b': 1, 'a.c': [2], 'd': None}
-    """
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def text(value: Any) -> str:

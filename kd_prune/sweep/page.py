@@ -14,7 +14,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from kd_prune import whole
-from kd_prune.sweep.method import flatten, text
+from kd_prune.dotted import flatten
+from kd_prune.sweep.method import text
 from kd_prune.sweep.records import Collection, Point, Run
 
 POINTS = 200

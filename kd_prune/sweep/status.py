@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from kd_prune import whole
 
 FILE = "status.json"
+RESULT = "result.json"
 LOCK = "run.lock"
 
 
@@ -30,7 +31,8 @@ def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
 
     At its end the state is ``finished``, after an exception ``failed`` (or its own `state`), after
     any other end that Python hears of ``interrupted``; a process that was killed leaves
-    ``running``, and a lock that is free.
+    ``running``, and a lock that is free. A command that is refused before it touches the results of
+    a finished run leaves that run's status beside them.
 
     Args:
         folder: The run folder.
@@ -45,6 +47,7 @@ def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
         lock.acquire(timeout=1)  # who only looks whether it is held lets go at once
     except Timeout as error:
         raise AtWorkError(f"{folder}: another process is at work in this run folder") from error
+    before, result = read(folder), _stamp(folder / RESULT)
     known = {**about, "started": now(), "host": socket.gethostname(), "pid": os.getpid()}
     with lock:
         lock.release()  # `with` took it once more
@@ -52,6 +55,9 @@ def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            if before.get("state") == "finished" and result and _stamp(folder / RESULT) == result:
+                _write(folder, before)
+                raise
             write(folder, getattr(error, "state", "failed"), known, reason=reason(error))
             raise
         except BaseException as error:
@@ -63,8 +69,20 @@ def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
 def write(folder: Path, state: str, about: Mapping[str, Any], *, reason: str | None = None) -> None:
     """Write ``status.json``, whole or not at all."""
     ended = None if state == "running" else now()
-    status = {"state": state, "reason": reason, **about, "ended": ended}
+    _write(folder, {"state": state, "reason": reason, **about, "ended": ended})
+
+
+def _write(folder: Path, status: Mapping[str, Any]) -> None:
     whole.write(folder / FILE, json.dumps(status, indent=2, default=str) + "\n")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes with every new file of that name; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -67,6 +68,12 @@ def test_a_teacher_nobody_reads_is_not_run(tmp_path, terms):
     teacher = Toy(seed=7)
     fit(make_trainer(tmp_path, max_epochs=1), make_module(teacher=teacher, terms=terms))
     assert teacher.calls == 0
+
+
+def test_it_can_be_sent_to_another_process_teacher_and_all():
+    module = pickle.loads(pickle.dumps(make_module()))  # noqa: S301 (of our own making)
+    (teacher,) = module._teacher
+    assert torch.equal(teacher.head.weight, Toy(seed=7).head.weight)
 
 
 def test_a_missing_teacher_is_refused():
