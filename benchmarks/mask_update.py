@@ -44,7 +44,12 @@ SHAPES = [(768, 768)] * 48 + [(3072, 768)] * 12 + [(768, 3072)] * 12
 RAMP = {0: 0.0} | update_plan(Schedule(final=0.95), total_steps=100)
 UPDATES = {f"update {k}": (RAMP[k - 1], RAMP[k]) for k in (1, 20, 100)}
 Stopwatch = Callable[[Callable[[], object]], float]
-KEPT, PRUNED = "topk of the kept, unsorted", "topk of the pruned"
+# Which side torch.topk selects, and whether it sorts what it found, as it does unless told not to.
+TOPK = {
+    "topk of the kept": {"largest": True, "sorted": True},
+    "topk of the kept, unsorted": {"largest": True, "sorted": False},
+    "topk of the pruned": {"largest": False, "sorted": True},
+}
 
 
 def main() -> None:
@@ -125,24 +130,19 @@ def times(
     pruner = pruner_at(weights, before, after)
     overall = pruner_at(weights, before, after, allocation=Global())
     starts = [(p, copy.deepcopy(p.state_dict())) for p in (pruner, overall)]
-    keep = TopK(weights, starts[0][1]["masks"], after, largest=True)
-    drop = TopK(weights, starts[0][1]["masks"], after, largest=False)
+    masks = starts[0][1]["masks"]
+    rivals = {name: TopK(weights, masks, after, **options) for name, options in TOPK.items()}
     copies = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
     projector = Pruner(copies, Schedule(final=0.5), total_steps=1)
     projector.load_state_dict(pruner.state_dict() | {"total_steps": 1})
     contenders: dict[str, Callable[[], object]] = {
         "layerwise": lambda: pruner.update(2),
-        KEPT: keep,
-        PRUNED: drop,
+        **rivals,
         "global": lambda: overall.update(2),
         "project": projector.project,
         "project, masked_fill_": lambda: fill(projector),
     }
-    pairs = [
-        (KEPT, "layerwise"),
-        (PRUNED, "layerwise"),
-        ("project, masked_fill_", "project"),
-    ]
+    pairs = [(name, "layerwise") for name in rivals] + [("project, masked_fill_", "project")]
     on_cpu = next(iter(weights.values())).device.type == "cpu"
     if on_cpu:
         scores = np.concatenate([w.detach().abs().flatten().numpy() for w in weights.values()])
@@ -156,8 +156,8 @@ def times(
         for p, state in starts:
             p.load_state_dict(state)
         runs.append({name: seconds(action) for name, action in contenders.items()})
-    keep.check(pruner)
-    drop.check(pruner)
+    for rival in rivals.values():
+        rival.check(pruner)
     return {
         "seconds": {name: statistics.median(run[name] for run in runs) for name in contenders},
         "ratios": {
@@ -169,20 +169,19 @@ def times(
 def ramp(weights: dict[str, nn.Parameter], seconds: Stopwatch) -> dict[str, dict[str, float]]:
     """All 100 layerwise updates of a ramp: seconds in sum, ratios of the sums."""
     pruner = Pruner(weights, Schedule(final=0.95), total_steps=100)
-    spent = dict.fromkeys(("layerwise", KEPT, PRUNED), 0.0)
+    spent = dict.fromkeys(("layerwise", *TOPK), 0.0)
     updates = track(pruner.plan.items(), "A ramp's updates", auto_refresh=False)
     for step, sparsity in updates:  # no refreshing thread, whose seconds would count
         before = {name: mask.clone() for name, mask in pruner.masks.items()}
-        keep = TopK(weights, before, sparsity, largest=True)
-        drop = TopK(weights, before, sparsity, largest=False)
-        spent[KEPT] += seconds(keep)
-        spent[PRUNED] += seconds(drop)
+        rivals = {name: TopK(weights, before, sparsity, **TOPK[name]) for name in TOPK}
+        for name, rival in rivals.items():
+            spent[name] += seconds(rival)
         spent["layerwise"] += seconds(lambda step=step: pruner.update(step))
-        keep.check(pruner)
-        drop.check(pruner)
+        for rival in rivals.values():
+            rival.check(pruner)
     return {
         "seconds": spent,
-        "ratios": {f"{a} / layerwise": spent[a] / spent["layerwise"] for a in (KEPT, PRUNED)},
+        "ratios": {f"{a} / layerwise": spent[a] / spent["layerwise"] for a in TOPK},
     }
 
 
@@ -207,8 +206,8 @@ def stopwatch(device: str, threads: int) -> Stopwatch:
 class TopK:
     """The layerwise masks by torch.topk.
 
-    Of the scores to prune, sorted (topk's default): what torch.nn.utils.prune calls. Or of those to
-    keep, unsorted, which costs less where few are kept.
+    Of the scores to keep, or of those to prune, as torch.nn.utils.prune does. `sorted` is topk's
+    default; a mask does without.
     """
 
     def __init__(
@@ -218,9 +217,11 @@ class TopK:
         sparsity: float,
         *,
         largest: bool,
+        sorted: bool,
     ) -> None:
         """Start from `masks`, which stay as they are."""
-        self.weights, self.masks, self.sparsity, self.largest = weights, masks, sparsity, largest
+        self.weights, self.masks, self.sparsity = weights, masks, sparsity
+        self.largest, self.sorted = largest, sorted
         self.found: dict[str, torch.Tensor] = {}
 
     def scores(self, name: str) -> torch.Tensor:
@@ -232,9 +233,7 @@ class TopK:
         for name, mask in self.masks.items():
             count = count_of(self.sparsity, mask.numel())
             k = mask.numel() - count if self.largest else count
-            best = (
-                self.scores(name).flatten().topk(k, largest=self.largest, sorted=not self.largest)
-            )
+            best = self.scores(name).flatten().topk(k, largest=self.largest, sorted=self.sorted)
             self.found[name] = torch.full_like(mask, not self.largest)
             self.found[name].view(-1)[best.indices] = self.largest
 
