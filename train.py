@@ -59,6 +59,7 @@ NOT_THE_JOBS = ("eval", "search", "sweep", "hydra")
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Carry out the composed job; returns the metric that a sweep looks at."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # speaks of fonts as it is loaded
     # After composing: a misspelt key need not wait for torch.
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
