@@ -39,7 +39,7 @@ class Granularity(Protocol):
         """How many weights go when `count` are asked for, of a tensor without zeros.
 
         Raises:
-            ValueError: The shape does not fit, or `count` is out of reach.
+            ValueError: The shape does not fit.
         """
 
     def level(self, scores: Tensor) -> Tensor:
@@ -85,8 +85,7 @@ def reached(select: Select | Joint, shapes: Shapes, counts: Counts) -> Counts:
     """How many weights of each tensor go when `counts` are asked for; for a plain function, these.
 
     Raises:
-        ValueError: A shape does not fit, or a count is out of reach; names the tensor. So called
-            with the counts at the ramp's end, before training, it refuses what cannot be done.
+        ValueError: A shape does not fit; names the tensor.
 
     >>> from kd_prune.pruning import Rows, exact
     >>> reached(Rows(), {"a": (4, 10)}, {"a": 17})
@@ -103,6 +102,26 @@ def reached(select: Select | Joint, shapes: Shapes, counts: Counts) -> Counts:
         with naming(name):
             found[name] = select.reachable(counts[name], shape)
     return found
+
+
+def refuse_out_of_reach(
+    select: Select | Joint, counts: Counts, most: Counts, sizes: Counts
+) -> None:
+    """Raise ValueError where more is asked of a tensor than the `most` that can go of it.
+
+    >>> from kd_prune.pruning import NM
+    >>> refuse_out_of_reach(NM(), counts={"a": 101}, most={"a": 100}, sizes={"a": 200})
+    Traceback (most recent call last):
+    ValueError: a: NM(keep=2, of=4) cannot prune 101 of 200 weights: it reaches sparsity 0.5 in ...
+    """
+    for name, count in counts.items():
+        if count > most[name]:
+            share = f"{most[name] / sizes[name]:.4g}"
+            raise ValueError(
+                f"{name}: {select} cannot prune {count} of {sizes[name]} weights: it reaches "
+                f"sparsity {share} in every tensor and no more; take final={share} or less, and an "
+                f"allocation that takes no more from one tensor (Global: ceiling={share})"
+            )
 
 
 @contextmanager

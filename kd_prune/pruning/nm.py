@@ -33,15 +33,15 @@ class NM:
     torch's kernels (`torch.sparse.to_sparse_semi_structured`) take 2:4 along the last dimension, in
     float16, bfloat16 and int8 (in float32 they want 1:2), of contiguous matrices whose sides are
     multiples of 32 and 64 or so. They do not check the pattern: what does not fit it is lost.
-    `Global` needs its `ceiling` at ``1 − keep / of``.
+    The Pruner refuses allocations that may take more than ``1 − keep / of`` from one tensor: give
+    `Global` and `Bounded` that `ceiling`.
 
     Args:
         keep: Weights left in a group, 1 … ``of − 1``.
         of: Size of a group; divides the inputs of a row.
 
     Raises:
-        ValueError: `keep` or `of` out of range; when called, a width that `of` does not divide, or
-            a count above ``(1 − keep / of) · n``.
+        ValueError: `keep` or `of` out of range; when called, a width that `of` does not divide.
 
     Source: Mishra et al. 2021, arXiv 2104.08378, section 4 (one shot; here on a ramp).
 
@@ -67,7 +67,7 @@ class NM:
 
     def __call__(self, scores: Tensor, count: int, kept: Tensor) -> Tensor:
         """Prune until `count` entries are False, each group at most ``of − keep`` of them."""
-        self.reachable(count, scores.shape)
+        count = self.reachable(count, scores.shape)
         scores, kept = rankable(scores), kept.contiguous()
         groups = kept.view(-1, self.of)
         safe = self._best(scores.reshape(-1, self.of).T.contiguous(), groups.T.contiguous())
@@ -77,14 +77,10 @@ class NM:
         return exact(scores, count + int(lacking) + count_true(safe), kept & ~safe) | safe
 
     def reachable(self, count: int, shape: Shape) -> int:
-        """`count` itself, if the pattern allows as many.
+        """`count`, or as many as the pattern allows.
 
-        >>> NM().reachable(100, (10, 20))
-        100
-        >>> NM().reachable(101, (10, 20))
-        Traceback (most recent call last):
-        ...
-        ValueError: NM(keep=2, of=4) cannot prune 101 of 200 weights: it reaches sparsity 0.5 ...
+        >>> NM().reachable(99, (10, 20)), NM().reachable(101, (10, 20))
+        (99, 100)
         """
         _, width = matrix(shape)
         if width % self.of:
@@ -92,14 +88,7 @@ class NM:
                 f"of={self.of} does not divide the {width} inputs of shape {tuple(shape)}; choose "
                 "an `of` that does, or exclude the tensor from the scope"
             )
-        size, share = math.prod(shape), (self.of - self.keep) / self.of
-        if count * self.of > size * (self.of - self.keep):
-            raise ValueError(
-                f"{self} cannot prune {count} of {size} weights: it reaches sparsity {share} in "
-                f"every tensor and no more; final must be {share} (with Global, ceiling={share} "
-                "too)"
-            )
-        return count
+        return min(count, math.prod(shape) // self.of * (self.of - self.keep))
 
     def level(self, scores: Tensor) -> Tensor:
         """The scores as they are: weights go one by one."""

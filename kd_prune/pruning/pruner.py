@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +15,15 @@ from torch.optim import Optimizer
 
 from kd_prune.pruning.allocation import layerwise
 from kd_prune.pruning.criterion import Criterion, State, StatefulCriterion, magnitude
-from kd_prune.pruning.granularity import Granularity, Joint, chosen, pooled, reached
-from kd_prune.pruning.mask import Allocation, Counts, Masks, Select, exact, pruned_in
+from kd_prune.pruning.granularity import (
+    Granularity,
+    Joint,
+    chosen,
+    pooled,
+    reached,
+    refuse_out_of_reach,
+)
+from kd_prune.pruning.mask import Allocation, Counts, Masks, Score, Select, exact, pruned_in
 from kd_prune.pruning.plan import PlannedTensor, PruningPlan
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, check_function, update_plan
@@ -143,8 +151,31 @@ class Pruner:
         if isinstance(criterion, StatefulCriterion):
             self._memory = self._each(lambda weight: criterion.start(weight.detach()))
         if schedule:
-            # A trial: what cannot be reached is refused now, not hours into the run.
-            reached(select, self._each(lambda weight: weight.shape), self._counts(schedule.final))
+            self._try(schedule.final)
+
+    def _try(self, final: float) -> None:
+        """Refuse what cannot be done, and say what will be missed, now and not hours into a run."""
+        shapes = self._each(lambda weight: weight.shape)
+        sizes = self._each(lambda weight: weight.numel())
+        most = reached(self.select, shapes, sizes)
+        if most != sizes:
+            # Whatever scores will be: here each tensor's are all below the next one's.
+            levels = {name: float(level) for level, name in enumerate(shapes)}
+            dense = self._each(lambda weight: torch.ones_like(weight, dtype=torch.bool))
+            worst = self._counts(final, dense, lambda name: torch.full(shapes[name], levels[name]))
+            refuse_out_of_reach(self.select, worst, most, sizes)
+        counts = self._counts(final)
+        gone = {name: pruned_in(mask) for name, mask in self._rivals().items()}
+        wanted = sum(max(counts[name], gone[name]) for name in gone)
+        found, total = sum(self._to_go(counts, gone).values()), sum(sizes.values())
+        # A twelfth of the weights, or a quarter of those that are to stay: at 0.95 that is 0.0125.
+        if abs(found - wanted) > min(total / 12, (total - wanted) / 4):
+            warnings.warn(
+                f"select={self.select}: goes by whole groups and comes to sparsity "
+                f"{found / total:.4g} where {wanted / total:.4g} is asked for; smaller groups come "
+                "closer",
+                stacklevel=3,
+            )
 
     def _meet_fresh_zeros(self) -> None:
         """A mask that prunes a whole tensor would keep it from ever learning (LoRA's B is one)."""
@@ -253,7 +284,7 @@ class Pruner:
                 )
         at = self._plan_steps[due - 1]
         rivals = self._rivals()
-        counts = self._counts(self.plan[at])
+        counts = self._counts(self.plan[at], rivals)
         masks = chosen(self.select, rivals, self._score, counts)
         # Magnitudes of weights that are numbers can be ranked, and `exact` is known to nest: taken
         # as they come, two passes less over the masks, an update is 1.1 times as fast.
@@ -262,22 +293,25 @@ class Pruner:
             masks = iter([(name, self._nested(name, mask, at)) for name, mask in masks])
         self._updated_at, self.target = at, self.plan[at]
         if self.promised:
-            found = reached(self.select, self._each(lambda weight: weight.shape), counts)
-            gone = self.promised if self.regrow is not True else {}
-            self.promised = {name: max(found[name], gone.get(name, 0)) for name in found}
+            self.promised = self._to_go(counts, self.promised)
         for name, mask in masks:
-            if simple:
-                if agree:
-                    agree(mask)
-                self.masks[name].copy_(mask)
-                continue
             if agree:
                 agree(mask)
-            self._change(name, mask)
+            if simple:
+                self.masks[name].copy_(mask)
+            else:
+                self._change(name, mask)
         groups = isinstance(self.select, Granularity | Joint)
         if groups and not self.promised and self._updated_at == self._plan_steps[-1]:
             self.promised = {name: pruned_in(mask) for name, mask in self.masks.items()}
         return True
+
+    def _to_go(self, counts: Counts, gone: Counts) -> Counts:
+        """How many weights of each tensor go, with what is gone, when `counts` are asked for."""
+        found = reached(self.select, self._each(lambda weight: weight.shape), counts)
+        if self.regrow is True:
+            return found
+        return {name: max(number, gone[name]) for name, number in found.items()}
 
     def _nested(self, name: str, mask: Tensor, at: int) -> Tensor:
         """What was selected, without what is gone already, and after RigL's exchange."""
@@ -299,9 +333,13 @@ class Pruner:
         last = self._plan_steps[-1]
         return 1.0 - (last - step) / max(1, last - begin)
 
-    def _counts(self, sparsity: float) -> Counts:
-        rivals = self._rivals()
-        counts = dict(self.allocation(rivals, pooled(self.select, rivals, self._score), sparsity))
+    def _counts(
+        self, sparsity: float, rivals: Masks | None = None, score: Score | None = None
+    ) -> Counts:
+        """What the allocation gives, held against the tensors."""
+        rivals = self._rivals() if rivals is None else rivals
+        score = pooled(self.select, rivals, score or self._score)
+        counts = dict(self.allocation(rivals, score, sparsity))
         for name, mask in self.masks.items():
             try:
                 counts[name] = index(counts[name])
@@ -383,7 +421,7 @@ class Pruner:
             if held is not None and id(weight) not in held:
                 continue
             # As integers, times 0 or 1: exact for NaN and -x, and free of the branches that make
-            # masked_fill_ three to nine times slower.
+            # masked_fill_ several times slower.
             mask = self.masks[name] = self.masks[name].to(weight.device)  # the model may have moved
             weight.view(_BITS[weight.element_size()]).mul_(mask)
 
@@ -394,6 +432,7 @@ class Pruner:
     def attach(self, optimizer: Optimizer) -> None:
         """Observe, update and project with every step that `optimizer` makes from now on.
 
+        Of several attached optimizers each one's steps count: `total_steps` is that of all of them.
         Steps that a GradScaler skips are not made, so they do not count. A closure handed to
         ``optimizer.step`` is run after gradients are observed: use criteria without memory there.
         Call `project` after a schedule-free optimizer's ``eval()``, which averages weights anew.
@@ -420,10 +459,7 @@ class Pruner:
         """What is going to be done, to be printed; `left` says why other tensors stay dense."""
         counts = {name: pruned_in(mask) for name, mask in self.masks.items()}
         if self.schedule:
-            shapes = self._each(lambda weight: weight.shape)
-            found = reached(self.select, shapes, self._counts(self.schedule.final))
-            gone = counts if self.regrow is not True else {}
-            counts = {name: max(found[name], gone.get(name, 0)) for name in found}
+            counts = self._to_go(self._counts(self.schedule.final), counts)
         tensors = [
             PlannedTensor(name=n, shape=tuple(w.shape), size=w.numel(), pruned=counts[n])
             for n, w in self.parameters.items()
@@ -468,13 +504,15 @@ class Pruner:
             "updated_at": self._updated_at,
             "promised": dict(self.promised),
             "total_steps": self.total_steps,
+            "plan": dict(self.plan),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state. The ramp planned then is kept, however long the run is now.
+        """Take over a saved state. Its ramp is gone on with, however long the run is now.
 
         Raises:
-            ValueError: The state is of other parameters, or of another kind of criterion.
+            ValueError: The state is of other parameters, of another kind of criterion, or, unless
+                ``schedule=None`` leaves the masks as they are, of another ramp.
         """
         _same_tensors("masks", self.masks, state["masks"])
         for kind, here in (("asleep", self._asleep), ("memory", self._memory)):
@@ -484,6 +522,7 @@ class Pruner:
                     f"loaded {'with' if here else 'without'} it; resume with the criterion and "
                     "the regrowth it was saved with"
                 )
+        self._same_ramp(state)
         for name, mask in self.masks.items():
             mask.copy_(state["masks"][name])
             if self._asleep:
@@ -496,7 +535,21 @@ class Pruner:
         self.steps = state["steps"]
         self._updated_at = state["updated_at"]
         self.promised = dict(state.get("promised", {}))
+
+    def _same_ramp(self, state: Mapping[str, Any]) -> None:
+        """Plan for the steps of the saved run; raise ValueError if that is not its ramp."""
+        before = self.total_steps
         self._plan_for(state["total_steps"])
+        here, saved = self.plan, state.get("plan", self.plan)
+        steps = sorted({*here, *saved}) if self.schedule else ()
+        for step in steps:
+            if not math.isclose(here.get(step, -1.0), saved.get(step, -1.0)):
+                self._plan_for(before)
+                raise ValueError(
+                    f"this state is of another ramp: for step {step} of {state['total_steps']} it "
+                    f"plans {saved.get(step, 'nothing')}, the settings here "
+                    f"{here.get(step, 'nothing')}; resume with the schedule it was saved with"
+                )
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -14,9 +14,19 @@ from torch.sparse._semi_structured_conversions import (
 )
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from kd_prune.pruning import Global, Pruner, Schedule, exact, layerwise
+from kd_prune.pruning import (
+    ERK,
+    Bounded,
+    Global,
+    Pruner,
+    Schedule,
+    Threshold,
+    exact,
+    layerwise,
+)
 from kd_prune.pruning.granularity import Granularity, Joint, chosen, pooled, reached
 from kd_prune.pruning.heads import AttentionHeads
+from kd_prune.pruning.mask import pruned_in
 from kd_prune.pruning.nm import NM
 from kd_prune.pruning.tiles import Block, Heads, Rows
 
@@ -31,6 +41,11 @@ def ones(*shape):
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def taking_a(masks, score, sparsity):
+    """An allocation of one's own."""
+    return {"a": 64, "b": 0}
 
 
 def drawn(draw, shape, elements, dtype=np.float32):
@@ -307,12 +322,52 @@ def test_shapes_are_refused(granularity, shape, message):
 
 
 @pytest.mark.parametrize(("pattern", "final"), [(NM(), "0.5"), (NM(keep=1), "0.75")])
-def test_nm_refuses_more_than_its_pattern(pattern, final):
-    count = round(float(final) * 64) + 1
-    with pytest.raises(ValueError, match=rf"reaches sparsity {final} .* final must be {final}"):
-        pattern(torch.zeros(8, 8), count, ones(8, 8))
-    with pytest.raises(ValueError, match=f"^a: .*final must be {final}"):
-        reached(pattern, {"a": (8, 8)}, {"a": count})
+def test_no_more_than_its_pattern_is_asked_of_nm(pattern, final):
+    weights = {"a": nn.Parameter(randn(8, 8)), "b": nn.Parameter(randn(8, 8, seed=1))}
+    of = {"total_steps": 8, "select": pattern}
+    with pytest.raises(ValueError, match=rf"^a: .*reaches sparsity {final} .*take final={final}"):
+        Pruner(weights, Schedule(final=float(final) + 0.02), **of)
+    assert pruned_in(pattern(weights["a"].detach(), 64, ones(8, 8))) == float(final) * 64
+
+
+@pytest.mark.parametrize("allocation", [Global(), Global(normalized=True), Threshold(), taking_a])
+def test_nm_is_refused_where_one_tensor_may_lose_more_than_its_pattern(allocation):
+    """Though the weights as they are would allow it: the two tensors' scores are alike."""
+    weights = {"a": nn.Parameter(randn(8, 8)), "b": nn.Parameter(randn(8, 8))}
+    with pytest.raises(ValueError, match=r"^a: .*Global: ceiling=0\.5"):
+        Pruner(weights, Schedule(final=0.3), total_steps=8, select=NM(), allocation=allocation)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.3, 0.45, 0.6])
+@pytest.mark.parametrize(
+    "allocation",
+    [layerwise, ERK(power=0.0), Global(ceiling=0.5), Bounded(allocation=Global(), ceiling=0.5)],
+)
+def test_nm_reaches_its_pattern_from_any_zeros_and_along_any_scores(zeros, allocation):
+    weights = {"a": nn.Parameter(randn(8, 8)), "b": nn.Parameter(randn(16, 8, seed=1))}
+    with torch.no_grad():
+        for weight in weights.values():
+            weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)) < zeros] = 0
+    pruner = Pruner(
+        weights, Schedule(final=0.5), total_steps=20, select=NM(), allocation=allocation
+    )
+    for step in range(1, 21):
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.mul_(1.5 if (step % 2) == (name == "a") else 0.5)
+        pruner.update(step)
+        pruner.project()
+    for weight in weights.values():
+        assert (weight.view(-1, 4).count_nonzero(1) <= 2).all()
+
+
+@pytest.mark.parametrize(
+    ("select", "final", "got"), [(Rows(), 0.95, 0.875), (Block(), 0.1, 0.0), (Block(), 0.9, 0.75)]
+)
+def test_a_target_that_groups_miss_by_far_is_warned_of(select, final, got):
+    weight = nn.Parameter(randn(8, 16) if isinstance(select, Rows) else randn(64, 64))
+    with pytest.warns(UserWarning, match=rf"comes to sparsity {got:g} where"):
+        Pruner({"weight": weight}, Schedule(final=final), total_steps=8, select=select)
 
 
 # The conversion checks nothing: what does not fit the pattern is lost on the way there and back.

@@ -373,14 +373,32 @@ def test_a_state_with_regrowth_is_not_loaded_without():
         make_pruner(make_model()).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    "schedule", [Schedule(final=0.9, end=0.5), Schedule(final=0.8), Schedule(final=0.9, begin=0.2)]
+)
+def test_the_state_of_another_ramp_is_refused_and_changes_nothing(schedule):
+    saved = make_pruner(make_model(), Schedule(final=0.9))
+    saved.update(STEPS // 2)
+    pruner = make_pruner(make_model(), schedule)
+    before = copy.deepcopy(pruner.state_dict())
+    with pytest.raises(ValueError, match=r"another ramp: for step \d+ of 20 it plans .*; resume"):
+        pruner.load_state_dict(saved.state_dict())
+    after = pruner.state_dict()
+    assert all(torch.equal(mask, before["masks"][name]) for name, mask in after["masks"].items())
+    assert (after["plan"], after["total_steps"]) == (before["plan"], before["total_steps"])
+    frozen = make_pruner(make_model(), None)
+    frozen.load_state_dict(saved.state_dict())
+    assert not frozen.update(STEPS)
+
+
 def test_what_is_promised_can_be_told_to_the_weight():
     model = make_model()
-    pruner = make_pruner(model, select=Rows())
+    pruner = make_pruner(model, Schedule(final=0.8), select=Rows())
     assert set(pruner.promised.values()) == {0}
     run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     assert pruner.promised == {name: pruned_in(mask) for name, mask in pruner.masks.items()}
-    assert pruner.promised == {"0.weight": 70, "2.weight": 22}  # 10 rows of 11, 2 of 3: one stays
-    resumed = make_pruner(make_model(), select=Rows())
+    assert pruner.promised == {"0.weight": 63, "2.weight": 22}  # 9 rows of 11, 2 of 3: one stays
+    resumed = make_pruner(make_model(), Schedule(final=0.8), select=Rows())
     resumed.load_state_dict(pruner.state_dict())
     assert resumed.promised == pruner.promised
 
@@ -394,7 +412,7 @@ def test_what_was_zero_before_is_promised_too():
     run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     assert pruner.promised == {"0.weight": 70, "2.weight": 16}
     assert pruner.promised == {name: pruned_in(mask) for name, mask in pruner.masks.items()}
-    rows = make_pruner(model, select=Rows())
+    rows = make_pruner(model, Schedule(final=0.7), select=Rows())
     assert rows.promised == {}  # which rows go is not a count's matter, until they went
     run(model, rows, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     assert rows.promised == {name: pruned_in(mask) for name, mask in rows.masks.items()}
