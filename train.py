@@ -181,14 +181,16 @@ def trial_callback(config: DictConfig) -> dict[str, Callback]:
 
 
 def with_task_of(config: DictConfig, folder: Path) -> DictConfig:
-    """The configuration with the task of a run folder, unless the command names one.
+    """The configuration with the task of the run that made `folder`, unless the command names one.
 
     What the command sets of a task (`task.validation=[test]`) goes on top.
 
     Raises:
         ValueError: The folder asks for a call that is not ours; it may be anybody's.
     """
-    theirs = status.read(folder).get("config")
+    from kd_prune.run import run_of
+
+    theirs = status.read(run_of(folder)).get("config")
     given = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
     if "task" in given or not isinstance(theirs, dict):
         return config

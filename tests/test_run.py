@@ -839,7 +839,7 @@ def test_a_model_that_has_one_answer_to_everything_is_named(
     shutil.copytree(done[2]["teacher"]["path"], folder)
     model.save_pretrained(folder)
     run(make_job(tmp_path / "run", teacher=Teacher(path=str(folder))))
-    said = "Every row of validation got the same class, animal: the model learnt nothing"
+    said = "The teacher gives every row of validation the same class, animal: it learnt nothing"
     assert (said in caplog.text) == (not learnt)
 
 

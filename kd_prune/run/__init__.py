@@ -2,7 +2,7 @@
 
 from kd_prune.run.check import PromiseError, full_key
 from kd_prune.run.checkpoint import CheckpointError
-from kd_prune.run.evaluation import evaluate_saved
+from kd_prune.run.evaluation import evaluate_saved, run_of
 from kd_prune.run.job import Job, Student, Teacher, cache_folder
 from kd_prune.run.run import run
 
@@ -16,4 +16,5 @@ __all__ = [
     "evaluate_saved",
     "full_key",
     "run",
+    "run_of",
 ]

@@ -40,7 +40,7 @@ def evaluate_saved(job: Job, path: str) -> dict[str, Any]:
     tokenizer = hf.Pretrained(path=path).tokenizer(key="eval")
     data = hf.load(job.task, tokenizer, cache_folder(job.cache_dir))
     model = load_fine_tuned("eval", path, data)
-    metrics = evaluate(on_one_device(job), data, tokenizer, model)
+    metrics = evaluate(on_one_device(job), data, tokenizer, model, role="model")
     what, scope = counted_scope(path, model)
     report = SparsityReport.count(model, scope)
     result = {
@@ -68,10 +68,21 @@ def evaluate_saved(job: Job, path: str) -> dict[str, Any]:
     return result
 
 
+def run_of(path: Path) -> Path:
+    """The run folder of a saved student, ``<run>/student`` or ``<run>/milestones/0.5``, or itself.
+
+    >>> run_of(Path("/runs/a/milestones/0.5")) == run_of(Path("/runs/a/student"))
+    True
+    """
+    path = path.expanduser().resolve()
+    if path.name == "student":
+        return path.parent
+    return path.parent.parent if path.parent.name == "milestones" else path
+
+
 def counted_scope(path: str, model: PreTrainedModel) -> tuple[str, set[str]]:
     """What of a model is counted as in scope, in words and by name; nothing where it is unknown."""
-    run = Path(path).parent  # <run>/student, or <run>/milestones/0.5
-    scope = recorded_scope((run.parent if run.name == "milestones" else run) / "sparsity.csv")
+    scope = recorded_scope(run_of(Path(path)) / "sparsity.csv")
     if scope and scope <= {name for name, _ in model.named_parameters()}:
         return "in scope", scope
     with suppress(ValueError):  # a family whose layers are not found

@@ -146,7 +146,12 @@ def train(
 
 
 def evaluate(
-    job: Job, data: hf.TaskData, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    job: Job,
+    data: hf.TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    *,
+    role: str,
 ) -> Metrics:
     """Metrics of a model on the validation splits, by name; warns where all rows get one class."""
     module = make_module(job, data, model)
@@ -162,11 +167,12 @@ def evaluate(
     labels = {label for split in validation for label in data.splits[split]["labels"]}
     if data.num_labels > 1 and len(answers) == 1 < len(labels):
         log.warning(
-            "Every row of %s got the same class, %s: the model learnt nothing. More steps "
+            "The %s gives every row of %s the same class, %s: it learnt nothing. More steps "
             "(trainer.max_epochs, teacher.max_epochs) or another learning rate may help "
             "(experiment=recovery_global has both).",
+            role,
             " and ".join(validation),
             data.labels[answers.pop()],
         )
     values = {name: value for row in rows for name, value in row.items()}
-    return {name.removeprefix("val/").split("/dataloader")[0]: v for name, v in values.items()}
+    return {name.removeprefix("val/"): value for name, value in values.items()}

@@ -238,7 +238,7 @@ def judge(
     report = SparsityReport.count(student, scope.select(student).keys() if scope else ())
     if promise:
         verify(promise, report, folder)
-    return evaluate(job, data, tokenizer, student), report
+    return evaluate(job, data, tokenizer, student, role="student"), report
 
 
 def judge_milestone(

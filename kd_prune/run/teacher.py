@@ -35,7 +35,10 @@ def obtain_teacher(
     """The teacher and its metrics: loaded, found again, or fine-tuned under a lock."""
     if job.teacher.path:
         model = load_fine_tuned("teacher.path", job.teacher.path, data)
-        return model, {**evaluate(job, data, tokenizer, model), "path": job.teacher.path}
+        return model, {
+            **evaluate(job, data, tokenizer, model, role="teacher"),
+            "path": job.teacher.path,
+        }
     if job.teacher.batch_size:
         job = replace(job, task=replace(job.task, batch_size=job.teacher.batch_size))
     L.seed_everything(job.seed, verbose=False)
@@ -255,5 +258,5 @@ def fine_tune(
         going_on=if_whole(resume),
     )
     hf.save(model, tokenizer, folder, data.labels)
-    write_json(evaluate(job, data, tokenizer, model), folder / "metrics.json")
+    write_json(evaluate(job, data, tokenizer, model, role="teacher"), folder / "metrics.json")
     resume.unlink(missing_ok=True)

@@ -257,6 +257,8 @@ def no_key(full: str, last: str, parent: Container, conf: Path) -> str:
             meant = sorted(meant, key=lambda key: key.startswith("teacher."))
             shown = [full.removesuffix(last) + k for k in meant if k.count(".") == least][:3]
             return f"{said}; did you mean {' or '.join(shown)}?"
+    if not here:
+        return f"{said} yet; add it with a plus: +{full}=…"
     return f"{said}; there are {', '.join(here)}"
 
 

@@ -137,9 +137,9 @@ def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path
         assert found[key] == trained[key]
     assert f"{100 * trained['sparsity']:.2f} %" in said
 
-    # What the command sets goes on top of the run's own task.
+    # What the command sets goes on top of the run's own task, which its model folder has too.
     code, *_ = call(
-        f"eval={out}",
+        f"eval={out / 'student'}",
         "task.validation=[validation, train]",
         "task.eval_batch_size=7",
         f"hydra.run.dir={tmp_path / 'd'}",
