@@ -40,7 +40,8 @@ try:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from kd_prune.sweep import job, processes, search, settings, status
+    from kd_prune.sweep import processes, search, settings, status
+    from kd_prune.sweep.job import metric, one_of_many, unrecorded
 except ModuleNotFoundError as missing:  # most likely another Python than that of .venv
     sys.exit(
         f"error: {sys.executable} has no package {missing.name}; "
@@ -73,18 +74,18 @@ def main(config: DictConfig) -> float | None:
     try:
         many = HydraConfig.get().mode is RunMode.MULTIRUN
         if config.eval and many:
-            result = job.unrecorded(out, about, lambda: carry_out(config, out))
+            result = unrecorded(out, about, lambda: carry_out(config, out))
         elif config.eval or processes.is_further():  # the first process keeps the records
             result = carry_out(config, out)
         elif many:
             retry = config.sweep.retry_failed
-            result = job.one_of_many(
+            result = one_of_many(
                 out, about, lambda last: carry_out(config, out, last), retry_failed=retry
             )
         else:
             with status.at_work(out, about):
                 result = carry_out(config, out)
-        return job.metric(result, about["monitor"])
+        return metric(result, about["monitor"])
     except Interrupted as interrupted:
         if processes.is_further():
             return None

@@ -133,8 +133,8 @@ def times(
     masks = starts[0][1]["masks"]
     rivals = {name: TopK(weights, masks, after, **options) for name, options in TOPK.items()}
     copies = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
-    projector = Pruner(copies, Schedule(final=0.5), total_steps=1)
-    projector.load_state_dict(pruner.state_dict() | {"total_steps": 1})
+    projector = Pruner(copies, None, total_steps=2)
+    projector.load_state_dict(pruner.state_dict())
     contenders: dict[str, Callable[[], object]] = {
         "layerwise": lambda: pruner.update(2),
         **rivals,

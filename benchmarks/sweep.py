@@ -40,7 +40,7 @@ TASKS = {
     ],
     "stsb": ["teacher.max_epochs=4", "trainer.max_epochs=6"],
 }
-# Each with the learning rate that did it most good on MRPC.
+# Distillation with the rate that did it most good on MRPC; labels with the better of two.
 METHODS = {
     "sparsebert": ["distillation=sparsebert", "optimizer.lr=2e-3"],
     "none": ["distillation=none", "optimizer.lr=3e-4"],

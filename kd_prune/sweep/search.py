@@ -335,7 +335,7 @@ def import_optuna() -> Any:
         optuna = import_module("optuna")
     except ImportError as error:
         raise HydraException(
-            "hparams_search=optuna: Optuna is not installed; pip install 'kd_prune[optuna]'"
+            "hparams_search=optuna: Optuna is not installed; pip install '<clone>[optuna]'"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -199,7 +199,7 @@ def test_without_optuna_one_line_says_what_to_install(call, tmp_path, monkeypatc
     search.import_optuna.cache_clear()
     assert code == 1
     assert err.strip() == (
-        "error: hparams_search=optuna: Optuna is not installed; pip install 'kd_prune[optuna]'"
+        "error: hparams_search=optuna: Optuna is not installed; pip install '<clone>[optuna]'"
     )
 
 
