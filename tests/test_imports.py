@@ -28,6 +28,8 @@ ALONE = {f"kd_prune.pruning.{name}" for name in ("schedule", "criterion", "scope
 THEIRS = {
     "kd_prune.pruning": {"torch", "numpy"},
     "kd_prune.distillation": {"torch"},
+    # torchmetrics comes with Lightning.
+    "kd_prune.lit": {"torch", "numpy", "lightning", "torchmetrics"},
 }
 # Package → the only places that may import it.
 ONLY_IN = {
