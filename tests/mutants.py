@@ -52,6 +52,22 @@ MUTANTS = [
         "tests/pruning/test_schedule.py",
     ),
     Mutant(
+        "a state goes on with any ramp",
+        "pruning/pruner.py", "        self._same_ramp(state)\n", "",
+        PRUNER,
+    ),
+    Mutant(
+        "a pattern is asked for more than it has",
+        "pruning/nm.py", "count = self.reachable(count, scores.shape)", "pass",
+        "tests/pruning/test_granularity.py",
+    ),
+    Mutant(
+        "an allocation is tried with today's scores only",
+        "pruning/pruner.py", "refuse_out_of_reach(self.select, worst,",
+        "refuse_out_of_reach(self.select, self._counts(final),",
+        "tests/pruning/test_granularity.py",
+    ),
+    Mutant(
         "ties are kept by the wrong end",
         "pruning/mask.py", "ties[-spared:]", "ties[:spared]",
         "tests/pruning/test_mask.py",
