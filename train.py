@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import traceback
@@ -240,16 +242,36 @@ def description(config: DictConfig) -> dict[str, Any]:
 def quiet() -> None:
     """Keep libraries from talking between the progress bars; users' warnings still come through."""
     from datasets import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # logs, in lines, what it raises
+    logging.getLogger("huggingface_hub.utils._http").addFilter(OneForAllTries())
+    hub_logging.disable_propagation()  # it has a handler of its own
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         disable_progress_bars()
     # Lightning 2.6 asks torch's tree for leaves the old way: news for its authors.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+
+
+class OneForAllTries(logging.Filter):
+    """Says once that the hub does not answer, where it would be said at each try for each file."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is printed; the first one that is, in other words."""
+        message = record.getMessage()
+        if "thrown while requesting" in message:
+            return False
+        if not message.startswith("Retrying in"):
+            return True
+        before, self.said = self.said, True
+        record.msg, record.args = "The hub does not answer; trying on for up to a minute", ()
+        return not before
 
 
 def no_folder(error: OSError) -> str:
@@ -271,8 +293,22 @@ def no_folder(error: OSError) -> str:
 def how_to_go_on(saved: Path, out: Path) -> str:
     """The command that continues; a sweep finds its checkpoints, and anyone finds a teacher's."""
     if saved.parent == out and HydraConfig.get().mode is not RunMode.MULTIRUN:
-        return f"To go on, give the same command with ckpt_path={saved}"
+        return f"To go on, give the same command with {pasteable(f'ckpt_path={saved}')}"
     return "To go on, give the same command again"
+
+
+def pasteable(override: str) -> str:
+    """An override as a shell and Hydra both take it.
+
+    >>> pasteable("ckpt_path=/runs/a/last.ckpt")
+    'ckpt_path=/runs/a/last.ckpt'
+    >>> print(pasteable("ckpt_path=/my runs/lr=1/last.ckpt"))
+    'ckpt_path="/my runs/lr=1/last.ckpt"'
+    """
+    key, _, value = override.partition("=")
+    if not re.fullmatch(r"[\w./:+-]*", value):
+        value = '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))
+    return shlex.quote(f"{key}={value}")
 
 
 def completed(arguments: list[str]) -> list[str]:

@@ -289,6 +289,11 @@ def test_jobs_of_a_sweep_have_folders_of_their_own():
     assert folder("task.path=${nowhere}") not in folders
 
 
+def test_runs_that_start_together_have_folders_of_their_own():
+    folders = {compose("train", return_hydra_config=True).hydra.run.dir for _ in range(20)}
+    assert len(folders) == 20
+
+
 def test_a_sweep_is_found_by_its_command():
     def sweep(*overrides: str) -> str:
         config = compose("train", overrides=list(overrides), return_hydra_config=True)

@@ -42,7 +42,11 @@ class Objective:
                 )
         self.terms = {name: term for name, term in terms.items() if term.weight > 0}
         if not self.terms:
-            raise ValueError("the objective has no term of weight above 0: nothing to learn from")
+            shown = [f"terms.{name}.weight={term.weight:g}" for name, term in terms.items()]
+            raise ValueError(
+                f"{shown[0] if shown else 'terms.*'}: no term has a weight above 0, so there is "
+                "nothing to learn from; give one such a weight"
+            )
         self.requires = frozenset[str]({"logits"}).union(*(t.requires for t in self.terms.values()))
         self.needs_teacher = any(term.of_teacher for term in self.terms.values())
 

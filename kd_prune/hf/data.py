@@ -31,6 +31,8 @@ from kd_prune import whole
 from kd_prune.hf.models import SEGMENTS, unreachable
 from kd_prune.hf.tasks import Task
 
+log = logging.getLogger(__name__)
+
 TEXT = ("string", "large_string", "string_view")
 LABELS = (*TEXT, "int", "uint", "float", "decimal", "bool", "null")
 NO_ROWS = (  # as datasets and pandas say it
@@ -91,6 +93,7 @@ def load(
     for split, dataset in rows.items():
         targets = target_values(task, split, dataset, classes)
         columns = dataset.select_columns(list(task.text))
+        tell_of_missing_texts(columns, split)
         own = rows_hash(columns, targets)
         key = content_hash(own, tokenizer, inputs, task.max_length)
         as_read.update(f"{split}:{key}".encode())
@@ -180,10 +183,15 @@ def split_file(task: Task, folder: Path, split: str) -> Path:
                 if file.suffix not in FORMATS:
                     raise ValueError(f"task.files.{split}={file.name}: expected {list(FORMATS)}")
                 return file
+    others = sorted(file.name for place in folders for file in place.glob(f"{split}.*"))
     wanted = files.get(split, f"{split}.parquet, .csv, .jsonl or .json")
     raise ValueError(
         f"task.path={task.path}: found no {wanted} in {' or '.join(map(str, folders))}; "
-        f"name the file: 'task.files={{{split}: <file>}}'"
+        + (
+            f"{others[0]} is of none of these formats, so convert it"
+            if others and split not in files
+            else f"name the file: 'task.files={{{split}: <file>}}'"
+        )
     )
 
 
@@ -406,6 +414,20 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> bytes:
             kept.pop(of_the_loading, None)
         settings.write_text(json.dumps(kept, sort_keys=True))
         return b"".join(file.read_bytes() for file in files if file.is_file())
+
+
+def tell_of_missing_texts(columns: Dataset, split: str) -> None:
+    """Warn of rows without a text, which is read as an empty one."""
+    table = columns.with_format("arrow")[:]
+    for column in columns.column_names:
+        if missing := table.column(column).null_count:
+            log.warning(
+                "task.text=%s: %d of %d rows of the %s split have none; it is read as empty",
+                column,
+                missing,
+                len(columns),
+                split,
+            )
 
 
 def tokenise(

@@ -100,9 +100,12 @@ def folder_or_id(path: str) -> str:
 
 def unreachable(key: str, path: str, error: Exception) -> ValueError:
     """One line for whatever the hub or the disk said."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
     if Path(path).is_dir():
-        return ValueError(f"{key}={path}: the folder cannot be read ({reason})")
+        return ValueError(
+            f"{key}={path}: the folder cannot be read ({reason}); it has to hold config.json, "
+            "weights and a tokenizer, as save_pretrained writes them"
+        )
     if Path(path).is_file():
         return ValueError(f"{key}={path}: a file; pass the folder it is in, {key}=<folder>")
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # no id of the hub
@@ -142,6 +145,11 @@ def encoder_scope(model: PreTrainedModel) -> Scope:
         for name, module in layer.named_modules()
         if isinstance(module, nn.Linear)
     }
+    if not linears:
+        raise ValueError(
+            f"model_type={model.config.model_type}: its layers hold no Linear weights; name what "
+            "to prune, model.scope='{_target_: kd_prune.pruning.Scope, include: [\"*.weight\"]}'"
+        )
     return Scope(include=sorted(linears))
 
 
@@ -218,8 +226,8 @@ def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedToke
     if ours != theirs:
         word = min(w for w in ours.keys() | theirs.keys() if ours.get(w) != theirs.get(w))
         raise ValueError(
-            f"teacher.path: the teacher's vocabulary has {theirs.get(word)} for {word!r}, the "
-            f"student's {ours.get(word)}; take a teacher with the student's vocabulary"
+            f"teacher.path={teacher.name_or_path}: the teacher's vocabulary has {theirs.get(word)} "
+            f"for {word!r}, the student's {ours.get(word)}; take a teacher with the student's"
         )
     ours, theirs = (tokens(PROBE, PROBE)["input_ids"] for tokens in (student, teacher))
     if ours != theirs:  # cased and uncased, for one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning.pytorch as L
@@ -26,6 +27,16 @@ class NonFiniteError(RuntimeError):
     def __init__(self, found: str, remedy: str = "try a lower learning rate") -> None:
         super().__init__(f"{found}; {remedy}")
         self.found = found
+
+
+@dataclass(frozen=True)
+class _Aside:
+    """A model that is no child of the module: copies of the module, as for averages, share it."""
+
+    model: nn.Module | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Aside:
+        return self
 
 
 class DistillModule(L.LightningModule):
@@ -72,15 +83,13 @@ class DistillModule(L.LightningModule):
         self.objective = objective
         self._forward = forward
         self._optimizer = optimizer
-        # In a tuple: a module assigned as an attribute would be registered as a child.
-        self._teacher = (teacher if objective.needs_teacher else None,)
+        self._teacher = _Aside(teacher if objective.needs_teacher else None)
         prefixes = ["val/", *(f"val/{name}/" for name in validation[1:])]
         self.metrics = nn.ModuleList([metrics.clone(prefix=prefix) for prefix in prefixes])
 
     def on_fit_start(self) -> None:
         """Put the teacher in eval mode on this module's device, in the trainer's precision."""
-        (teacher,) = self._teacher
-        if teacher:
+        if teacher := self._teacher.model:
             teacher = self.trainer.precision_plugin.convert_module(teacher)
             teacher.requires_grad_(False).eval().to(self.device)
 
@@ -92,8 +101,7 @@ class DistillModule(L.LightningModule):
         """
         student = self._forward(self.student, batch, self.objective.requires)
         taught = None
-        (teacher,) = self._teacher
-        if teacher:
+        if teacher := self._teacher.model:
             with torch.no_grad():
                 taught = self._forward(teacher, batch, self.objective.requires)
         total, losses = self.objective(student, taught, batch)

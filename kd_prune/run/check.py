@@ -226,6 +226,10 @@ def checked_trainer(job: Job) -> L.Trainer:
         settings = getattr(job.trainer, "keywords", {})
         words = set(re.findall(r"\w+", str(error).lower()))
         named = [f".{name}={value}" for name, value in settings.items() if name in words]
+        if (asked := settings.get("accelerator")) in words:
+            raise ValueError(
+                f"trainer.accelerator={asked}: {error} Take trainer.accelerator=auto"
+            ) from error
         raise ValueError(f"trainer{named[0] if len(named) == 1 else ''}: {error}") from error
     for name in NEVER_ZERO:
         if getattr(trainer, name) == 0:

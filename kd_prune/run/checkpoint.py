@@ -46,10 +46,15 @@ def load_checkpoint(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"ckpt_path={path}: no such file") from error
+        raise CheckpointError(
+            f"ckpt_path={path}: no such file; name a run folder that holds a last.ckpt"
+        ) from error
     except Exception as error:  # torch raises a different type for each way to be broken
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"ckpt_path={path}: truncated or no checkpoint ({reason})") from error
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise CheckpointError(
+            f"ckpt_path={path}: truncated or no checkpoint{reason}; name another, or begin anew "
+            "without ckpt_path"
+        ) from error
 
 
 OF_THE_FIT = ("teacher", "student", "sparsity", "distillation", "optimizer")
@@ -104,7 +109,10 @@ def read_checkpoint(
     state = checkpoint.get("state_dict", {}) if isinstance(checkpoint, dict) else {}
     wanted = {f"student.{name}": tensor.shape for name, tensor in student.state_dict().items()}
     if {name: t.shape for name, t in state.items() if name.startswith("student.")} != wanted:
-        raise CheckpointError(f"ckpt_path={path}: not a checkpoint of this student (other weights)")
+        raise CheckpointError(
+            f"ckpt_path={path}: not a checkpoint of this student (other weights); take the model "
+            "that it was saved with, or begin anew without ckpt_path"
+        )
     pruned = any(key.startswith("SparsityCallback") for key in checkpoint.get("callbacks", {}))
     if pruned != (job.sparsity is not None):
         kinds = ("dense", "pruned")

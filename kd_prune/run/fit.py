@@ -168,8 +168,8 @@ def evaluate(
     if data.num_labels > 1 and len(answers) == 1 < len(labels):
         log.warning(
             "The %s gives every row of %s the same class, %s: it learnt nothing. More steps "
-            "(trainer.max_epochs, teacher.max_epochs) or another learning rate may help "
-            "(experiment=recovery_global has both).",
+            "(trainer.max_epochs, teacher.max_epochs) or another learning rate may help; "
+            "experiment=recovery_global is made for few steps.",
             role,
             " and ".join(validation),
             data.labels[answers.pop()],

@@ -106,9 +106,11 @@ def check_types(value: Any, hint: Any = None, key: str = "") -> None:
     kinds = [get_origin(option) or option for option in options]
     made = isinstance(value, dict) and "_target_" in value  # what it makes can be anything
     if not made and all(map(tellable, kinds)) and not fits(value, kinds):
-        words = (EXPECTED.get(kind, f"a {kind.__name__} (_target_: …)") for kind in kinds)
+        words = [EXPECTED.get(kind, f"a {kind.__name__} (_target_: …)") for kind in kinds]
         shown = "null" if value is None else value
         said = f"{key}={shown}: expected {' or '.join(dict.fromkeys(words))}"
+        if "a list" in words and isinstance(value, str | int | float):
+            said += f", {key}=[{shown}]"
         if isinstance(value, str) and Callable in kinds:
             own = f"{{_target_: hydra.utils.get_method, path: {value}}}"
             option = f"an option is chosen with a slash, {key.replace('.', '/')}={value}"

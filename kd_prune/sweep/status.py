@@ -31,8 +31,8 @@ def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
 
     At its end the state is ``finished``, after an exception ``failed`` (or its own `state`), after
     any other end that Python hears of ``interrupted``; a process that was killed leaves
-    ``running``, and a lock that is free. A command that is refused before it touches the results of
-    a finished run leaves that run's status beside them.
+    ``running``, and a lock that is free. A command that ends before it touches the results of a
+    finished run leaves that run's status beside them.
 
     Args:
         folder: The run folder.
@@ -46,22 +46,24 @@ def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
         lock = FileLock(folder / LOCK)
         lock.acquire(timeout=1)  # who only looks whether it is held lets go at once
     except Timeout as error:
-        raise AtWorkError(f"{folder}: another process is at work in this run folder") from error
-    before, result = read(folder), _stamp(folder / RESULT)
+        raise AtWorkError(
+            f"{folder}: another process is at work in this run folder; wait for it, or take "
+            "another, hydra.run.dir=<folder>"
+        ) from error
+    before, result = read(folder), _result(folder)
     known = {**about, "started": now(), "host": socket.gethostname(), "pid": os.getpid()}
     with lock:
         lock.release()  # `with` took it once more
         write(folder, "running", known)
         try:
             yield
-        except Exception as error:
-            if before.get("state") == "finished" and result and _stamp(folder / RESULT) == result:
-                _write(folder, before)
-                raise
-            write(folder, getattr(error, "state", "failed"), known, reason=reason(error))
-            raise
         except BaseException as error:
-            write(folder, "interrupted", known, reason=reason(error))
+            if before.get("state") == "finished" and result and _result(folder) == result:
+                _write(folder, before)
+            elif isinstance(error, Exception):
+                write(folder, getattr(error, "state", "failed"), known, reason=reason(error))
+            else:
+                write(folder, "interrupted", known, reason=reason(error))
             raise
         write(folder, "finished", known)
 
@@ -76,13 +78,12 @@ def _write(folder: Path, status: Mapping[str, Any]) -> None:
     whole.write(folder / FILE, json.dumps(status, indent=2, default=str) + "\n")
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes with every new file of that name; None where there is none."""
+def _result(folder: Path) -> Any:
+    """What ``result.json`` says; None where there is none that can be read."""
     try:
-        found = path.stat()
-    except FileNotFoundError:
+        return json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
         return None
-    return found.st_mtime_ns, found.st_ino
 
 
 def read(folder: Path) -> dict[str, Any]:

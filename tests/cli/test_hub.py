@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import random
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kd_prune.hf.tiny import make_model
+from train import OneForAllTries
 
 from .hub import serving
 from .script import SCRIPT
@@ -38,6 +40,18 @@ dataset_info:
 README = (SCRIPT.parent / "README.md").read_text()
 ON_REAL_TASKS = re.findall(r"^python train\.py (.*task=mrpc.*)$", README, flags=re.MULTILINE)
 SMALL = ("task.batch_size=16", "trainer.max_epochs=1", "teacher.max_epochs=1", "sparsity.updates=2")
+
+
+def test_that_the_hub_does_not_answer_is_said_once(caplog):
+    there = logging.getLogger("hub")
+    there.addFilter(OneForAllTries())
+    for wait in (1, 2):
+        there.warning(f"'[Errno -2] no name' thrown while requesting HEAD {wait}")
+        there.warning(f"Retrying in {wait}s [Retry {wait}/5].")
+    there.warning("Something else")
+    assert caplog.messages == [
+        "The hub does not answer; trying on for up to a minute", "Something else",
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

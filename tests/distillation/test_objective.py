@@ -119,7 +119,7 @@ def test_a_weight_that_is_none_raises(weight):
 
 @pytest.mark.parametrize("terms", [{}, {"hard_labels": HardLabels(weight=0.0)}])
 def test_nothing_to_learn_from_raises(terms):
-    with pytest.raises(ValueError, match="no term of weight above 0"):
+    with pytest.raises(ValueError, match="no term has a weight above 0"):
         Objective(terms)
 
 

@@ -204,10 +204,13 @@ def test_whole_numbers_beside_a_split_of_text(tmp_path, tokenizer, train, number
     assert (found.labels, labels_of(found, "validation")) == (tuple(train), targets)
 
 
-def test_a_missing_text_is_an_empty_one(tmp_path, tokenizer):
-    for split in ("train", "validation"):
-        write(tmp_path, split, rows([0, 1], [None, *TEXTS[1:]]))
+def test_a_missing_text_is_an_empty_one(tmp_path, tokenizer, caplog):
+    for split, text in (("train", None), ("validation", "")):
+        write(tmp_path, split, rows([0, 1], [text, *TEXTS[1:]]))
     found = load(task(tmp_path), tokenizer, tmp_path / "cache")
+    assert caplog.messages == [
+        "task.text=text: 1 of 2 rows of the train split have none; it is read as empty"
+    ]
     assert found.splits["train"]["input_ids"][0] == tokenizer("")["input_ids"]
 
 
@@ -343,6 +346,9 @@ def test_missing_files_are_refused(folder, tokenizer, tmp_path):
         load(task(folder), tokenizer, tmp_path / "cache")
     with pytest.raises(ValueError, match=r"found no dev\.csv .*task\.files=\{validation: "):
         load(task(folder, files={"validation": "dev.csv"}), tokenizer, tmp_path / "cache")
+    (folder / "validation.tsv").write_text("fox")
+    with pytest.raises(ValueError, match=r"no validation\.parquet.*validation\.tsv .* convert it$"):
+        load(task(folder), tokenizer, tmp_path / "cache")
     (folder / "dev.txt").write_text("fox")
     with pytest.raises(ValueError, match=r"task\.files\.validation=dev\.txt: expected .*parquet"):
         load(task(folder, files={"validation": "dev.txt"}), tokenizer, tmp_path / "cache")

@@ -54,6 +54,8 @@ def test_an_earlier_folder_is_replaced_whole(pretrained, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         file.name for file in folder.iterdir()
     }
+    # Who shares a folder can read all of it: safetensors writes for the owner alone.
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
     assert list(tmp_path.iterdir()) == [folder]
 
 

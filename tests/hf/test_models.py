@@ -270,7 +270,9 @@ def test_a_pair_that_does_not_fit_raises(changes, message):
 
 def test_the_same_words_in_another_order_are_another_vocabulary():
     check_vocabularies(tokenizer(), tokenizer())
-    with pytest.raises(ValueError, match=r"^teacher.path: .* has \d+ for '.*', the student's \d+;"):
+    with pytest.raises(
+        ValueError, match=r"^teacher.path=.*: .* has \d+ for '.*', the student's \d+;"
+    ):
         check_vocabularies(tokenizer(), tokenizer(reversed(VOCABULARY)))
 
 

@@ -72,8 +72,15 @@ def test_a_teacher_nobody_reads_is_not_run(tmp_path, terms):
 
 def test_it_can_be_sent_to_another_process_teacher_and_all():
     module = pickle.loads(pickle.dumps(make_module()))  # noqa: S301 (of our own making)
-    (teacher,) = module._teacher
-    assert torch.equal(teacher.head.weight, Toy(seed=7).head.weight)
+    assert torch.equal(module._teacher.model.head.weight, Toy(seed=7).head.weight)
+
+
+def test_a_copy_of_it_learns_from_the_same_teacher():
+    teacher = Toy(seed=7)
+    module = make_module(teacher=teacher)
+    averaged = copy.deepcopy(module)
+    assert averaged._teacher.model is teacher
+    assert averaged.student is not module.student
 
 
 def test_a_missing_teacher_is_refused():
