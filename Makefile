@@ -32,8 +32,9 @@ demo-ablation: $(RUN)  ## the same with and without distillation and one-shot, t
 smoke: $(RUN)  ## every stage in under 30 s, offline; fails if the result is not as promised
 	$(BIN)/python train.py experiment=smoke $(ARGS)
 
+# Files in their own order: xdist would take those with few tests last, which are the longest.
 test: $(DEV)  ## the whole test suite; ARGS go to pytest
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(DEV)  ## ruff: rules and format
 	$(BIN)/ruff check .
