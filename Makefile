@@ -40,8 +40,8 @@ lint: $(DEV)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-faults: $(DEV)  ## sweeps killed twenty times, out of time on Slurm, a full disk; six minutes
-	$(BIN)/python -m pytest -m slow tests/faults $(ARGS)
+faults: $(DEV)  ## sweeps killed twenty times, out of time on Slurm, a full disk; seven minutes
+	$(BIN)/python -m pytest -m slow tests/faults tests/cli/test_ddp.py $(ARGS)
 
 mutants: $(DEV)  ## faults put into the code one at a time: do the tests notice?
 	$(BIN)/python tests/mutants.py

@@ -48,7 +48,9 @@ def test_a_sweep_of_jobs_with_two_processes_each(cache, tmp_path):
         assert len(list(csv.DictReader(file))) == 2
 
 
-@pytest.mark.parametrize("whom", ["the first process", "the group"])
+@pytest.mark.parametrize(
+    "whom", [pytest.param("the first process", marks=pytest.mark.slow), "the group"]
+)
 def test_interrupted_in_two_processes(cache, tmp_path, whom):
     """Both stop at the same step, whoever got the signal, and the same command goes on."""
     sweep = tmp_path / "sweep"
