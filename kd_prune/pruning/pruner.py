@@ -160,9 +160,9 @@ class Pruner:
         most = reached(self.select, shapes, sizes)
         if most != sizes:
             # Whatever scores will be: here each tensor's are all below the next one's.
-            levels = {name: float(level) for level, name in enumerate(shapes)}
             dense = self._each(lambda weight: torch.ones_like(weight, dtype=torch.bool))
-            worst = self._counts(final, dense, lambda name: torch.full(shapes[name], levels[name]))
+            level = {name: float(place) for place, name in enumerate(dense)}
+            worst = self._counts(final, dense, lambda name: dense[name] * level[name])
             refuse_out_of_reach(self.select, worst, most, sizes)
         counts = self._counts(final)
         gone = {name: pruned_in(mask) for name, mask in self._rivals().items()}
