@@ -52,6 +52,11 @@ MUTANTS = [
         "tests/pruning/test_schedule.py",
     ),
     Mutant(
+        "weights that are no numbers are ranked",
+        "pruning/pruner.py", "if holds_nan(magnitudes):", "if False:",
+        PRUNER,
+    ),
+    Mutant(
         "a state goes on with any ramp",
         "pruning/pruner.py", "        self._same_ramp(state)\n", "",
         PRUNER,

@@ -87,9 +87,12 @@ def exact(scores: Tensor, count: int, kept: Tensor) -> Tensor:
     # mask where it stays: no further pass over the scores (an update is 1.3 times as fast).
     for low, high in brackets(lambda: [(scores, kept)], more, here):
         mask = hits(scores, operator.gt, high, kept)
-        reached = kept if low == -math.inf else hits(scores, operator.ge, low, kept)
+        reached, falling = kept, 0
+        if low > -math.inf:
+            reached = hits(scores, operator.ge, low, kept)
+            falling = here - count_true(reached)
         between = places(reached ^ mask)
-        staying = scores.numel() - count - count_true(mask)
+        staying = len(between) - (more - falling)
         if 0 <= staying <= len(between):  # else the sample misled
             break
     if staying:
@@ -100,7 +103,7 @@ def exact(scores: Tensor, count: int, kept: Tensor) -> Tensor:
         if spared:
             ties = places(hits(values, operator.eq, threshold))  # in index order
             stay[ties[-spared:]] = True
-        mask.view(-1).numpy()[pick(between, stay).numpy()] = True
+        mask.view(-1).numpy()[at(between, places(stay)).numpy()] = True
     return mask
 
 
@@ -151,11 +154,8 @@ def brackets(parts: Parts, n: int, size: int) -> Iterator[tuple[float, float]]:
     and a half standard deviations, ``√(p·(1 - p)·m)``. The second take four times d, the last are
     infinite. (To be misled once in 80 times costs less than what wider brackets hold.)
     """
-    sample = []
-    for scores, kept in parts():
-        # A prime stride: one that divides the width would look at a few columns only.
-        sample.append(pick(scores.flatten()[::61], kept.flatten()[::61]))
-    values = torch.cat(sample)
+    # A prime stride: one that divides the width would look at a few columns only.
+    values = torch.cat([at(scores, places(kept.flatten()[::61]) * 61) for scores, kept in parts()])
     mean = n / size * len(values)
     for deviations in (2.5, 10.0):
         margin = deviations * math.sqrt(mean * (1 - n / size)) + 1
@@ -183,17 +183,6 @@ def hits(
     return found if kept is None else found.logical_and_(kept)
 
 
-def pick(scores: Tensor, mask: Tensor) -> Tensor:
-    """The scores where the mask is True, flat.
-
-    >>> pick(torch.tensor([3.0, 1.0]), torch.tensor([False, True]))
-    tensor([1.])
-    """
-    if on_cpu(scores):
-        return torch.from_numpy(scores.numpy().compress(mask.numpy().ravel()))
-    return scores[mask]
-
-
 def places(mask: Tensor) -> Tensor:
     """Flat indices of what is True, rising.
 
@@ -212,6 +201,16 @@ def places(mask: Tensor) -> Tensor:
     found = some.take(within >> 3) * 8 + (within & 7)
     rest = np.flatnonzero(flags[whole:]) + whole
     return torch.from_numpy(np.concatenate((found, rest)))
+
+
+def holds_nan(scores: Tensor) -> bool:
+    """Whether any is NaN.
+
+    >>> holds_nan(torch.tensor([1.0, math.nan])), holds_nan(torch.tensor([math.inf, -math.inf]))
+    (True, False)
+    """
+    # NaN makes the sum NaN, as inf - inf does. Of values just computed it takes a quarter of `max`.
+    return bool(scores.sum().isnan()) and bool(scores.isnan().any())
 
 
 def at(scores: Tensor, indices: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from operator import index
 from typing import Any
 
@@ -23,7 +24,16 @@ from kd_prune.pruning.granularity import (
     reached,
     refuse_out_of_reach,
 )
-from kd_prune.pruning.mask import Allocation, Counts, Masks, Score, Select, exact, pruned_in
+from kd_prune.pruning.mask import (
+    Allocation,
+    Counts,
+    Masks,
+    Score,
+    Select,
+    exact,
+    holds_nan,
+    pruned_in,
+)
 from kd_prune.pruning.plan import PlannedTensor, PruningPlan
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Plan, Schedule, check_function, update_plan
@@ -276,29 +286,24 @@ class Pruner:
         due = bisect_right(self._plan_steps, step)
         if not due or self._plan_steps[due - 1] <= self._updated_at:
             return False
-        for name, weight in self.parameters.items():
-            if weight.max().isnan():  # max passes NaN on, and is one cheap read
-                raise ValueError(
-                    f"{name} holds NaN at step {step}, so its weights cannot be ranked: training "
-                    "has diverged; lower the learning rate or clip the gradients"
-                )
         at = self._plan_steps[due - 1]
-        rivals = self._rivals()
-        counts = self._counts(self.plan[at], rivals)
-        masks = chosen(self.select, rivals, self._score, counts)
-        # Magnitudes of weights that are numbers can be ranked, and `exact` is known to nest: taken
-        # as they come, two passes less over the masks, an update is 1.1 times as fast.
+        rivals, score = self._rivals(), partial(self._score, step=step)
+        counts = self._counts(self.plan[at], rivals, score)
+        # All before the first one counts: this may fail.
+        masks = dict(chosen(self.select, rivals, score, counts))
+        # Masks of `exact` are new, nested bools: two passes less over them, and an update is 1.1
+        # times as fast.
         simple = self.criterion is magnitude and self.select is exact and not self.regrow
-        if not simple:  # all before the first one counts: this may fail
-            masks = iter([(name, self._nested(name, mask, at)) for name, mask in masks])
+        if not simple:
+            masks = {name: self._nested(name, mask, at) for name, mask in masks.items()}
         self._updated_at, self.target = at, self.plan[at]
         if self.promised:
             self.promised = self._to_go(counts, self.promised)
-        for name, mask in masks:
+        for name, mask in masks.items():
             if agree:
                 agree(mask)
             if simple:
-                self.masks[name].copy_(mask)
+                self.masks[name] = mask
             else:
                 self._change(name, mask)
         groups = isinstance(self.select, Granularity | Joint)
@@ -363,10 +368,17 @@ class Pruner:
         weight = self.parameters[name].detach()
         return weight.where(self.masks[name], self._asleep[name]) if self._asleep else weight
 
-    def _score(self, name: str) -> Tensor:
+    def _score(self, name: str, step: int | None = None) -> Tensor:
         value = self._value(name)
-        if self.criterion is magnitude:  # fits, and is NaN only where the weight is
-            return magnitude(value).float()
+        magnitudes = magnitude(value).float()
+        if holds_nan(magnitudes):
+            where = "" if step is None else f" at step {step}"
+            raise ValueError(
+                f"{name} holds NaN{where}, so its weights cannot be ranked: training has diverged; "
+                "lower the learning rate or clip the gradients"
+            )
+        if self.criterion is magnitude:
+            return magnitudes
         if isinstance(self.criterion, StatefulCriterion):
             score = self.criterion(value, self._memory[name])
         else:
@@ -377,7 +389,7 @@ class Pruner:
                 f"criterion={self.criterion}: gives scores of shape {shape} for {name}; expected "
                 f"the weight's, {tuple(value.shape)}"
             )
-        if score.max().isnan():
+        if holds_nan(score):
             raise ValueError(
                 f"criterion={self.criterion}: gives NaN for {name}, so its weights cannot be ranked"
             )

@@ -188,6 +188,8 @@ def test_nan_is_refused_by_name(allocation):
     assert not pruner.update(1)
     with pytest.raises(ValueError, match=rf"2\.weight holds NaN at step {min(PLAN)}, .* diverged"):
         pruner.update(min(PLAN))
+    assert pruner.target == 0.0
+    assert all(mask.all() for mask in pruner.masks.values())  # those before it too
 
 
 def test_infinite_weights_can_be_ranked():
