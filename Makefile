@@ -29,11 +29,11 @@ demo: $(RUN)  ## prune 95 % of a tiny BERT while it learns; offline, under 90 s,
 demo-ablation: $(RUN)  ## the same with and without distillation and one-shot, three seeds each
 	$(BIN)/python benchmarks/ablation.py $(ARGS)
 
-smoke: $(RUN)  ## every stage in under 30 s, offline; fails if the result is not as promised
+smoke: $(RUN)  ## every stage in under 30 s, offline; fails if the result is not as expected
 	$(BIN)/python train.py experiment=smoke $(ARGS)
 
-# Files in their own order: xdist would take those with few tests last, which are the longest.
-test: $(DEV)  ## the whole test suite; ARGS go to pytest
+# Files in order of their names: xdist would put those with few tests last, which take longest.
+test: $(DEV)  ## all tests except the slow ones; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(DEV)  ## ruff: rules and format
@@ -43,13 +43,13 @@ lint: $(DEV)  ## ruff: rules and format
 faults: $(DEV)  ## sweeps killed twenty times, out of time on Slurm, a full disk; seven minutes
 	$(BIN)/python -m pytest -m slow tests/faults tests/cli/test_ddp.py $(ARGS)
 
-mutants: $(DEV)  ## faults put into the code one at a time: do the tests notice?
-	$(BIN)/python tests/mutants.py
+mutants: $(DEV)  ## mutation tests: put faults into the code one at a time, do the tests notice?
+	$(BIN)/python tools/mutants.py
 
 types: $(DEV)  ## mypy, strict
 	$(BIN)/mypy kd_prune
 
-format: $(DEV)  ## let ruff repair what it can
+format: $(DEV)  ## ruff: fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -59,11 +59,11 @@ bench-masks: $(RUN)  ## time of a mask update and of projection at BERT-base's s
 bench-steps: need-MODEL $(RUN)  ## time of a step, plain against distilled and pruned: MODEL=
 	$(BIN)/python benchmarks/step_time.py --model "$(MODEL)" $(ARGS)
 
-bench-peers: $(RUN)  ## this callback beside Lightning's, torch.ao's and torchao's; rewrites docs/why.md
+bench-peers: $(RUN)  ## comparison with Lightning's, torch.ao's and torchao's pruning; rewrites docs/why.md
 	$(BIN)/python -m pip --disable-pip-version-check install -q --no-deps torchao==0.18.0
 	$(BIN)/python benchmarks/peers.py --write $(ARGS)
 
-bench-recipe: need-DATA $(RUN)  ## what buys most on MRPC at 95 %, hours: DATA= and MODEL=
+bench-recipe: need-DATA $(RUN)  ## effect of single settings on MRPC at 95 %, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/recipe.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task>/train.parquet, MODEL= optional
@@ -80,7 +80,7 @@ clean:  ## remove .venv and the tools' caches; outputs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 need-%:
-	@test -n "$($*)" || { echo "error: $* is missing; say: make $(firstword $(MAKECMDGOALS)) $*=<folder>" >&2; exit 1; }
+	@test -n "$($*)" || { echo "error: $* is missing; run: make $(firstword $(MAKECMDGOALS)) $*=<folder>" >&2; exit 1; }
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -88,7 +88,7 @@ $(BIN)/pip:
 			"name another: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Torch on its own and first: from its pinned version the rest takes no other build of it.
+# Torch is installed first, so that the other packages do not bring another build of it.
 $(RUN): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing the pinned packages into $(VENV); this happens once and takes a few minutes."
 	$(PIP) install -q -c constraints.txt torch

@@ -1,8 +1,9 @@
-"""What distillation and gradual pruning buy on the embedded task: ``make demo-ablation``.
+"""Effect of distillation and of gradual pruning on the embedded task: ``make demo-ablation``.
 
-Teacher and students take the same steps, three seeds each; a table after every run. Figures go to
-``outputs/ablation.json``; with ``ARGS=--keep`` to ``benchmarks/results/ablation.json``, which the
-README's are from. Overrides go to every run: ``ARGS="trainer.max_epochs=12"``.
+Teacher and students take the same number of steps, with three seeds each; the table is printed
+after every run. Figures are written to ``outputs/ablation.json``; with ``ARGS=--keep`` to
+``benchmarks/results/ablation.json``, the source of the README's. Overrides apply to every run:
+``ARGS="trainer.max_epochs=12"``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="replace the repository's own figures, which are tracked",
+        help="replace the figures that are tracked in the repository",
     )
     arguments = parser.parse_args()
     scores: dict[str, list[float]] = {"teacher (dense)": [], **{name: [] for name in ROWS}}
@@ -39,11 +40,12 @@ def main() -> None:
             for name, overrides in ROWS.items():
                 given = [f"seed={seed}", *overrides, *arguments.overrides]
                 result = run_job(given, Path(scratch))
-                scores[name].append(result["student"]["accuracy"])
-                seconds[name].append(result["seconds"]["student"])
+                stages = {name: result.student}
                 if name == "SparseBERT":
-                    scores["teacher (dense)"].append(result["teacher"]["accuracy"])
-                    seconds["teacher (dense)"].append(result["seconds"]["teacher"])
+                    stages["teacher (dense)"] = result.stages["teacher"]
+                for row, stage in stages.items():
+                    scores[row].append(stage.metrics["accuracy"])
+                    seconds[row].append(stage.seconds)
                 print_table(
                     f"accuracy after seed {seed}: {name}",
                     ("", "sparsity", "accuracy", "seeds"),

@@ -1,4 +1,4 @@
-"""What benchmarks share: composing and running jobs, tables, and a record of the machine."""
+"""Shared by the benchmarks: composing and running jobs, tables, description of the machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import os
 import platform
 import shutil
 import statistics
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as kd_prune.cli does
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,15 +20,15 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-# Figures are kept in the repository, or where KD_PRUNE_RESULTS says.
-RESULTS = Path(os.environ.get("KD_PRUNE_RESULTS", ROOT / "benchmarks" / "results"))
+from kd_prune.results import RunResult
 
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parent.parent
+# Figures are kept in the repository, or in the folder KD_PRUNE_RESULTS.
+RESULTS = Path(os.environ.get("KD_PRUNE_RESULTS", ROOT / "benchmarks" / "results"))
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and versions a figure depends on."""
+    """Describe the hardware and the versions that a figure depends on."""
     cpu = next(
         (
             line.split(":")[1].strip()
@@ -50,7 +49,7 @@ def machine() -> dict[str, Any]:
 
 
 def job_parser(doc: str | None, work: str) -> argparse.ArgumentParser:
-    """The options of a command that runs jobs on real data, in the folder `work`."""
+    """Make the parser of a command that runs jobs on real data, in the folder `work`."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--data", type=Path, help="folder with <task>/train.parquet …")
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
@@ -58,42 +57,56 @@ def job_parser(doc: str | None, work: str) -> argparse.ArgumentParser:
         "--precision", default="bf16-mixed", help="32-true where the hardware has no bf16"
     )
     parser.add_argument("--work", type=Path, default=Path("outputs") / work)
-    parser.add_argument("--table", action="store_true", help="only make the table of what there is")
+    parser.add_argument(
+        "--table", action="store_true", help="only print the table of the results so far"
+    )
     return parser
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What the command was given; runs need data, a table does not."""
+    """Parse the command line; runs need data, a table does not."""
     arguments = parser.parse_args()
     if arguments.data is None and not arguments.table:
         parser.error("--data is needed: a folder with a subfolder per task")
     return arguments
 
 
-def run_job(overrides: Sequence[str], out: Path) -> dict[str, Any]:
-    """Run ``train.py`` with these overrides in this process; return its result."""
-    from kd_prune.run import run
-    from train import make_job, quiet
+def run_job(overrides: Sequence[str], out: Path) -> RunResult:
+    """Run the job that these overrides of ``train.py`` describe, in this process."""
+    from kd_prune.cli.job import make_job
+    from kd_prune.cli.quiet import quiet_libraries
+    from kd_prune.pipeline import run
 
-    quiet()
+    quiet_libraries()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        return run(make_job(compose("train", overrides=list(overrides)), out))
+        result = run(make_job(compose("train", overrides=list(overrides)), out))
+    assert result is not None  # None in the processes of further devices only
+    return result
 
 
-def record(result: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The part of a result that is worth keeping: figures without paths."""
-    teacher = {k: v for k, v in result["teacher"].items() if k != "path"}
-    keys = ("task", "seed", "student", "sparsity", "model_sparsity", "seconds", "versions")
-    shown = [o for o in overrides if not o.startswith(("task.path", "model.path", "cache_dir"))]
-    kept = {key: result[key] for key in keys}
-    return {"overrides": shown, "teacher": teacher, **kept, "machine": machine()}
+def figures(result: RunResult, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of a run that are kept: no paths, one form for all runs ever made."""
+    paths = ("task.path", "model.path", "cache_dir")
+    stages = {name: stage.seconds for name, stage in result.stages.items()}
+    return {
+        "overrides": [o for o in overrides if not o.startswith(paths)],
+        "teacher": dict(result.teacher.metrics) if result.teacher else {},
+        "task": result.task,
+        "seed": result.seed,
+        "student": dict(result.student.metrics),
+        "sparsity": result.student.sparsity,
+        "model_sparsity": result.student.model_sparsity,
+        "seconds": {**result.seconds, **stages},
+        "versions": dict(result.versions),
+        "machine": machine(),
+    }
 
 
 def run_once(result: Path, overrides: Sequence[str], work: Path, **extra: Any) -> None:
-    """Run a job and keep its figures in `result`, unless they are there or in the making.
+    """Run a job and write its figures to `result`, unless they exist or another process runs it.
 
-    What was cut off goes on from its last checkpoint, so a table is made by starting its command
-    again, or several times at once.
+    An interrupted job resumes from its last checkpoint, so a table is completed by running its
+    command again, or several times at once.
     """
     out = work / result.stem
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +116,9 @@ def run_once(result: Path, overrides: Sequence[str], work: Path, **extra: Any) -
                 return
             last = out / "last.ckpt"
             resume = [f"ckpt_path={last}"] if last.is_file() else []
-            found = run_job([*overrides, *resume], out)
+            found = figures(run_job([*overrides, *resume], out), overrides)
             result.parent.mkdir(parents=True, exist_ok=True)
-            kept = record(found, overrides) | {"resumed": bool(resume)} | extra
+            kept = found | {"resumed": bool(resume)} | extra
             result.write_text(json.dumps(kept, indent=1) + "\n")
             shutil.rmtree(out)
     except Timeout:
@@ -113,7 +126,7 @@ def run_once(result: Path, overrides: Sequence[str], work: Path, **extra: Any) -
 
 
 def mean_std(values: Iterable[float], scale: float = 100.0) -> str:
-    """``mean ± standard deviation`` of the values, or the one value there is."""
+    """Write ``mean ± sample standard deviation``, or the value if there is one only."""
     scaled = [scale * value for value in values]
     if not scaled:
         return "–"
@@ -123,7 +136,7 @@ def mean_std(values: Iterable[float], scale: float = 100.0) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table that reads as Markdown too."""
+    """Print a table."""
     table = Table(title=title)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
@@ -133,7 +146,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def save(values: Any, name: str, folder: Path = RESULTS) -> Path:
-    """Write ``benchmarks/results/<name>.json``, or in another folder; return where it is."""
+    """Write ``<name>.json`` to a folder, ``benchmarks/results`` by default; return its path."""
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=1) + "\n")

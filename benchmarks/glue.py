@@ -1,8 +1,8 @@
 """Accuracy on real tasks: ``make bench-glue DATA=<folder> MODEL=<folder or hub id>``.
 
-One JSON file per run under ``benchmarks/results/glue``; a run whose file is there is not repeated,
-one that was cut off goes on from its last checkpoint. Started twice, two processes share the work.
-``--table`` only prints what there is.
+Writes one JSON file per run under ``benchmarks/results/glue``. A run whose file exists is not
+repeated; an interrupted run resumes from its last checkpoint. Several processes share the work.
+``--table`` only prints the results so far.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ FOLDER = RESULTS / "glue"
 
 
 class Budget(NamedTuple):
-    """Epochs of teacher and student, and batches per epoch where a whole one takes too long."""
+    """Epochs of teacher and student; batches per epoch where a full epoch takes too long."""
 
     teacher: int
     student: int
     batches: int | None = None
 
 
-# Chosen so that the teachers converge, and a student's run takes ten minutes of one core.
+# The teachers converge, and a student trains for ten minutes on one core.
 TASKS = {
     "mrpc": Budget(teacher=5, student=4),
     "stsb": Budget(teacher=4, student=4),
@@ -40,10 +40,10 @@ METRIC = {"mrpc": "test/accuracy", "stsb": "pearson", "cola": "matthews"}
 QNLI_STYLE = ["task=qnli", "task.name=qnli_style", "task.subset=null"]
 FILES = ["task.files={train: train_constructed.parquet}"]
 
-# The common recipe, then what each row changes: experiment=recovery, written out so that a result
-# says its settings itself, whatever that file says later.
+# experiment=recovery, written out so that every result records its settings, whatever that file
+# contains later; then the settings that each row changes.
 RECIPE = [
-    "optimizer.lr=2e-3",  # what bench-recipe found
+    "optimizer.lr=2e-3",  # chosen by bench-recipe
     "optimizer.warmup=0.05",
     "teacher.optimizer.lr=1e-4",
     "sparsity.end=0.7",
@@ -58,7 +58,7 @@ ROWS = {
     "0.95 logits only": ["sparsity.final=0.95", "distillation=logits"],
     "0.95 one-shot": ["sparsity=oneshot", "sparsity.final=0.95"],
 }
-# recovery_global: how sparse does it stay within a point or two, and is it better on every task?
+# recovery_global: up to which sparsity does the student stay within a point or two of its teacher?
 ROWS |= {
     f"{final} one threshold": [
         "sparsity=global",
@@ -67,17 +67,17 @@ ROWS |= {
     ]
     for final in (0.85, 0.9, 0.95)
 }
-# And without dropout in the student, which bench-recipe found to help at 95 %.
+# Without dropout in the student, which helped at 95 % in bench-recipe.
 ROWS |= {
     f"{row} no dropout": [*ROWS[row], "student.dropout=0"]
     for row in ("0.8", "0.9", "0.95", *(f"{final} one threshold" for final in (0.85, 0.9, 0.95)))
 }
-# What does not survive the common recipe's learning rate, at one that it does.
+# Methods that fail at the common recipe's learning rate, at a lower rate.
 ROWS |= {
     f"{row} at 3e-4": [*ROWS[row], "optimizer.lr=3e-4"]
     for row in ("0.95 without distillation", "0.95 logits only", "0.95 one-shot")
 }
-# The same without dropout: what each is worth beside "0.95 no dropout".
+# The same without dropout, to compare with "0.95 no dropout".
 ROWS |= {
     f"{row} no dropout": [*ROWS[row], "student.dropout=0"]
     for row in (
@@ -86,7 +86,7 @@ ROWS |= {
         "0.95 one-shot",
     )
 }
-# Labels alone: is there a rate at which they learn?
+# Labels alone: is there a learning rate at which the student learns?
 ROWS |= {
     f"0.95 without distillation at {lr}": [*ROWS["0.95 without distillation"], f"optimizer.lr={lr}"]
     for lr in ("1e-4", "1e-3")
@@ -94,13 +94,16 @@ ROWS |= {
 
 
 def main() -> None:
-    """Run what is asked for and not there yet; print the table after every run."""
+    """Run every row that has no result yet; print the table after every run."""
     parser = job_parser(__doc__, "bench-glue")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument(
-        "--epochs-times", type=int, default=1, help="times the student's epochs: 3, 10"
+        "--epochs-times",
+        type=int,
+        default=1,
+        help="factor of the student's epochs, such as 3 or 10",
     )
     arguments = parsed(parser)
     if not arguments.table:
@@ -113,7 +116,7 @@ def main() -> None:
 
 
 def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
-    """One run, unless its result is there."""
+    """Run one row with one seed, unless its result exists."""
     teacher, student, batches = TASKS[task]
     epochs = student * arguments.epochs_times
     budget = f"{epochs}ep" if batches is None else f"{epochs}x{batches}"
@@ -139,7 +142,7 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
 
 
 def table() -> None:
-    """Mean ± standard deviation over seeds of every (task, row, epochs) there is."""
+    """Print mean ± standard deviation over the seeds of every task, row and budget."""
     runs: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
     for file in sorted(FOLDER.glob("*.json")):
         run = json.loads(file.read_text())

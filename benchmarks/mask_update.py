@@ -1,17 +1,17 @@
 """Cost of a mask update and of projection on BERT-base's 72 encoder matrices (84.9 M weights).
 
-Side by side in one process: Pruner.update against the same layerwise selection with torch.topk, a
-global update against numpy.partition alone on as many scores, projection against masked_fill_.
-Medians over the repeats; a ratio is the median of the ratios within each repeat. Then the layerwise
-updates of a whole ramp, one after the other: their sums, which are what a run waits for.
-Memory is the peak of the resident set during one global update.
+In one process: Pruner.update against the same uniform selection with torch.topk, a global update
+against numpy.partition alone on the same number of scores, projection against masked_fill_. Times
+are medians over the repeats; a ratio is the median of the ratios within each repeat. The uniform
+updates of a complete ramp follow: their sums are the time that a run spends on mask updates. Memory
+is the peak of the resident set during one global update.
 
-One thread, as numpy's selection and torch's topk of a flat tensor have anyway, and its CPU seconds,
-which are those of the clock on an idle machine and suffer least from other load on a busy one. With
-more (--threads 2) it is the clock: torch reads and writes with all of them.
+With one thread, as numpy's selection and torch's topk of a flat tensor use anyway, times are CPU
+seconds: on an idle machine they equal the clock, and other load on a busy machine changes them
+least. With more threads (--threads 2) times are taken by the clock, as torch uses all threads.
 
-On a GPU (--device cuda) it is the clock, waiting for the device, and torch's own count of memory;
-numpy has no part in that.
+On a GPU (--device cuda) times are taken by the clock after synchronizing, memory is torch's own
+count, and numpy is left out.
 
     python benchmarks/mask_update.py
 
@@ -36,15 +36,15 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from kd_prune.pruning import Global, Pruner, Schedule, update_plan
-from kd_prune.pruning.mask import count_of
+from kd_prune.pruning import Global, Pruner, Schedule, ramp_updates
+from kd_prune.pruning.selection import num_pruned
 
 SHAPES = [(768, 768)] * 48 + [(3072, 768)] * 12 + [(768, 3072)] * 12
 # Updates on SparseBERT's ramp of 100: the masks' sparsity before and after each.
-RAMP = {0: 0.0} | update_plan(Schedule(final=0.95), total_steps=100)
+RAMP = {0: 0.0} | ramp_updates(Schedule(final=0.95), total_steps=100)
 UPDATES = {f"update {k}": (RAMP[k - 1], RAMP[k]) for k in (1, 20, 100)}
 Stopwatch = Callable[[Callable[[], object]], float]
-# Which side torch.topk selects, and whether it sorts what it found, as it does unless told not to.
+# Side that torch.topk selects, and whether it sorts, which is its default.
 TOPK = {
     "topk of the kept": {"largest": True, "sorted": True},
     "topk of the kept, unsorted": {"largest": True, "sorted": False},
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def machine(device: str) -> dict[str, str | int]:
-    """What the figures depend on."""
+    """Describe the machine that the figures depend on."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
         return {"gpu": name, "python": platform.python_version(), "torch": torch.__version__}
@@ -107,12 +107,12 @@ def machine(device: str) -> dict[str, str | int]:
 
 
 def pruner_at(weights: dict[str, nn.Parameter], before: float, after: float, **options) -> Pruner:
-    """A Pruner whose masks stand at `before`; its step 2 raises them to `after`."""
+    """Make a Pruner with masks at sparsity `before`; its step 2 raises it to `after`."""
     pruner = Pruner(
         weights,
         Schedule(final=after),
         total_steps=2,
-        plan=lambda schedule, **_: {1: before, 2: after},
+        update_schedule=lambda schedule, **_: {1: before, 2: after},
         **options,
     )
     pruner.update(1)
@@ -126,28 +126,30 @@ def times(
     repeats: int,
     seconds: Stopwatch,
 ) -> dict[str, dict[str, float]]:
-    """Median seconds of each contender, taken in turn, and median ratios within each turn."""
+    """Measure all contenders in turn: median seconds, and median ratios within each turn."""
     pruner = pruner_at(weights, before, after)
     overall = pruner_at(weights, before, after, allocation=Global())
     starts = [(p, copy.deepcopy(p.state_dict())) for p in (pruner, overall)]
     masks = starts[0][1]["masks"]
-    rivals = {name: TopK(weights, masks, after, **options) for name, options in TOPK.items()}
+    baselines = {name: TopK(weights, masks, after, **options) for name, options in TOPK.items()}
     copies = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
     projector = Pruner(copies, None, total_steps=2)
     projector.load_state_dict(pruner.state_dict())
     contenders: dict[str, Callable[[], object]] = {
-        "layerwise": lambda: pruner.update(2),
-        **rivals,
+        "uniform": lambda: pruner.update(2),
+        **baselines,
         "global": lambda: overall.update(2),
         "project": projector.project,
         "project, masked_fill_": lambda: fill(projector),
     }
-    pairs = [(name, "layerwise") for name in rivals] + [("project, masked_fill_", "project")]
+    pairs = [(name, "uniform") for name in baselines] + [("project, masked_fill_", "project")]
     on_cpu = next(iter(weights.values())).device.type == "cpu"
     if on_cpu:
         scores = np.concatenate([w.detach().abs().flatten().numpy() for w in weights.values()])
         buffer = np.empty_like(scores)
-        contenders["numpy.partition alone"] = lambda: buffer.partition(count_of(after, buffer.size))
+        contenders["numpy.partition alone"] = lambda: buffer.partition(
+            num_pruned(after, buffer.size)
+        )
         pairs.append(("global", "numpy.partition alone"))
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
@@ -156,8 +158,8 @@ def times(
         for p, state in starts:
             p.load_state_dict(state)
         runs.append({name: seconds(action) for name, action in contenders.items()})
-    for rival in rivals.values():
-        rival.check(pruner)
+    for baseline in baselines.values():
+        baseline.check(pruner)
     return {
         "seconds": {name: statistics.median(run[name] for run in runs) for name in contenders},
         "ratios": {
@@ -167,26 +169,26 @@ def times(
 
 
 def ramp(weights: dict[str, nn.Parameter], seconds: Stopwatch) -> dict[str, dict[str, float]]:
-    """All 100 layerwise updates of a ramp: seconds in sum, ratios of the sums."""
+    """Measure all 100 uniform updates of a ramp: sums of seconds, and their ratios."""
     pruner = Pruner(weights, Schedule(final=0.95), total_steps=100)
-    spent = dict.fromkeys(("layerwise", *TOPK), 0.0)
-    updates = track(pruner.plan.items(), "A ramp's updates", auto_refresh=False)
-    for step, sparsity in updates:  # no refreshing thread, whose seconds would count
+    spent = dict.fromkeys(("uniform", *TOPK), 0.0)
+    updates = track(pruner.update_schedule.items(), "A ramp's updates", auto_refresh=False)
+    for step, sparsity in updates:  # a refreshing thread would add CPU time
         before = {name: mask.clone() for name, mask in pruner.masks.items()}
-        rivals = {name: TopK(weights, before, sparsity, **TOPK[name]) for name in TOPK}
-        for name, rival in rivals.items():
-            spent[name] += seconds(rival)
-        spent["layerwise"] += seconds(lambda step=step: pruner.update(step))
-        for rival in rivals.values():
-            rival.check(pruner)
+        baselines = {name: TopK(weights, before, sparsity, **TOPK[name]) for name in TOPK}
+        for name, baseline in baselines.items():
+            spent[name] += seconds(baseline)
+        spent["uniform"] += seconds(lambda step=step: pruner.update(step))
+        for baseline in baselines.values():
+            baseline.check(pruner)
     return {
         "seconds": spent,
-        "ratios": {f"{a} / layerwise": spent[a] / spent["layerwise"] for a in TOPK},
+        "ratios": {f"{a} / uniform": spent[a] / spent["uniform"] for a in TOPK},
     }
 
 
 def stopwatch(device: str, threads: int) -> Stopwatch:
-    """What times a call: CPU time of one thread, else the clock, until a GPU has done all of it."""
+    """Make a function that times a call: CPU time for one thread, else the clock."""
 
     def settle() -> None:
         if device == "cuda":
@@ -204,10 +206,9 @@ def stopwatch(device: str, threads: int) -> Stopwatch:
 
 
 class TopK:
-    """The layerwise masks by torch.topk.
+    """Uniform masks by torch.topk, of the scores to keep or, as torch.nn.utils.prune, to prune.
 
-    Of the scores to keep, or of those to prune, as torch.nn.utils.prune does. `sorted` is topk's
-    default; a mask does without.
+    `sorted` is topk's default; a mask does not need it.
     """
 
     def __init__(
@@ -219,26 +220,26 @@ class TopK:
         largest: bool,
         sorted: bool,
     ) -> None:
-        """Start from `masks`, which stay as they are."""
+        """Start from `masks`, which are not changed."""
         self.weights, self.masks, self.sparsity = weights, masks, sparsity
         self.largest, self.sorted = largest, sorted
         self.found: dict[str, torch.Tensor] = {}
 
     def scores(self, name: str) -> torch.Tensor:
-        """|w|, -inf where pruned."""
+        """Absolute weights; -inf where pruned."""
         return self.weights[name].detach().abs().masked_fill_(~self.masks[name], -torch.inf)
 
     def __call__(self) -> None:
-        """Find the masks."""
+        """Compute the masks."""
         for name, mask in self.masks.items():
-            count = count_of(self.sparsity, mask.numel())
+            count = num_pruned(self.sparsity, mask.numel())
             k = mask.numel() - count if self.largest else count
             best = self.scores(name).flatten().topk(k, largest=self.largest, sorted=self.sorted)
             self.found[name] = torch.full_like(mask, not self.largest)
             self.found[name].view(-1)[best.indices] = self.largest
 
     def check(self, pruner: Pruner) -> None:
-        """Both found the same masks, but for which of equal scores went."""
+        """Check that both masks are equal, except among equal scores."""
         for name, mask in pruner.masks.items():
             assert mask.count_nonzero() == self.found[name].count_nonzero()
             differ = self.scores(name)[mask != self.found[name]]
@@ -247,15 +248,15 @@ class TopK:
 
 @torch.no_grad()
 def fill(pruner: Pruner) -> None:
-    """Projection the plain way."""
+    """Project with masked_fill_."""
     for name, weight in pruner.parameters.items():
         weight.masked_fill_(~pruner.masks[name], 0.0)
 
 
 def global_memory(weights: dict[str, nn.Parameter]) -> dict[str, float] | None:
-    """Peak memory of a first global update beyond what was resident, and over the weights' bytes.
+    """Measure the peak memory of a first global update, beyond the memory in use before.
 
-    None where Linux's /proc cannot tell.
+    None where Linux's /proc does not provide it.
     """
     pruner = pruner_at(weights, *UPDATES["update 1"], allocation=Global())
     if next(iter(weights.values())).device.type != "cpu":
@@ -270,8 +271,8 @@ def global_memory(weights: dict[str, nn.Parameter]) -> dict[str, float] | None:
         return next(1024 * int(words[1]) for words in lines if words[0] == f"{field}:")
 
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else it would use what the first update left behind
-        clear.write_text("5")  # VmHWM starts again from what is resident now
+        ctypes.CDLL(None).malloc_trim(0)  # else the update would reuse memory of the first one
+        clear.write_text("5")  # resets VmHWM to the memory in use
     except (OSError, AttributeError):
         return None
     before = resident("VmRSS")
@@ -281,13 +282,13 @@ def global_memory(weights: dict[str, nn.Parameter]) -> dict[str, float] | None:
 
 
 def over_weights(extra: int, weights: dict[str, nn.Parameter]) -> dict[str, float]:
-    """Bytes, and how many times those of the weights they are."""
+    """Return the bytes, and their ratio to the bytes of the weights."""
     size = sum(weight.numel() * weight.element_size() for weight in weights.values())
     return {"weights_bytes": size, "extra_bytes": extra, "extra_over_weights": extra / size}
 
 
 def print_table(result: dict) -> None:
-    """The JSON, for people."""
+    """Print the figures as tables."""
     print(json.dumps(result["machine"]))
     clock = "CPU " if result["machine"].get("threads") == 1 else ""
     where = list(result["times"])

@@ -1,7 +1,7 @@
-"""Token slots per real token over one epoch: ``make bench-padding DATA=<GLUE folder>``.
+"""Padding of one epoch, as token slots per real token: ``make bench-padding DATA=<GLUE folder>``.
 
-Batches grouped by length, against random batches and against padding everything to 128 as the
-reference does. MODEL is a tokenizer's folder or hub id.
+Compares batches grouped by length with random batches, and with padding every row to 128 tokens as
+the reference code does. MODEL is the folder or hub id of a tokenizer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TASKS = {"mrpc": ("sentence1", "sentence2"), "sst2": ("sentence",)}
 
 
 def slots(lengths: np.ndarray, batches: list[list[int]]) -> float:
-    """Padded length times rows, over the sum of lengths."""
+    """Sum of padded length times rows, divided by the sum of lengths."""
     return sum(int(lengths[rows].max()) * len(rows) for rows in batches) / int(lengths.sum())
 
 
@@ -30,12 +30,12 @@ def main() -> None:
     parser.add_argument("--model", default="google-bert/bert-base-uncased")
     parser.add_argument("--batch-size", type=int, default=32)
     arguments = parser.parse_args()
-    tokenizer = hf.Pretrained(path=arguments.model).tokenizer()
+    tokenizer = hf.PretrainedEncoder(path=arguments.model).tokenizer()
     results = {}
     for name, text in TASKS.items():
         task = hf.Task(name=name, path=arguments.data, subset=name, text=text)
         with tempfile.TemporaryDirectory() as cache:
-            data = hf.load(task, tokenizer, Path(cache))
+            data = hf.load_data(task, tokenizer, Path(cache))
         lengths = np.array([len(ids) for ids in data.splits["train"]["input_ids"]])
         grouped = list(hf.LengthGroupedBatches(lengths, batch_size=arguments.batch_size))
         order = np.random.default_rng(0).permutation(len(lengths)).tolist()

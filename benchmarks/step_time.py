@@ -1,7 +1,7 @@
-"""What distillation and pruning add to a training step: ``make bench-steps MODEL=<folder>``.
+"""Cost of distillation and pruning per training step: ``make bench-steps MODEL=<folder>``.
 
-Every variant runs the same batches in one process, in turn, round after round; the figure is the
-median over rounds of its ratio to plain fine-tuning in the same round.
+All variants run the same batches in one process, in turn, for several rounds. The figure of a
+variant is the median over rounds of its ratio to plain fine-tuning in the same round.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from kd_prune.distillation import (
     Objective,
     SoftTargets,
 )
-from kd_prune.hf import models
 from kd_prune.pruning import Pruner, Schedule
 
 VARIANTS = {
@@ -49,22 +48,24 @@ VARIANTS = {
 def stepper(
     path: str, terms: dict, batch: dict[str, Tensor], autocast: torch.dtype | None
 ) -> tuple[Callable[[], None], PreTrainedModel]:
-    """A function that takes one optimizer step on `batch`, and its student."""
-    student, teacher = (hf.Pretrained(path=path).load(num_labels=2) for _ in range(2))
+    """Return a function that takes one optimizer step on `batch`, and its student."""
+    encoder = hf.PretrainedEncoder(path=path)
+    student, teacher = (encoder.load(kind=hf.Classification(), num_outputs=2) for _ in range(2))
     objective = Objective(terms)
     for model in (student.train(), teacher.eval()):
-        models.prepare(model, objective.requires)
-    optimizer, _ = hf.FineTuning()(student, 1000)
+        if "attention_scores" in objective.requires:
+            hf.enable_attention_scores(model)
+    optimizer, _ = hf.AdamWWithSchedule()(student, 1000)
     device = batch["labels"].device
     student.to(device), teacher.to(device)
 
     def step() -> None:
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            ours = models.forward(student, batch, objective.requires)
+            ours = hf.forward(student, batch, objective.requires)
             theirs = None
             if objective.needs_teacher:
                 with torch.no_grad():
-                    theirs = models.forward(teacher, batch, objective.requires)
+                    theirs = hf.forward(teacher, batch, objective.requires)
             total, _ = objective(ours, theirs, batch)
         total.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -75,7 +76,7 @@ def stepper(
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call."""
+    """Measure the wall time of one call."""
     start = time.perf_counter()
     function()
     if device.type == "cuda":
@@ -84,7 +85,7 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def main() -> None:
-    """Measure all variants, and pruning on top."""
+    """Measure all variants, projection and mask updates."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument(
@@ -97,7 +98,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     shape = (arguments.batch_size, arguments.length)
-    words = len(hf.Pretrained(path=arguments.model).tokenizer())
+    words = len(hf.PretrainedEncoder(path=arguments.model).tokenizer())
     lengths = torch.randint(arguments.length - 6, arguments.length + 1, shape[:1])
     batch = {
         "input_ids": torch.randint(words, shape),
@@ -110,8 +111,8 @@ def main() -> None:
         name: stepper(arguments.model, terms, batch, autocast) for name, terms in VARIANTS.items()
     }
     student = steppers["plain fine-tuning"][1]
-    scope = models.encoder_scope(student).select(student)
-    total = 100 * arguments.rounds  # so that every round has an update
+    scope = hf.encoder_scope(student).select(student)
+    total = 100 * arguments.rounds  # every round has a mask update
     pruner = Pruner(scope, Schedule(final=0.95), total_steps=total, updates=total)
     times: dict[str, list[float]] = {name: [] for name in [*steppers, "projection", "mask update"]}
     for step, _ in steppers.values():
@@ -126,7 +127,7 @@ def main() -> None:
         name: statistics.median(t / p for t, p in zip(taken, plain, strict=True))
         for name, taken in times.items()
     }
-    for steps in (920, 10_000):  # 100 updates in a run of so many steps
+    for steps in (920, 10_000):  # steps of a run with 100 updates
         share = ratios["projection"] + ratios["mask update"] * 100 / steps
         ratios[f"pruning, 100 updates in {steps} steps"] = share
     print_table(

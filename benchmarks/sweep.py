@@ -1,9 +1,9 @@
-"""The sweep behind the README's picture: ``make bench-sweep DATA=<folder> MODEL=<folder or id>``.
+"""Sweep of the README's figure: ``make bench-sweep DATA=<folder> MODEL=<folder or id>``.
 
 MRPC, STS-B and SST-2, with and without distillation, three seeds; 50, 80, 90 and 95 % are
-milestones of runs to 97 %. Eighteen runs, five hours on one core: start it once per core, each
-takes what no other has. Leaves ``summary.csv`` and ``runs.csv`` in ``benchmarks/results/sweep`` and
-the page in the sweep's folder. ``--table`` only makes these from what there is.
+milestones of runs to 97 %. Eighteen runs, five hours on one core; several processes share the runs.
+Writes ``summary.csv`` and ``runs.csv`` to ``benchmarks/results/sweep`` and the page to the sweep's
+folder. ``--table`` only writes these, from the results so far.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from pathlib import Path
 
 from common import RESULTS, ROOT, job_parser, parsed
 
+from kd_prune.sweep import summarize_folders
+
 FOLDER = RESULTS / "sweep"
 COMMON = [
     "model=minilm",
     "sparsity.final=0.97",
     "sparsity.milestones=[0.5,0.8,0.9,0.95]",
     "sparsity.end=0.85",
-    "sparsity.hold=0.12",
+    "sparsity.milestone_length=0.12",
     "optimizer.warmup=0.05",
     "teacher.optimizer.lr=1e-4",
     "seed=1,2,3",
 ]
-# SST-2: 700 batches of 2,105, as a whole epoch takes as long as both other tasks.
+# SST-2: 700 of 2,105 batches; a full epoch takes as long as both other tasks.
 TASKS = {
     "mrpc": [
         "task.validation=[validation,test]",
@@ -40,7 +42,7 @@ TASKS = {
     ],
     "stsb": ["teacher.max_epochs=4", "trainer.max_epochs=6"],
 }
-# Distillation with the rate that did it most good on MRPC; labels with the better of two.
+# Each with its best learning rate on MRPC; of two for labels alone.
 METHODS = {
     "sparsebert": ["distillation=sparsebert", "optimizer.lr=2e-3"],
     "none": ["distillation=none", "optimizer.lr=3e-4"],
@@ -48,7 +50,7 @@ METHODS = {
 
 
 def main() -> None:
-    """Run a multirun per task and method, then keep the summary."""
+    """Run a multirun per task and method, then keep the summary's figures."""
     arguments = parsed(job_parser(__doc__, "bench-sweep"))
     work = arguments.work.resolve()
     if not arguments.table:
@@ -62,14 +64,16 @@ def main() -> None:
         for task, budget in TASKS.items():
             for method in METHODS.values():
                 overrides = [*common, f"task={task}", *budget, *method]
-                # A job that fails is in the table; the other tasks go on.
+                # Failed jobs are in the summary; the other tasks continue.
                 subprocess.run([sys.executable, ROOT / "train.py", "-m", *overrides], check=False)
-    subprocess.run([sys.executable, "-m", "kd_prune.sweep", work], check=True, cwd=ROOT)
+    summarize_folders(
+        [work], title="MRPC, SST-2, STS-B: sparsity 0.5–0.97, with and without teacher"
+    )
     keep(work)
 
 
 def keep(work: Path) -> None:
-    """Copy the summary's figures, without where they lie on this machine."""
+    """Copy the summary's files, without paths of this machine."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "summary.csv").write_text((work / "summary.csv").read_text())
     with (work / "runs.csv").open(newline="") as file:

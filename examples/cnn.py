@@ -12,7 +12,7 @@ from kd_prune.lit import SparsityCallback
 
 
 class Classifier(L.LightningModule):
-    """Any module of your own; nothing in it knows of pruning."""
+    """Any module of your own; it contains no pruning code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Classifier(L.LightningModule):
 
 
 def images(count: int, seed: int) -> TensorDataset:
-    """Noisy 32 x 32 images with a bright square in one of four corners: which one?"""
+    """Draw noisy 32 x 32 images; the label is the corner with a bright square, one of four."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randn(count, 3, 32, 32, generator=generator)
     labels = torch.randint(0, 4, (count,), generator=generator)
@@ -48,8 +48,8 @@ def images(count: int, seed: int) -> TensorDataset:
 def main(epochs: int = 4) -> float:
     """Train, prune, and return the accuracy on images that were not seen."""
     L.seed_everything(0, verbose=False)
-    # All it takes: from 0 to 90 % over the first 70 % of training, then recovery. Without a scope
-    # every convolution and Linear layer is pruned but the last, the output; the plan is printed.
+    # From 0 to 90 % over the first 70 % of training, then recovery. Without a scope every
+    # convolution and Linear layer except the last is pruned; a preview is printed.
     pruning = SparsityCallback(final=0.9, end=0.7)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
@@ -58,7 +58,7 @@ def main(epochs: int = 4) -> float:
     module = Classifier()
     validation = DataLoader(images(400, seed=1), batch_size=100)
     trainer.fit(module, DataLoader(images(800, seed=0), batch_size=32, shuffle=True), validation)
-    # Pruned weights are zeros in plain parameters: save, load and deploy as ever.
+    # Pruned weights are zeros in plain parameters: save, load and deploy as usual.
     assert abs(pruning.pruner.sparsity - 0.9) < 1e-4
     return float(trainer.callback_metrics["accuracy"])
 

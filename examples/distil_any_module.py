@@ -10,14 +10,15 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
 from kd_prune.distillation import Activations, HardLabels, Objective, SoftTargets
-from kd_prune.lit import DistillModule, SparsityCallback, metric_collection
+from kd_prune.lit import DistillModule, SparsityCallback
+from kd_prune.metrics import metric_collection
 from kd_prune.pruning import Scope
 
 CLASSES, FEATURES = 5, 32
 
 
 def network(width: int) -> nn.Sequential:
-    """Neither knows of batches, labels or Lightning."""
+    """Build a plain torch model without knowledge of batches, labels or Lightning."""
     return nn.Sequential(
         nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
         nn.Linear(width, CLASSES),
@@ -27,18 +28,18 @@ def network(width: int) -> nn.Sequential:
 def forward(
     model: nn.Module, batch: dict[str, torch.Tensor], requires: frozenset[str]
 ) -> Activations:
-    """How either model is run on a batch. `requires` names what the objective's terms read."""
+    """Run either model on a batch; `requires` names the activations that the objective reads."""
     return Activations(logits=model(batch["rows"]))
 
 
 def optimizer(model: nn.Module, total_steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """An optimizer with its learning-rate schedule, which is stepped after every step."""
+    """Build an optimizer with a learning-rate schedule that is stepped after every step."""
     adamw = torch.optim.AdamW(model.parameters(), lr=5e-3)
     return adamw, OneCycleLR(adamw, max_lr=5e-3, total_steps=total_steps)
 
 
 def rows(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Points around ten centres, two of each class. `labels` has to be called so."""
+    """Draw points around ten centres, two of each class; the key `labels` is required."""
     centres = torch.randn(2 * CLASSES, FEATURES, generator=torch.Generator().manual_seed(7))
     generator = torch.Generator().manual_seed(seed)
     places = torch.randint(0, 2 * CLASSES, (count,), generator=generator)
@@ -48,7 +49,7 @@ def rows(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
 
 
 def fit(module: DistillModule, epochs: int, *callbacks: L.Callback) -> float:
-    """Train, and return the accuracy on rows that were not seen."""
+    """Train, and return the accuracy on unseen rows."""
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=False, callbacks=list(callbacks),
@@ -67,15 +68,19 @@ def main(epochs: int = 6) -> tuple[float, float, float]:
         "optimizer": optimizer,
         "metrics": metric_collection(["accuracy"], CLASSES),
     }
-    labels = Objective({"labels": HardLabels()})  # reads no teacher
+    labels = Objective({"labels": HardLabels()})  # without a teacher
     teacher = network(width=256)
     taught = fit(DistillModule(teacher, objective=labels, **shared), epochs)
 
     both = Objective({"teacher": SoftTargets(temperature=2.0), "labels": HardLabels(weight=0.5)})
     student = DistillModule(network(width=64), teacher=teacher, objective=both, **shared)
-    # Names are the student's own where `within` says so: its two inner layers, not the output.
+    # With `submodule` the scope uses the student's parameter names: its first two layers.
     pruning = SparsityCallback(
-        0.9, end=0.7, within="student", scope=Scope(include=["0.weight", "2.weight"]), verbose=False
+        0.9,
+        end=0.7,
+        submodule="student",
+        scope=Scope(include=["0.weight", "2.weight"]),
+        verbose=False,
     )
     accuracy = fit(student, epochs, pruning)
     # student.student is the plain network, its pruned weights zeros; the teacher is not in

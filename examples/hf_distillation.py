@@ -23,8 +23,8 @@ class Distilled(L.LightningModule):
     def __init__(self, teacher: PreTrainedModel) -> None:
         super().__init__()
         self.student = deepcopy(teacher).train()
-        # The teacher is frozen: the callback never prunes what does not train, with or without a
-        # scope. Registered like this it is part of checkpoints, as is anything you register.
+        # The teacher is frozen, and the callback never prunes frozen parameters, with or without a
+        # scope. As a registered submodule the teacher is part of checkpoints.
         self.teacher = teacher.eval().requires_grad_(False)
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:

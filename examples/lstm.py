@@ -13,7 +13,7 @@ from kd_prune.pruning import Scope, linear
 
 
 class Adder(L.LightningModule):
-    """Reads (value, marked?) pairs and gives the sum of the marked values."""
+    """Reads (value, mark) pairs and returns the sum of the marked values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Adder(L.LightningModule):
 
 
 def sums(count: int, seed: int, length: int = 10) -> TensorDataset:
-    """Random values, each marked or not; the target is the sum of the marked ones."""
+    """Draw random values, each marked or not; the target is the sum of the marked values."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.rand(count, length, generator=generator)
     marked = torch.rand(count, length, generator=generator).lt(0.3).float()
@@ -45,14 +45,14 @@ def sums(count: int, seed: int, length: int = 10) -> TensorDataset:
 
 
 def main(epochs: int = 8) -> float:
-    """Train, prune, and return the mean squared error; always the mean: about 0.3."""
+    """Train, prune, and return the mean squared error; predicting the mean gives about 0.75."""
     L.seed_everything(0, verbose=False)
     pruning = SparsityCallback(
-        final=0.8,  # four weights of five go
+        final=0.8,  # prunes four of five weights
         scope=Scope(include=["lstm.weight_hh_*"]),  # the recurrent weights only, by name
         begin=0.1,  # dense for the first tenth of training
         end=0.6,  # at 80 % from here on
-        shape=linear,  # a straight ramp between the two
+        ramp=linear,  # a straight ramp between the two
         updates=20,  # in twenty steps
     )
     trainer = L.Trainer(

@@ -19,13 +19,13 @@ def main(steps: int = 600) -> float:
     x = torch.linspace(-1, 1, 256)[:, None]
     y = torch.sin(6 * x)
 
-    # What may be pruned (all layers but the last), how much and when, and how long training is.
+    # Weights to prune (all layers but the last), how much and when, and the length of training.
     pruner = Pruner(
-        default_scope(model).taken, Schedule(final=0.9, end=0.7), total_steps=steps, updates=50
+        default_scope(model).included, Schedule(final=0.9, end=0.7), total_steps=steps, updates=50
     )
-    # From now on every optimizer.step() updates the masks on schedule and zeroes what is pruned.
+    # From now on every optimizer.step() updates the masks on schedule and zeroes pruned weights.
     pruner.attach(optimizer)
-    print(pruner.preview())  # what is going to happen
+    print(pruner.preview())  # the updates to come
 
     for _ in range(steps):
         loss = nn.functional.mse_loss(model(x), y)
@@ -33,8 +33,8 @@ def main(steps: int = 600) -> float:
         loss.backward()
         optimizer.step()
 
-    # For a checkpoint: pruner.state_dict() beside the model's and the optimizer's.
-    # It holds plain tensors and numbers, so torch.load(…, weights_only=True) reads it.
+    # For a checkpoint save pruner.state_dict() with those of the model and the optimizer: plain
+    # tensors and numbers, which torch.load(…, weights_only=True) reads.
     print(f"sparsity as counted: {pruner.sparsity:.4f}")
     return nn.functional.mse_loss(model(x), y).item()
 

@@ -1,4 +1,4 @@
-"""2:4 sparsity: of every four weights in a row two go, the pattern that GPUs compute faster.
+"""2:4 sparsity: two of every four consecutive weights are pruned, the pattern GPUs compute faster.
 
 python examples/two_four.py
 """
@@ -34,7 +34,7 @@ class Classifier(L.LightningModule):
 
 
 def blobs(count: int, seed: int) -> TensorDataset:
-    """Points around four centres."""
+    """Draw points around four centres; the label is the centre."""
     centres = torch.randn(4, 64, generator=torch.Generator().manual_seed(7))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 4, (count,), generator=generator)
@@ -44,8 +44,8 @@ def blobs(count: int, seed: int) -> TensorDataset:
 def main(epochs: int = 4) -> tuple[float, nn.Module]:
     """Train, prune to 2:4, and return the accuracy and the network."""
     L.seed_everything(0, verbose=False)
-    # NM(keep=2, of=4) reaches exactly one half; the ramp fills the pattern up, group by group.
-    pruning = SparsityCallback(final=0.5, end=0.7, select=NM(keep=2, of=4))
+    # NM(n=2, m=4) reaches exactly one half; the pattern forms gradually along the ramp.
+    pruning = SparsityCallback(final=0.5, end=0.7, granularity=NM(n=2, m=4))
     trainer = L.Trainer(
         max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, callbacks=[pruning],
@@ -57,11 +57,11 @@ def main(epochs: int = 4) -> tuple[float, nn.Module]:
 
 
 def speed_up(network: nn.Sequential) -> None:
-    """On a GPU of compute capability 8.0 or newer: let its sparse kernels do the product."""
+    """Run the network with sparse kernels, on a GPU of compute capability 8.0 or newer."""
     network.half().cuda()
     for layer in network[:-1]:
         if isinstance(layer, nn.Linear):
-            # The weight is compressed to half its size; of other patterns a part would be lost.
+            # Compressed to half its size; weights that violate the pattern would be dropped.
             layer.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(layer.weight))
     with torch.inference_mode():
         print("sparse kernels:", network(torch.randn(64, 64).half().cuda()).shape)

@@ -1,4 +1,4 @@
-"""Where Hydra looks for sweepers, and nowhere else; ours is `kd_prune.sweep.search`."""
+"""Plugin file: Hydra looks for sweepers only here; the code is in `kd_prune.sweep.search`."""
 
 from kd_prune.sweep import search
 

@@ -1,4 +1,4 @@
-"""The benchmarks that the README names run, at the size of the tiny task and model."""
+"""Benchmarks run with the tiny task and model, and the committed figures can be read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kd_prune.hf.tiny import make_model, sentences
+from kd_prune.results import RunResult, StageResult
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 COLUMNS = {"mrpc": ("sentence1", "sentence2"), "sst2": ("sentence",)}
@@ -24,7 +25,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """MRPC and SST-2 in shape: two classes, columns as GLUE has them."""
+    """Rows shaped like MRPC and SST-2: two classes, the columns of GLUE."""
     folder = tmp_path_factory.mktemp("glue")
     for task, columns in COLUMNS.items():
         (folder / task).mkdir()
@@ -40,7 +41,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """Runs a benchmark's `main`; its figures go to `results` in the test's folder."""
+    """Run a benchmark's `main`; its figures are written to `results` in the test's folder."""
     monkeypatch.setenv("KD_PRUNE_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("KD_PRUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(FOLDER))
@@ -67,7 +68,7 @@ def real(data, model, tmp_path):
 
 
 def test_the_ablation(bench, capsys, tmp_path, monkeypatch):
-    """A stranger's leaves the tracked figures as they are."""
+    """Without --keep the tracked figures stay unchanged."""
     monkeypatch.chdir(tmp_path)
     small = ["task.path.train=64", "task.path.validation=32", "trainer.max_epochs=1"]
     small = [*small, "teacher.max_epochs=1", "sparsity.updates=1", "--seeds", 3]
@@ -151,3 +152,48 @@ def test_the_comparison_with_peers(bench, capsys):
     found = json.loads((results / "peers.json").read_text())
     assert found.keys() == {"versions", "machine", "behaviour", "cost"}
     assert "| " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("glue", "mrpc: 0.9 no dropout"), ("recipe", "2e-3, no dropout")]
+)
+def test_committed_figures_make_a_table(bench, monkeypatch, capsys, name, expected):
+    before = {path: path.stat().st_mtime_ns for path in (FOLDER / "results").rglob("*.json")}
+    monkeypatch.setenv("KD_PRUNE_RESULTS", str(FOLDER / "results"))
+    monkeypatch.setenv("COLUMNS", "120")
+    bench(name, "--table")
+    assert expected in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_committed_comparison_with_peers_makes_tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from peers_tables import markdown
+
+    result = json.loads((FOLDER / "results" / "peers.json").read_text())
+    titles = {shape: f"title of {shape}" for shape in result["cost"]}
+    tables = markdown(result, titles)
+    assert "### Cost, title of bert; plain step" in tables
+    assert "| Asked for 95 %, counted at the end |" in tables
+
+
+def test_figures_of_a_result_hold_no_paths(bench):
+    import common
+
+    stage = {"sparsity": 0.9, "model_sparsity": 0.5, "path": "somewhere"}
+    result = RunResult(
+        task="mrpc",
+        seed=1,
+        data="",
+        monitor="f1",
+        stages={
+            "teacher": StageResult(metrics={"f1": 0.9}, seconds=3.0, path="somewhere"),
+            "student": StageResult(metrics={"f1": 0.8}, seconds=5.0, **stage),
+        },
+        seconds={"data": 1.0},
+    )
+    found = common.figures(result, ["seed=1", "task.path=somewhere", "cache_dir=somewhere"])
+    assert "somewhere" not in json.dumps(found)
+    assert (found["teacher"], found["student"]) == ({"f1": 0.9}, {"f1": 0.8})
+    assert found["seconds"] == {"data": 1.0, "teacher": 3.0, "student": 5.0}
+    assert (found["sparsity"], found["overrides"]) == (0.9, ["seed=1"])

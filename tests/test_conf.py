@@ -1,4 +1,4 @@
-"""conf/: every file is seen, every target is there, every option composes and is made."""
+"""conf/: every file is seen, every target exists, every option composes and is built."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd_prune.cli.build import build
+from kd_prune.cli.job import COMMAND_KEYS
+from kd_prune.cli.validation import check_types
 from kd_prune.distillation import Objective
-from kd_prune.hf import Task
-from kd_prune.pruning import Global, layerwise, linear, one_shot, update_plan
-from kd_prune.run import Job
-from kd_prune.sweep import names  # noqa: F401  Hydra's configuration uses them
-from kd_prune.sweep.settings import check_types
-from train import NOT_THE_JOBS
+from kd_prune.hf import Classification, Regression, Task, Text
+from kd_prune.pipeline import Job
+from kd_prune.pruning import Global, linear, one_shot, ramp_updates, uniform
+from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -30,14 +31,19 @@ OPTIONS = sorted(
     str(file.relative_to(CONF).with_suffix("")) for file in FILES if file.parent != CONF
 )
 GROUPS = {"task", "model", "sparsity", "distillation", "optimizer", "trainer", "callbacks"}
-GROUPS |= {"logger", "experiment", "hparams_search", "hydra"}
+GROUPS |= {"logger", "budget", "experiment", "hparams_search", "debug", "hydra"}
 NEEDS_A_PACKAGE = {"logger/tensorboard", "logger/wandb", "logger/mlflow"}
 # What no file can know: where a model lies, and that heads are cut by the model's size of one.
 NEEDS = {
-    "sparsity/select/heads": ["sparsity.select.size=16"],
-    "sparsity/select/attention_heads": ["sparsity.select.size=16"],
+    "sparsity/granularity/heads": ["sparsity.granularity.size=16"],
+    "sparsity/granularity/attention_heads": ["sparsity.granularity.size=16"],
+    "sparsity/heads": ["sparsity.granularity.size=16"],
+    "task/corpus": ["task.path=folder"],
+    "task/kind/regression": ["task.metrics=[pearson]", "task.monitor=pearson"],
+    "task/kind/text": ["task.metrics=[]", "task.monitor=loss"],
     "model/pretrained": ["model.path=folder"],
 }
+KINDS = {"stsb": Regression, "corpus": Text, "tiny_text": Text}
 TERMS = ("embeddings", "hidden_states", "attention_scores", "soft_targets")
 
 
@@ -57,7 +63,7 @@ def composed(*overrides: str) -> DictConfig:
     config.hydra.runtime.output_dir = "out"
     HydraConfig.instance().set_config(config)
     with open_dict(config):
-        for key in NOT_THE_JOBS:
+        for key in COMMAND_KEYS:
             del config[key]
     if config.task.name == "tiny":
         config.task.path.train, config.task.path.validation = 8, 4
@@ -65,7 +71,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def made(*overrides: str) -> Job:
-    return instantiate(composed(*overrides), _convert_="all")
+    return build(OmegaConf.to_container(composed(*overrides), resolve=True))
 
 
 def targets(node: Any):
@@ -103,7 +109,7 @@ def test_every_file_is_seen():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
 def test_targets_exist_and_take_their_arguments(file):
     config = OmegaConf.load(file)
-    for key in NOT_THE_JOBS:
+    for key in COMMAND_KEYS:
         config.pop(key, None)
     for node in targets(config):
         bind(node, whole=False)
@@ -117,19 +123,21 @@ def test_a_wrong_argument_would_be_noticed():
     with pytest.raises(TypeError, match="finl"):
         bind(OmegaConf.create({"_target_": "kd_prune.lit.SparsityCallback", "finl": 1}), whole=True)
     with pytest.raises(TypeError, match="path"):
-        bind(OmegaConf.create({"_target_": "kd_prune.hf.Pretrained"}), whole=True)
+        bind(OmegaConf.create({"_target_": "kd_prune.hf.PretrainedEncoder"}), whole=True)
 
 
 def test_the_base_of_tasks_names_every_field():
     base = OmegaConf.load(CONF / "task" / "base.yaml")
-    assert base.keys() - {"_target_"} == {field.name for field in dataclasses.fields(Task)}
+    of_the_option = {"_target_", "defaults"}  # and the kind is an option of a group of its own
+    named = {field.name for field in dataclasses.fields(Task)} - {"kind"}
+    assert base.keys() - of_the_option == named
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
         ("sparsity.updates=1.5", "sparsity.updates=1.5: expected a whole number"),
-        ("sparsity.final=true", "sparsity.final=True: expected a number or null"),
+        ("sparsity.final=true", "sparsity.final=true: expected a number or null"),
         ("sparsity.milestones=0.5", "sparsity.milestones=0.5: expected a list"),
         ("sparsity.milestones=[half]", "sparsity.milestones=half: expected a number"),
         ("optimizer.betas=0.9", "optimizer.betas=0.9: expected a list"),
@@ -145,7 +153,7 @@ def test_the_base_of_tasks_names_every_field():
         ),
         ("model.scope=query", "model.scope=query: expected a Scope (_target_: …) or null"),
         ("sparsity.regrow=maybe", "sparsity.regrow=maybe: expected true or false or a RigL"),
-        ("sparsity.shape=null", "sparsity.shape=null: expected a Callable"),
+        ("sparsity.ramp=null", "sparsity.ramp=null: expected a Callable"),
         (
             "sparsity.allocation=global",
             "expected a Callable (_target_: …); an option is chosen with a slash, "
@@ -186,7 +194,7 @@ def anything(
     ids=str,
 )
 def test_what_a_type_does_not_rule_out_is_let_pass(given, monkeypatch):
-    monkeypatch.setattr("kd_prune.sweep.settings.get_object", lambda target: anything)
+    monkeypatch.setattr("kd_prune.cli.validation.get_object", lambda target: anything)
     check_types({"_target_": "anything", **given})
     with pytest.raises(ValueError, match="implicitly=3: expected text or null"):
         check_types({"_target_": "anything", "implicitly": 3})
@@ -206,8 +214,8 @@ METHODS = [option for option in OPTIONS if option.startswith("sparsity/")]
 def test_experiments_and_ways_of_pruning_combine_freely(experiment, method):
     group, _, name = method.rpartition("/")
     chosen = composed(f"experiment={experiment}", f"{group}={name}", *NEEDS.get(method, []))
-    # Raises InstantiationException where one sets what the other does not take.
-    instantiate(chosen.sparsity, _convert_="all")
+    # Raises ConfigError where one sets what the other does not take.
+    build(OmegaConf.to_container(chosen.sparsity, resolve=True))
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option != "task/base"])
@@ -221,12 +229,13 @@ def test_every_option_composes_and_is_made(option):
         bind(node, whole=True)
     if option in NEEDS_A_PACKAGE:
         pytest.importorskip(name)
-    job = instantiate(config, _convert_="all")
+    job = build(OmegaConf.to_container(config, resolve=True))
     assert isinstance(job, Job)
     assert isinstance(job.distillation, Objective)
     if group == "task":
         assert job.task.name == name
-        assert (job.task.regression, job.task.monitor in job.task.metrics) == (name == "stsb", True)
+        assert isinstance(job.task.kind, KINDS.get(name, Classification))
+        assert job.task.monitor in (*job.task.metrics, *(["loss"] if not job.task.metrics else []))
     if group == "logger":
         assert len(job.logger) == (name != "none")
 
@@ -244,23 +253,62 @@ def test_the_ablations_are_one_override_each():
 
 def test_the_ablations_of_pruning():
     default = made().sparsity
-    assert (default.schedule.final, default.updates) == (0.95, 100)
-    assert made("sparsity=linear").sparsity.schedule.shape(0.5) == linear(0.5)
-    assert default.schedule.shape(0.5) == 0.875
+    assert (default.schedule.final, default.settings()["updates"]) == (0.95, 100)
+    assert made("sparsity=linear").sparsity.schedule.ramp(0.5) == linear(0.5)
+    assert default.schedule.ramp(0.5) == 0.875
     oneshot = made("sparsity=oneshot").sparsity
-    assert oneshot.schedule.shape(0.0) == one_shot(0.0)
-    assert list(update_plan(oneshot.schedule, total_steps=1000).values()) == [0.95]
+    assert oneshot.schedule.ramp(0.0) == one_shot(0.0)
+    assert list(ramp_updates(oneshot.schedule, total_steps=1000).values()) == [0.95]
     assert isinstance(instantiate(composed("sparsity=global").sparsity.allocation), Global)
-    assert instantiate(composed().sparsity.allocation) is layerwise
+    assert instantiate(composed().sparsity.allocation) is uniform
 
 
-def test_a_pretrained_model_has_none_of_the_tiny_one():
-    """Whose learning rates are for random weights."""
-    named = made("model=pretrained", "model.path=folder")
-    base = made("model=bert_base")
-    assert named.optimizer == base.optimizer != made().optimizer
-    assert named.teacher == base.teacher
-    assert dataclasses.replace(base.model, path="folder") == named.model
+def budget(*overrides: str) -> dict[str, Any]:
+    """Epochs and optimizers, as composed."""
+    config = composed(*overrides)
+    optimizers = {"student": config.optimizer, "teacher": config.teacher.optimizer}
+    return {
+        "epochs": (config.teacher.max_epochs, config.trainer.max_epochs),
+        **{role: (chosen.lr, chosen.warmup) for role, chosen in optimizers.items()},
+    }
+
+
+FOR_RANDOM_WEIGHTS = {"epochs": (6, 6), "student": (2e-3, 0.1), "teacher": (2e-3, 0.1)}
+FOR_PRETRAINED = {"epochs": (3, 3), "student": (3e-5, 0.0), "teacher": (3e-5, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], FOR_RANDOM_WEIGHTS),
+        (["sparsity.final=0.9"], FOR_RANDOM_WEIGHTS),
+        (["model=tiny", "task=mrpc"], FOR_RANDOM_WEIGHTS),
+        (["model=minilm", "task=mrpc"], FOR_PRETRAINED),
+        (["model=bert_base", "task=stsb"], FOR_PRETRAINED),
+        (["model=pretrained", "model.path=folder"], FOR_PRETRAINED),
+        (["optimizer.lr=1e-3"], FOR_RANDOM_WEIGHTS | {"student": (1e-3, 0.1)}),
+        (["experiment=smoke"], FOR_RANDOM_WEIGHTS | {"epochs": (3, 5)}),
+        (
+            ["experiment=recovery_global", "model=minilm", "task=mrpc"],
+            {"epochs": (5, 8), "student": (2e-3, 0.05), "teacher": (1e-4, 0.0)},
+        ),
+        (
+            ["experiment=sparsebert_mrpc"],
+            {"epochs": (3, 12), "student": (3e-5, 0.0), "teacher": (3e-5, 0.0)},
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_budget_of_a_command(overrides, expected):
+    """A model made of random weights has a budget of its own; an experiment changes either."""
+    assert budget(*overrides) == expected
+
+
+def test_groups_change_only_their_own_settings():
+    """Neither a task nor a model sets a learning rate or a number of epochs."""
+    for group in ("task", "model"):
+        for file in (CONF / group).glob("*.yaml"):
+            assert "@package _global_" not in file.read_text(), file
 
 
 def test_a_job_shares_nothing_with_the_next():

@@ -15,32 +15,37 @@ from omegaconf import MissingMandatoryValue
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from kd_prune.hf.models import encoder_scope
+from kd_prune.hf import encoder_scope
+from kd_prune.pipeline.verification import ExpectedSparsity, VerificationError, verify_sparsity
 from kd_prune.pruning import (
+    PLATON,
     Block,
-    Platon,
-    PruningPlan,
+    PruningPreview,
     Rows,
     Schedule,
     SparsityReport,
-    steady_plan,
+    periodic_updates,
 )
 from kd_prune.pruning.pruner import Pruner
-from kd_prune.run import PromiseError
-from kd_prune.run.check import Promise, verify
-from kd_prune.sweep import names  # noqa: F401  Hydra's configuration uses them
+from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("criterion", "allocation", "select", "shape")
+GROUPS = ("criterion", "allocation", "granularity", "ramp")
 METHODS = sorted(file.stem for file in (CONF / "sparsity").glob("*.yaml"))
 PARTS = sorted(
     f"sparsity/{file.parent.name}={file.stem}" for file in (CONF / "sparsity").glob("*/*.yaml")
 )
-HEADS = ["sparsity.select.size=16"]
-NEEDS = {"sparsity/select=heads": HEADS, "sparsity/select=attention_heads": HEADS}
+HEADS = ["sparsity.granularity.size=16"]
+NEEDS = {
+    "sparsity=heads": [*HEADS, "sparsity.final=0.75"],
+    "sparsity/granularity=heads": HEADS,
+    "sparsity/granularity=attention_heads": HEADS,
+    "sparsity/granularity=nm": ["sparsity.final=0.5"],
+}
+FINAL = {"nm": 0.5, "heads": 0.75}
 STEPS = 12
 NO_TARGET = {"sparsity/allocation=threshold"}  # what falls below it goes
-OWN_TARGET = {"sparsebert_official", "soft_movement"}
+OWN_TARGET = {"sparsebert_official", "soft_movement", "fixed"}
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +58,7 @@ def _conf(tmp_path, monkeypatch):
 
 
 def parts(*overrides: str) -> dict[str, Any]:
-    """What the configuration would make a callback of."""
+    """Arguments of the callback that the configuration describes."""
     config = compose("train", overrides=list(overrides)).sparsity
     config["_target_"] = "builtins.dict"
     return instantiate(config, _convert_="all")
@@ -73,12 +78,15 @@ def make_encoder() -> BertModel:
     )
 
 
-def prune(made: dict[str, Any], steps: int = STEPS) -> tuple[Pruner, PruningPlan]:
-    """Carry a ramp through on made-up gradients and inputs; the plan is that of before."""
+def prune(made: dict[str, Any], steps: int = STEPS) -> tuple[Pruner, PruningPreview]:
+    """Train on random gradients and inputs; return the Pruner and the preview made before."""
     model = make_encoder()
     scope = made.get("scope") or encoder_scope(model)
-    schedule = Schedule(**{key: made[key] for key in ("final", "initial", "begin", "end", "shape")})
-    options = {key: made[key] for key in ("criterion", "allocation", "select", "plan", "regrow")}
+    schedule = Schedule(**{key: made[key] for key in ("final", "initial", "begin", "end", "ramp")})
+    options = {
+        key: made[key]
+        for key in ("criterion", "allocation", "granularity", "update_schedule", "regrow")
+    }
     weights = scope.select(model)
     pruner = Pruner(weights, schedule, total_steps=steps, updates=6, **options)
     planned = pruner.preview()
@@ -96,25 +104,27 @@ def prune(made: dict[str, Any], steps: int = STEPS) -> tuple[Pruner, PruningPlan
 
 
 def check(made: dict[str, Any], tolerance: float = 2e-3) -> Pruner:
-    """Prune, and hold what comes out against what was planned, in the masks and in the weights."""
+    """Prune, and compare masks and weights with the preview."""
     pruner, planned = prune(made)
     pruned = {name: mask.numel() - int(mask.sum()) for name, mask in pruner.masks.items()}
     assert sum(pruned.values()) == planned.pruned
     zeros = {name: int((weight == 0).sum()) for name, weight in pruner.parameters.items()}
     assert zeros == pruned
     assert pruner.sparsity == pytest.approx(made["final"], abs=tolerance)
-    keeps_its_promise(pruner)
+    assert_expected_zeros(pruner)
     return pruner
 
 
-def keeps_its_promise(pruner: Pruner) -> None:
-    """Raise PromiseError as a run would, unless the weights hold what the Pruner promised."""
+def assert_expected_zeros(pruner: Pruner) -> None:
+    """Raise VerificationError as a run would, unless the zeros are those the Pruner expects."""
     named = {name.replace(".", "_"): weight for name, weight in pruner.parameters.items()}
     model = nn.ParameterDict(OrderedDict(named))  # any other mapping would be sorted
-    verify(Promise.of(pruner), SparsityReport.count(model, list(model)), Path("out"))
+    verify_sparsity(
+        ExpectedSparsity.of(pruner), SparsityReport.count(model, list(model)), Path("out")
+    )
 
 
-def test_every_file_is_an_option_here():
+def test_every_sparsity_file_is_tested():
     assert {"sparsebert", "global", "linear", "oneshot", "cosine", "gmp", "rigl", "regrow"} <= set(
         METHODS
     )
@@ -124,119 +134,133 @@ def test_every_file_is_an_option_here():
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - OWN_TARGET))
-def test_a_method_prunes_to_its_target(method):
-    pruner = check(parts(f"sparsity={method}"))
-    assert pruner.target == 0.95
+def test_preset_reaches_its_final_sparsity(method):
+    pruner = check(parts(f"sparsity={method}", *NEEDS.get(f"sparsity={method}", [])))
+    assert pruner.target == FINAL.get(method, 0.95)
 
 
 @pytest.mark.parametrize("part", sorted(set(PARTS) - NO_TARGET))
-def test_a_part_prunes_to_its_target(part):
-    made = parts(part, *NEEDS.get(part, []), *([] if "nm" in part else ["sparsity.final=0.75"]))
-    # Of a matrix of 64 × 64 rows of 128, blocks of a quarter, heads of a quarter: 0.75 is whole.
+def test_option_reaches_its_final_sparsity(part):
+    # In a matrix of 64 × 64, rows are 1/64, blocks and heads a quarter: 0.75 is reached exactly.
+    made = parts(part, "sparsity.final=0.75", *NEEDS.get(part, []))
     check(made)  # asserts counts of masks and weights
 
 
-def test_the_reference_code_stops_a_step_early():
+def test_heads_preset_prunes_only_query_key_and_value():
+    scope = parts("sparsity=heads", *NEEDS["sparsity=heads"])["scope"]
+    names = list(scope.select(make_encoder()))
+    assert len(names) == 6
+    assert {name.split(".")[-2] for name in names} == {"query", "key", "value"}
+    assert parts("sparsity/granularity=heads", *HEADS)["final"] == 0.95
+    assert "scope" not in parts("sparsity/granularity=heads", *HEADS)
+
+
+def test_sparsebert_official_stops_a_step_early():
     made = parts("sparsity=sparsebert_official")
     pruner, _ = prune(made)
-    keeps_its_promise(pruner)
-    assert not pruner.promised  # it keeps ties
-    assert pruner.target == max(pruner.plan.values()) < 0.95
+    assert_expected_zeros(pruner)
+    assert not pruner.expected_pruned  # it keeps ties
+    assert pruner.target == max(pruner.update_schedule.values()) < 0.95
     assert pruner.sparsity == pytest.approx(pruner.target, abs=1e-3)
 
 
-def test_the_penalty_of_soft_movement_decides_what_goes():
+def test_fixed_preset_has_no_final_sparsity():
+    assert parts("sparsity=fixed")["final"] is None
+
+
+def test_soft_movement_penalty_decides_the_sparsity():
     asked = ["sparsity=soft_movement", "sparsity.criterion.rate=0.05", "sparsity.final=0.5"]
     found = []
     for penalty in (10, 4000):
         pruner, planned = prune(parts(*asked, f"sparsity.criterion.penalty={penalty}"), steps=100)
         assert planned.pruned == 0  # nothing has moved yet
         assert pruner.target == 0.5
-        keeps_its_promise(pruner)
+        assert_expected_zeros(pruner)
         found.append(pruner.sparsity)
     assert found[0] < 0.4 < 0.6 < found[1]
 
 
-def test_a_threshold_of_another_score():
+def test_threshold_of_magnitudes_reaches_their_quantile():
     made = parts("sparsity/allocation=threshold", "sparsity.allocation.threshold=0.02")
     pruner, planned = prune(made)
     size = sum(weight.numel() for weight in pruner.parameters.values())
     assert planned.pruned / size == pytest.approx(0.68, abs=0.01)  # 0.02 is a standard deviation
     assert pruner.sparsity > 0.68
-    keeps_its_promise(pruner)
+    assert_expected_zeros(pruner)
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "platon", "wanda", "block_fisher"])
-@pytest.mark.parametrize("allocation", ["layerwise", "erk", "per_type", "global"])
-@pytest.mark.parametrize("select", ["exact", "block", "rows"])
-def test_three_parts_combine(criterion, allocation, select):
+@pytest.mark.parametrize("allocation", ["uniform", "erk", "group", "global"])
+@pytest.mark.parametrize("granularity", ["unstructured", "block", "rows"])
+def test_criterion_allocation_and_granularity_combine(criterion, allocation, granularity):
     made = parts(
         f"sparsity/criterion={criterion}",
         f"sparsity/allocation={allocation}",
-        f"sparsity/select={select}",
+        f"sparsity/granularity={granularity}",
         "sparsity.final=0.6",
     )
     pruner, _ = prune(made)
-    assert pruner.sparsity == pytest.approx(0.6, abs=1e-3 if select == "exact" else 0.1)
-    keeps_its_promise(pruner)
+    assert pruner.sparsity == pytest.approx(0.6, abs=1e-3 if granularity == "unstructured" else 0.1)
+    assert_expected_zeros(pruner)
 
 
-@pytest.mark.parametrize("part", ["exact", "rows", "block", "nm", "attention_heads"])
-def test_one_weight_off_is_a_broken_promise(part):
-    """Small matrices reach few sparsities: what counts is what they can reach, to the weight."""
-    part = f"sparsity/select={part}"
+@pytest.mark.parametrize("part", ["unstructured", "rows", "block", "nm", "attention_heads"])
+def test_verify_one_weight_off_raises(part):
+    """Small matrices reach few sparsities; the reachable counts are compared exactly."""
+    part = f"sparsity/granularity={part}"
     pruner, _ = prune(parts(part, *NEEDS.get(part, []), "sparsity.final=0.45"))
-    keeps_its_promise(pruner)
+    assert_expected_zeros(pruner)
     name = next(iter(pruner.masks))
     mask, weight = pruner.masks[name].view(-1), pruner.parameters[name].detach().view(-1)
     gone, kept = int((~mask).nonzero()[0]), int(mask.nonzero()[0])
     weight[gone] = 1.0
-    with pytest.raises(PromiseError, match="zeros in scope where the masks prune"):
-        keeps_its_promise(pruner)
+    with pytest.raises(VerificationError, match="zeros in scope where the masks prune"):
+        assert_expected_zeros(pruner)
     mask[gone] = True
-    with pytest.raises(PromiseError, match="were promised"):
-        keeps_its_promise(pruner)
+    with pytest.raises(VerificationError, match="were to be pruned"):
+        assert_expected_zeros(pruner)
     mask[gone], mask[kept], weight[gone], weight[kept] = False, False, 0.0, 0.0
-    with pytest.raises(PromiseError, match="were promised"):
-        keeps_its_promise(pruner)
+    with pytest.raises(VerificationError, match="were to be pruned"):
+        assert_expected_zeros(pruner)
 
 
-def test_many_zeros_that_no_mask_asked_for_are_a_broken_promise():
+def test_verify_many_unexpected_zeros_raise():
     pruner, _ = prune(parts("sparsity.final=0.5"))
     first = next(iter(pruner.parameters.values())).detach()
     first[0] = 0.0  # of kept weights, some 30 in 65,000: a layer may die a little
-    keeps_its_promise(pruner)
+    assert_expected_zeros(pruner)
     first.zero_()
-    with pytest.raises(PromiseError):
-        keeps_its_promise(pruner)
+    with pytest.raises(VerificationError):
+        assert_expected_zeros(pruner)
 
 
-def test_a_pattern_under_an_allocation_that_is_not_uniform():
-    asked = ["sparsity/criterion=platon", "sparsity/select=nm", "sparsity/allocation=erk"]
+def test_nm_with_nonuniform_allocation_is_bounded():
+    asked = ["sparsity/criterion=platon", "sparsity/granularity=nm", "sparsity/allocation=erk"]
     with pytest.raises(ValueError, match=r"reaches sparsity 0\.5 in every tensor and no more"):
-        prune(parts(*asked))  # the larger matrices would have to go beyond it
+        prune(parts(*asked, "sparsity.final=0.5"))  # the larger matrices would have to go beyond
     made = parts(*asked, "sparsity.final=0.4")
-    assert isinstance(made["criterion"], Platon)
+    assert isinstance(made["criterion"], PLATON)
     check(made)
-    check(parts("sparsity=global", "sparsity/select=nm", "sparsity.allocation.ceiling=0.5"))
+    capped = ["sparsity/allocation=global", "sparsity.allocation.ceiling=0.5"]
+    check(parts("sparsity=nm", *capped))
 
 
-def test_a_method_combines_with_parts():
+def test_presets_combine_with_options():
     made = parts("sparsity=rigl", "sparsity/allocation=erk", "sparsity.final=0.8")
-    assert (made["initial"], made["plan"]) == (0.8, steady_plan)
+    assert (made["initial"], made["update_schedule"]) == (0.8, periodic_updates)
     pruner, _ = prune(made)
     assert pruner.sparsity == pytest.approx(0.8, abs=1e-3)
-    assert isinstance(parts("sparsity=gmp", "sparsity/select=rows")["select"], Rows)
-    official = parts("sparsity=sparsebert_official", "sparsity/select=block")
-    assert official["select"] == Block()
+    assert isinstance(parts("sparsity=gmp", "sparsity/granularity=rows")["granularity"], Rows)
+    official = parts("sparsity=sparsebert_official", "sparsity/granularity=block")
+    assert official["granularity"] == Block()
     assert (
         parts("sparsity=global", "sparsity.allocation.ceiling=0.99")["allocation"].ceiling == 0.99
     )
     assert parts("sparsity/criterion=random", "seed=7")["criterion"].seed == 7
 
 
-@pytest.mark.parametrize("part", NEEDS)
-def test_a_size_of_heads_has_to_be_given(part):
-    """A wrong one that divides cannot be told from the weights."""
+@pytest.mark.parametrize("part", [part for part, needed in NEEDS.items() if HEADS[0] in needed])
+def test_heads_size_is_mandatory(part):
+    """A wrong size that divides the matrices cannot be detected."""
     with pytest.raises(MissingMandatoryValue, match="size"):
         parts(part)

@@ -1,6 +1,8 @@
-"""Who may import whom, read from the source: the table that the package's structure rests on."""
+"""Who may import whom: the source, compared with the table in ARCHITECTURE.md."""
 
 import ast
+import re
+import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -10,37 +12,41 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kd_prune"
 
-# Part → what of ours it may import besides itself.
-OURS = {
-    "kd_prune.pruning": set(),
-    "kd_prune.distillation": set(),
-    "kd_prune.lit": {"kd_prune.pruning", "kd_prune.distillation", "kd_prune.whole"},
-    "kd_prune.hf": {
-        "kd_prune.pruning.scope",
-        "kd_prune.pruning.report",
-        "kd_prune.distillation.activations",
-        "kd_prune.whole",
-    },
-}
-ALONE = {f"kd_prune.pruning.{name}" for name in ("schedule", "criterion", "scope", "mask")}
+ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 
-# Part → the only packages outside the standard library that it may import.
-THEIRS = {
-    "kd_prune.pruning": {"torch", "numpy"},
-    "kd_prune.distillation": {"torch"},
-    # torchmetrics comes with Lightning.
-    "kd_prune.lit": {"torch", "numpy", "lightning", "torchmetrics"},
+
+def import_table():
+    """Read the table of ARCHITECTURE.md: part → (parts of ours, other packages) it may import."""
+    section = ARCHITECTURE.read_text().split("\n## Who may import whom\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    return {
+        re.findall(r"`([\w.]+)`", part)[0]: (
+            {f"kd_prune.{name}" for name in re.findall(r"`([\w.]+)`", ours)},
+            set(re.findall(r"\w+", others)),
+        )
+        for part, ours, others in rows
+    }
+
+
+TABLE = import_table()
+# Module → what of ours it may import at most: these are pure, or of use without the rest.
+ALONE = {
+    "kd_prune.pruning.checks": {"kd_prune.errors"},
+    "kd_prune.pruning.criteria.base": set(),
+    "kd_prune.pruning.ramps": {"kd_prune.errors", "kd_prune.pruning.checks"},
+    "kd_prune.pruning.schedule": {
+        "kd_prune.errors",
+        "kd_prune.pruning.checks",
+        "kd_prune.pruning.ramps",
+    },
+    "kd_prune.pruning.scope": {"kd_prune.errors"},
+    "kd_prune.pruning.selection": set(),
 }
 # Package → the only places that may import it.
 ONLY_IN = {
-    "hydra": {"kd_prune.sweep"},
-    "omegaconf": {"kd_prune.sweep"},
-    "transformers": {"kd_prune.hf", "kd_prune.run"},
-    "datasets": {"kd_prune.hf", "kd_prune.run"},
-    "lightning": {"kd_prune.lit", "kd_prune.run"},
-    "pytorch_lightning": set(),  # lightning.pytorch is the one that is imported
-    "torchmetrics": {"kd_prune.lit", "kd_prune.run"},
-}
+    package: {part for part, (_, others) in TABLE.items() if package in others}
+    for package in ("hydra", "omegaconf", "transformers", "datasets", "lightning", "torchmetrics")
+} | {"pytorch_lightning": set()}  # lightning.pytorch is the one that is imported
 
 
 def module_name(path):
@@ -82,7 +88,7 @@ GRAPH = {
 def test_the_reading_sees_every_kind_of_import():
     source = """
 import os, torch.nn as nn
-from kd_prune.pruning import mask, Pruner
+from kd_prune.pruning import selection, Pruner
 from kd_prune import hf
 from . import scope
 from .schedule import cubic
@@ -94,46 +100,65 @@ def later():
         "os",
         "torch.nn",
         "kd_prune.pruning",
-        "kd_prune.pruning.mask",
+        "kd_prune.pruning.selection",
         "kd_prune.hf",
         "kd_prune.pruning.scope",
         "kd_prune.pruning.schedule",
         "kd_prune.distillation.losses",
         "hydra",
     }
-    relative = "from .mask import exact"
-    assert imports_of(relative, "kd_prune.pruning", is_package=True) == {"kd_prune.pruning.mask"}
+    relative = "from .selection import unstructured"
+    assert imports_of(relative, "kd_prune.pruning", is_package=True) == {
+        "kd_prune.pruning.selection"
+    }
+
+
+def part_of(module):
+    """The row of the table that a module belongs to: the longest name that includes it."""
+    rows = [
+        part for part in TABLE if module == part or (part != "kd_prune" and within(module, part))
+    ]
+    return max(rows, key=len, default=None)
 
 
 def test_every_part_is_there():
-    parts = set(OURS) | ALONE | {"kd_prune.run"}
-    assert parts <= set(MODULES)
+    assert set(TABLE) | set(ALONE) <= set(MODULES)
     assert len(MODULES) >= 25
+
+
+def test_every_module_belongs_to_a_part():
+    assert [module for module in MODULES if part_of(module) is None] == []
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m in ALONE])
 def test_modules_that_stand_alone(module):
-    assert {name for name in GRAPH[module] if within(name, "kd_prune")} == set()
+    assert {name for name in GRAPH[module] if within(name, "kd_prune")} <= ALONE[module]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if any(within(m, p) for p in OURS)])
+def test_importing_the_package_alone_imports_no_part_of_it():
+    """Its public names are imported on first access; others' dependencies need not be installed."""
+    code = "import sys, kd_prune; print([name for name in sys.modules if '.' not in name])"
+    parts = "print([name for name in sys.modules if name.startswith('kd_prune.')])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; {parts}"], capture_output=True, text=True, cwd=ROOT
+    )
+    packages, of_ours = map(ast.literal_eval, done.stdout.splitlines())
+    assert of_ours == []
+    assert not set(packages) & {"torch", "numpy", "lightning", "transformers", "hydra"}
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_what_of_ours_a_part_imports(module):
-    (part,) = (part for part in OURS if within(module, part))
-    ours = {name for name in GRAPH[module] if within(name, "kd_prune")}
-    allowed = {part, *OURS[part]}
+    part = part_of(module)
+    ours = {name for name in GRAPH[module] if within(name, "kd_prune")} - {"kd_prune"}
+    allowed = TABLE[part][0] | ({part} if part != "kd_prune" else set())
     assert {name for name in ours if not any(within(name, a) for a in allowed)} == set()
 
 
-def test_the_package_itself_imports_nothing_of_ours():
-    """What one uses is imported by its part; the others' dependencies need not be there."""
-    assert not {name for name in GRAPH["kd_prune"] if within(name, "kd_prune")}
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if any(within(m, p) for p in THEIRS)])
+@pytest.mark.parametrize("module", MODULES)
 def test_what_of_others_a_part_imports(module):
-    (allowed,) = (THEIRS[part] for part in THEIRS if within(module, part))
     theirs = {name.split(".")[0] for name in GRAPH[module]} - sys.stdlib_module_names
-    assert theirs - {"kd_prune"} <= allowed
+    assert theirs - {"kd_prune"} <= TABLE[part_of(module)][1]
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
@@ -143,13 +168,22 @@ def test_where_a_package_is_imported(package):
     assert {m for m in importers if not any(within(m, place) for place in places)} == set()
 
 
-@pytest.mark.parametrize("part", ["pruning", "distillation", "lit", "hf"])
-def test_nothing_below_imports_the_top_floor(part):
-    """Run is where the parts meet, and a sweep is many runs; no arrow runs back up."""
-    top = ("kd_prune.run", "kd_prune.sweep")
-    for module, names in GRAPH.items():
-        if within(module, f"kd_prune.{part}"):
-            assert not {name for name in names if any(within(name, t) for t in top)}, module
+def test_the_table_keeps_the_rules():
+    """Whatever is written into the table: these hold."""
+    ours = {part.removeprefix("kd_prune."): {n[9:] for n in TABLE[part][0]} for part in TABLE}
+    others = {part.removeprefix("kd_prune."): TABLE[part][1] for part in TABLE}
+    for part in ("pruning", "distillation", "lit", "hf", "metrics", "errors", "results"):
+        assert not ours[part] & {"pipeline", "sweep", "cli"}, part
+    assert not {name for name in ours["pruning"] if name.startswith("distillation")}
+    assert not {name for name in ours["distillation"] if name.startswith("pruning")}
+    assert not {name for name in ours["hf"] if name.startswith("lit")}
+    assert not {name for name in ours["lit"] if name.startswith("hf")}
+    assert not others["errors"] | others["results"]
+    assert not others["sweep"] & {"torch", "lightning", "transformers", "datasets"}
+    assert others["pruning"] == {"torch", "numpy"}
+    assert others["distillation"] == {"torch"}
+    assert others["lit"] == {"torch", "numpy", "lightning", "torchmetrics"}
+    assert {part for part in others if others[part] & {"hydra", "omegaconf"}} == {"cli", "sweep"}
 
 
 def test_no_circles():

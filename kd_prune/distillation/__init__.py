@@ -1,6 +1,7 @@
 """Distillation: losses, terms, layer maps and the objective. Torch only."""
 
 from kd_prune.distillation.activations import Activations
+from kd_prune.distillation.hidden_states import Embeddings, HiddenStates
 from kd_prune.distillation.layer_map import layer_pairs
 from kd_prune.distillation.losses import (
     attention_score_mse,
@@ -12,9 +13,7 @@ from kd_prune.distillation.objective import Objective
 from kd_prune.distillation.terms import (
     AttentionScores,
     Custom,
-    Embeddings,
     HardLabels,
-    HiddenStates,
     SoftTargets,
     Term,
 )

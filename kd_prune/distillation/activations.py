@@ -1,32 +1,37 @@
-"""What terms see of a model's forward pass."""
+"""Activations: the outputs of one forward pass that loss terms read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Tensor]
 
 
+def _empty() -> Tensor:
+    return torch.empty(0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """A model's outputs on one batch; what no term asked for is empty.
+    """A model's outputs on one batch; kinds that no term requires may be empty.
 
     Attributes:
-        logits: (batch, outputs).
-        hidden_states: Embedding output, then one per layer, each (batch, length, d).
+        logits: (batch, outputs); a task may give them another shape.
+        hidden_states: Embedding output, then one per layer, each (batch, length, width).
         attention_scores: One per layer, before mask, softmax and dropout, each
             (batch, heads, length, length).
     """
 
-    logits: Tensor
+    logits: Tensor = field(default_factory=_empty)
     hidden_states: tuple[Tensor, ...] = ()
     attention_scores: tuple[Tensor, ...] = ()
 
 
 KINDS = frozenset({"logits", "hidden_states", "attention_scores"})
 
-# Runs a model on a batch and returns the activations of the kinds named, others left empty.
 Forward = Callable[[nn.Module, Batch, frozenset[str]], Activations]
+"""Runs a model on a batch; returns at least the required kinds of activations."""

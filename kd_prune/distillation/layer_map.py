@@ -1,24 +1,26 @@
-"""Which teacher layer a student layer learns from."""
+"""Layer map: the teacher layer that each student layer is compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kd_prune.errors import ConfigError
+
 Pairs = list[tuple[int, int]]
 
 
 def layer_pairs(student: int, teacher: int, layer_map: Mapping[int, int] | None = None) -> Pairs:
-    """Pairs (student layer, teacher layer), layers counted from 1; 0 is the embedding output.
+    """Pair student layers with teacher layers, counted from 1; 0 is the embedding output.
 
     Without a map the layers are spread evenly: ``l → l · teacher / student``.
 
     Args:
         student: Number of the student's layers.
         teacher: Number of the teacher's layers.
-        layer_map: Student layer → teacher layer; layers left out are not compared.
+        layer_map: Student layer → teacher layer; layers that are not in it are not compared.
 
     Raises:
-        ValueError: The map is empty or names a layer that is not there, or there is no map and
+        ConfigError: The map is empty or names a layer that does not exist, or there is no map and
             `teacher` is no multiple of `student`.
 
     >>> layer_pairs(2, 6)
@@ -27,23 +29,26 @@ def layer_pairs(student: int, teacher: int, layer_map: Mapping[int, int] | None 
     [(2, 5)]
     """
     if layer_map is None:
-        if teacher % student:
-            raise ValueError(
-                f"layer_map=null: {teacher} teacher layers do not spread evenly over {student} "
-                "student layers; give a layer_map {student layer: teacher layer}"
+        if not student or teacher % student:
+            raise ConfigError(
+                "layer_map",
+                None,
+                f"{teacher} teacher layers do not spread evenly over {student} student layers",
+                "give a layer_map {student layer: teacher layer}",
             )
         return [(layer, layer * teacher // student) for layer in range(1, student + 1)]
     if not layer_map:
-        raise ValueError("layer_map={}: compares no layers; set the term's weight to 0 instead")
-    for name, count, layers in (
+        raise ConfigError("layer_map", {}, "compares no layers", "set the term's weight to 0")
+    for model, count, layers in (
         ("student", student, layer_map.keys()),
         ("teacher", teacher, layer_map.values()),
     ):
         for layer in layers:
             if not 0 <= layer <= count:
-                raise ValueError(
-                    f"layer_map={dict(layer_map)}: the {name} has layers 1 … {count} "
-                    f"(0 = embeddings), not {layer}; correct the map, or leave it out to spread "
-                    "the layers evenly"
+                raise ConfigError(
+                    "layer_map",
+                    dict(layer_map),
+                    f"the {model} has layers 1 … {count} (0 = embeddings), not {layer}",
+                    "correct the map, or leave it out to spread the layers evenly",
                 )
     return list(layer_map.items())

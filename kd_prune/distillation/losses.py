@@ -1,7 +1,7 @@
 """Distillation losses: pure functions of tensors, each a scalar mean.
 
-Token-level losses are masked means: padding never changes them, nor their gradients, whatever it
-holds. Half precision is computed in float32; float64 stays.
+Token-level losses are masked means: padding changes neither them nor their gradients, whatever
+values it holds. Half precision is computed in float32; float64 stays float64.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from torch import Tensor
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Divergence of the student's distribution from the teacher's soft targets.
+    """Compute the divergence of the student's distribution from the teacher's soft targets.
 
     ``T² · mean_batch Σ_c p_c (log p_c - log q_c)`` with ``p = softmax(teacher / T)`` and
-    ``q = softmax(student / T)``. Its gradient is that of soft cross-entropy; unlike that it is 0
-    where the two agree. ``T²`` keeps the gradient's size independent of ``T``.
+    ``q = softmax(student / T)``. Its gradient equals that of soft cross-entropy; unlike soft
+    cross-entropy it is 0 where both distributions agree. ``T²`` keeps the gradient's size
+    independent of ``T``.
 
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2.
 
@@ -36,7 +37,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
 
 
 def hidden_state_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean squared difference over real tokens and features.
+    """Compute the mean squared difference over real tokens and features.
 
     ``Σ_t m_t ‖s_t - t_t‖² / (d · Σ_t m_t)``. Source: SparseBERT's L_rep, masked.
 
@@ -50,7 +51,7 @@ def hidden_state_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -
 
 
 def attention_score_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean squared difference of attention scores over heads and pairs of real tokens.
+    """Compute the mean squared difference of attention scores over heads and real token pairs.
 
     ``Σ_{h,q,k} m_q m_k (s_hqk - t_hqk)² / (H · Σ_{q,k} m_q m_k)`` on scores ``QKᵀ/√d`` before the
     softmax. Source: TinyBERT (arXiv 1909.10351) eq. 7, as SparseBERT's L_att, masked.
@@ -65,7 +66,7 @@ def attention_score_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor
 
 
 def hard_label_loss(student: Tensor, labels: Tensor) -> Tensor:
-    """Loss against the data set's own labels: cross-entropy, or squared error if one output.
+    """Compute cross-entropy against the labels, or squared error where there is one output.
 
     Args:
         student: Logits, (batch, classes); (batch, 1) is a regression.
@@ -82,7 +83,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _masked_mse(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
-    """Mean squared difference where `keep`, which is broadcast over a dimension of size 1."""
+    """Compute the mean squared difference where `keep` (broadcastable) is true."""
     difference = _at_least_float32(student) - _at_least_float32(teacher)
     # Filled, not multiplied by 0, and before squaring: NaN · 0 is NaN, in the gradient too.
     squares = difference.masked_fill_(~keep, 0.0).square()

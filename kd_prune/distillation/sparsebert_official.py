@@ -14,51 +14,56 @@ weight decay fixed at 0.01); the skipped last incomplete batch; padding everythi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from kd_prune.distillation.activations import Activations, Batch
+from kd_prune.errors import ConfigError
 
 
 def soft_cross_entropy(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-    """``-mean_{b,c} softmax(teacher) · log_softmax(student)``; one output: MSE to the labels."""
+    """Compute ``-mean_{b,c} softmax(teacher) · log_softmax(student)``; one output: label MSE."""
     if student.logits.shape[-1] == 1:
         return F.mse_loss(student.logits.flatten(), batch["labels"].to(student.logits.dtype))
     return -(teacher.logits.softmax(-1) * student.logits.log_softmax(-1)).mean()
 
 
 def hidden_states(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-    """``Σ_{l=0..L} MSE(S_l, T_l)``, embeddings and padding included."""
+    """Compute ``Σ_{l=0..L} MSE(S_l, T_l)``, embeddings and padding included."""
     pairs = layers(student.hidden_states, teacher.hidden_states, "width", axis=-1)
-    return sum((F.mse_loss(s, t) for s, t in pairs), start=student.logits.new_zeros(()))
+    return reduce(add, (F.mse_loss(s, t) for s, t in pairs))
 
 
 def attention_scores(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
-    """``Σ_{l=1..L} MSE(A_S, A_T)``, padded queries included, scores of padded keys set to 0."""
+    """Compute ``Σ_{l=1..L} MSE(A_S, A_T)`` with padded queries; scores of padded keys are 0."""
     padded = ~batch["attention_mask"].bool()[:, None, None, :]
     pairs = layers(student.attention_scores, teacher.attention_scores, "number of heads", axis=1)
-    return sum(
+    return reduce(
+        add,
         (F.mse_loss(s.masked_fill(padded, 0.0), t.masked_fill(padded, 0.0)) for s, t in pairs),
-        start=student.logits.new_zeros(()),
     )
 
 
 def layers(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], what: str, axis: int
+    student: Sequence[Tensor], teacher: Sequence[Tensor], size: str, axis: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of layers: the reference code has student and teacher of one shape.
+    """Pair the layers one by one: the reference code's student and teacher have the same shape.
 
     Raises:
-        ValueError: They differ in depth, or in `what`, the size of `axis`.
+        ConfigError: The models differ in depth, or in `size`, the length of `axis`.
     """
     for name, ours, theirs in (
         ("depth", len(student), len(teacher)),
-        (what, student[0].shape[axis], teacher[0].shape[axis]),
+        (size, student[0].shape[axis], teacher[0].shape[axis]),
     ):
         if ours != theirs:
-            raise ValueError(
-                f"the student's {name} is {ours}, the teacher's {theirs}; the reference code takes "
-                "two of one shape: set the term's weight to 0, or take distillation=sparsebert"
+            raise ConfigError(
+                "weight",
+                expected=f"the student's {name} is {ours}, the teacher's {theirs}, and the "
+                "reference code compares models of the same shape",
+                hint="set the weight to 0, or take distillation=sparsebert",
             )
     return list(zip(student, teacher, strict=True))

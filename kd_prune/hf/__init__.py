@@ -1,20 +1,45 @@
-"""Hugging Face parts: models, tasks, data, export. The only place that knows transformers."""
+"""Hugging Face parts: encoders, tasks, data, export."""
 
-from kd_prune.hf.data import LengthGroupedBatches, TaskData, load, loaders
+from kd_prune.hf.attention import enable_attention_scores
+from kd_prune.hf.batches import LengthGroupedBatches, ResumableLoader, loaders
+from kd_prune.hf.changes import EncoderChange
+from kd_prune.hf.data import TaskData, load_data
+from kd_prune.hf.encoders import PretrainedEncoder, folder_or_id, load_error
 from kd_prune.hf.export import save
-from kd_prune.hf.models import Pretrained, encoder_scope, forward
-from kd_prune.hf.optimizer import FineTuning
+from kd_prune.hf.fingerprint import model_fingerprint
+from kd_prune.hf.forward_pass import SEGMENTS, accepts_token_type_ids, forward
+from kd_prune.hf.kinds import Classification, Regression, TaskKind, Text
+from kd_prune.hf.layers import encoder_layers, encoder_scope, max_positions, set_dropout
+from kd_prune.hf.optimizer import AdamWWithSchedule
+from kd_prune.hf.pairs import check_pair, check_vocabularies
 from kd_prune.hf.tasks import Task
 
 __all__ = [
-    "FineTuning",
+    "SEGMENTS",
+    "AdamWWithSchedule",
+    "Classification",
+    "EncoderChange",
     "LengthGroupedBatches",
-    "Pretrained",
+    "PretrainedEncoder",
+    "Regression",
+    "ResumableLoader",
     "Task",
     "TaskData",
+    "TaskKind",
+    "Text",
+    "accepts_token_type_ids",
+    "check_pair",
+    "check_vocabularies",
+    "enable_attention_scores",
+    "encoder_layers",
     "encoder_scope",
+    "folder_or_id",
     "forward",
-    "load",
+    "load_data",
+    "load_error",
     "loaders",
+    "max_positions",
+    "model_fingerprint",
     "save",
+    "set_dropout",
 ]

@@ -1,8 +1,8 @@
 """Attention scores before the softmax, as a transformers attention implementation.
 
-transformers offers probabilities after dropout, and under SDPA nothing at all; distillation needs
-the scores ``QKᵀ/√d``. A model switched to `SCORES` returns them as its attentions, with the same
-logits as before.
+transformers returns probabilities after dropout, and nothing with SDPA; distillation needs the
+scores ``QKᵀ/√d``. A model switched to the implementation `SCORES` returns them as its attentions,
+and its logits are unchanged.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+
+from kd_prune.errors import ConfigError
 
 SCORES = "kd_scores"
 
@@ -28,12 +30,12 @@ def attention_returning_scores(
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
-    """Eager attention; returns its output and the scores before mask, softmax and dropout.
+    """Compute attention; return the output and the scores before mask, softmax and dropout.
 
     Args:
         module: The attention layer.
         query: (batch, heads, length, d).
-        key: (batch, heads or an even part of them, length, d).
+        key: (batch, key heads, length, d); the number of heads is a multiple of `key heads`.
         value: Like `key`.
         attention_mask: Bool, True = attend, broadcastable to (batch, heads, length, length).
         scaling: Factor of the scores; None is 1/√d.
@@ -43,38 +45,40 @@ def attention_returning_scores(
         Output (batch, length, heads, d) and scores (batch, heads, length, length).
     """
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # several query heads share a key's
+    if groups > 1:  # several query heads share one key head
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query * scale, key.transpose(2, 3))
-    seen = scores
+    masked = scores
     if attention_mask is not None:
-        seen = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(seen.softmax(dim=-1), p=dropout, training=module.training)
+        masked = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(masked.softmax(dim=-1), p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), scores
 
 
 AttentionInterface.register(SCORES, attention_returning_scores)
 
 
-def whole_mask(*args: Any, **settings: Any) -> Tensor | None:
-    """SDPA's mask, also where SDPA itself would be told ``is_causal`` instead."""
+def explicit_mask(*args: Any, **settings: Any) -> Tensor | None:
+    """Return SDPA's mask as a tensor, also where SDPA itself would get ``is_causal`` instead."""
     return sdpa_mask(*args, **(settings | {"allow_is_causal_skip": False}))
 
 
-AttentionMaskInterface.register(SCORES, whole_mask)
+AttentionMaskInterface.register(SCORES, explicit_mask)
 
 
-def tap_attention_scores(model: PreTrainedModel) -> None:
+def enable_attention_scores(model: PreTrainedModel) -> None:
     """Make `model` return attention scores where it is asked for attentions.
 
     Raises:
-        ValueError: The model's family does not let its attention be replaced.
+        ConfigError: The attention of the model's family cannot be replaced.
     """
     model.set_attn_implementation(SCORES)
-    if model.config._attn_implementation != SCORES:  # transformers only logs that it did not
-        raise ValueError(
-            f"model_type={model.config.model_type} gives no attention scores: its attention cannot "
-            "be replaced; set the weight of attention_scores to 0 (soft_targets, hard_labels, "
-            "embeddings and hidden_states still work)"
+    if model.config._attn_implementation != SCORES:  # transformers only logs this
+        raise ConfigError(
+            "model_type",
+            model.config.model_type,
+            "gives no attention scores: its attention cannot be replaced",
+            "set the weight of attention_scores to 0 (soft_targets, hard_labels, embeddings and "
+            "hidden_states still work)",
         )

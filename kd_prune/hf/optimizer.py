@@ -1,4 +1,4 @@
-"""AdamW with a learning-rate schedule, as fine-tuning recipes have it."""
+"""AdamW with a learning-rate schedule, as in common fine-tuning recipes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-# Those of transformers that need nothing but the number of steps.
+from kd_prune.errors import ConfigError
+
+# The schedules of transformers that need nothing but the number of steps.
 SCHEDULES = (
     "linear",
     "cosine",
@@ -23,20 +25,20 @@ SCHEDULES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """Makes the optimizer and the learning-rate schedule of one fit.
+class AdamWWithSchedule:
+    """AdamW and a learning-rate schedule for one fit.
 
     Args:
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay, not on biases and norms.
-        betas: AdamW's.
-        eps: AdamW's.
-        schedule: How the rate goes after the warm-up, by the name `transformers.get_scheduler`
-            has for it: one of `SCHEDULES`. `linear` falls to 0.
+        betas: Decay rates of AdamW's two moments.
+        eps: Added to AdamW's denominator.
+        schedule: Course of the learning rate after the warm-up, as `transformers.get_scheduler`
+            names it: one of `SCHEDULES`. `linear` falls to 0.
         warmup: Share of the steps during which the rate rises from 0.
 
     Raises:
-        ValueError: A value is out of its range; the message names it.
+        ConfigError: A value is out of its range.
     """
 
     lr: float = 3e-5
@@ -47,22 +49,21 @@ class FineTuning:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if not 0.0 < self.lr < math.inf:
-            raise ValueError(f"lr={self.lr}: expected a finite number above 0")
+            raise ConfigError("lr", self.lr, "expected a finite number above 0")
         if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay={self.weight_decay}: expected a number from 0")
+            raise ConfigError("weight_decay", self.weight_decay, "expected a number from 0")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)}: expected two numbers in [0, 1)")
+            raise ConfigError("betas", list(self.betas), "expected two numbers in [0, 1)")
         if not self.eps > 0:
-            raise ValueError(f"eps={self.eps}: expected a number above 0")
+            raise ConfigError("eps", self.eps, "expected a number above 0")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule}: expected one of {', '.join(SCHEDULES)}")
+            raise ConfigError("schedule", self.schedule, f"expected one of {', '.join(SCHEDULES)}")
         if not 0.0 <= self.warmup < 1.0:
-            raise ValueError(f"warmup={self.warmup}: expected a fraction in [0, 1)")
+            raise ConfigError("warmup", self.warmup, "expected a fraction in [0, 1)")
 
     def __call__(self, model: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
-        """Optimizer over `model`'s parameters and its schedule over `total_steps`."""
+        """Make the optimizer over `model`'s parameters and its schedule over `total_steps`."""
         matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
         vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
         optimizer = AdamW(
@@ -75,7 +76,7 @@ class FineTuning:
             eps=self.eps,
         )
         scheduler = get_scheduler(
-            # What transformers calls constant would leave the warm-up out, silently.
+            # transformers' "constant" silently ignores the warm-up.
             "constant_with_warmup" if self.schedule == "constant" else self.schedule,
             optimizer,
             num_warmup_steps=round(self.warmup * total_steps),

@@ -1,49 +1,60 @@
-"""Tasks: where the rows are, which columns are text, which is the label, how they are judged."""
+"""Task: the place of the rows, the columns of text and label, and the metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from kd_prune.errors import ConfigError
+from kd_prune.hf.kinds import Classification, TaskKind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A text classification or regression task.
+    """A task: its rows, columns and metrics, and the kind of task it is.
 
     Args:
-        name: What it is called in results.
+        name: Name of the task in results.
         path: Hub id, or a folder that holds a file per split (``train.parquet``, ``.csv``,
-            ``.jsonl``), possibly in a subfolder named `subset`.
+            ``.jsonl``, ``.txt``, the last two also as ``.gz``), possibly in a subfolder named
+            `subset`. A text file has one row per non-blank line, in the column ``text``. A single
+            file, of whatever name, is the training split.
         text: One text column, or two that are read as a pair.
+        kind: The kind of task: classification, regression, text without labels, or your own.
         subset: Configuration of the hub data set, or subfolder.
         label: Label column.
         labels: Class names in the order of their indices; None: as the data declare them, or
-            their sorted values. Labels in the data are looked up by name (text, what a class
-            label is declared to mean, a whole number such as 1 of ``["1", "2"]``), in whatever
-            case; whole numbers that are no such names are indices. Empty for regression.
-        regression: Whether the label is a number to be predicted.
-        metrics: Names of metrics (see `kd_prune.lit.metrics`).
-        monitor: The one metric a sweep looks at.
+            their sorted values. Labels in the data are looked up by name (text, the declared name
+            of a class label, a whole number such as 1 of ``["1", "2"]``), in whatever case; whole
+            numbers that are no such names are indices.
+        metrics: Names of metrics (see `kd_prune.metrics`); none where the rows have no labels.
+        monitor: The metric that a sweep compares; ``loss`` where there are no metrics.
         train: Split to learn from.
-        validation: Splits to judge by; the first is reported, others with their name.
+        validation: Splits to evaluate on; metrics of all but the first have the split's name.
+        holdout: Rows at the end of the training split that become the validation split if the data
+            set has none; None: a missing validation split is an error.
         max_length: Longest sequence in tokens; the rest is cut off.
         pad_to: Pad every row to this length instead of the batch's longest.
         batch_size: Rows per training batch.
         eval_batch_size: Rows per validation batch.
-        files: Split → file name, where the files are not called after their split.
+        files: Split → file name, where the files are not named after their split.
+
+    Raises:
+        ConfigError: A field does not suit the kind or another field.
     """
 
     name: str
     path: str
     text: Sequence[str]
+    kind: TaskKind = field(default_factory=Classification)
     subset: str | None = None
     label: str = "label"
     labels: Sequence[str] | None = None
-    regression: bool = False
     metrics: Sequence[str] = ("accuracy",)
     monitor: str = "accuracy"
     train: str = "train"
     validation: Sequence[str] = ("validation",)
+    holdout: int | None = None
     max_length: int = 128
     pad_to: int | None = None
     batch_size: int = 32
@@ -51,28 +62,39 @@ class Task:
     files: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        """Check what can be known without the data."""
         if len(self.text) not in (1, 2):
-            raise ValueError(f"task.text={list(self.text)}: expected one column or two")
+            raise ConfigError("text", list(self.text), "expected one column or two")
         for key in ("text", "validation"):
             names = list(getattr(self, key))
             if len(set(names)) < len(names):
-                raise ValueError(f"task.{key}={names}: expected each name once")
-        if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
-            raise ValueError(
-                f"task.labels={list(self.labels)}: expected two names or more, each once"
-            )
-        if self.monitor not in self.metrics:
-            raise ValueError(
-                f"task.monitor={self.monitor}: not among task.metrics={list(self.metrics)}; "
-                "set it to one of them"
-            )
-        for key in ("max_length", "batch_size", "eval_batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"task.{key}={getattr(self, key)}: expected at least 1")
-        if self.pad_to is not None and self.pad_to < self.max_length:
-            raise ValueError(
-                f"task.pad_to={self.pad_to} is below task.max_length={self.max_length}"
-            )
+                raise ConfigError(key, names, "expected each name once")
         if not self.validation:
-            raise ValueError("task.validation=[]: expected at least one split")
+            raise ConfigError("validation", [], "expected at least one split")
+        for key in ("max_length", "batch_size", "eval_batch_size", "holdout"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ConfigError(key, value, "expected at least 1")
+        if self.pad_to is not None and self.pad_to < self.max_length:
+            raise ConfigError("pad_to", self.pad_to, f"below max_length={self.max_length}")
+        self.kind.check(self)
+        self._check_metrics()
+
+    def _check_metrics(self) -> None:
+        """Raise ConfigError unless metrics and monitor suit the kind and each other."""
+        suitable, kind = self.kind.metrics, type(self.kind).__name__.lower()
+        monitors = list(self.metrics) or ["loss"]
+        if unsuitable := [name for name in self.metrics if name not in suitable]:
+            raise ConfigError(
+                "metrics",
+                unsuitable[0],
+                f"does not suit a task of kind {kind}",
+                f"take some of task.metrics=[{','.join(suitable)}] and task.monitor={suitable[0]}"
+                if suitable
+                else "set task.metrics=[] and task.monitor=loss",
+            )
+        if self.monitor not in monitors:
+            raise ConfigError(
+                "monitor",
+                self.monitor,
+                f"not among metrics={monitors}" if self.metrics else "there are no metrics",
+                f"set it to {' or '.join(monitors)}",
+            )

@@ -1,11 +1,12 @@
-"""A task and a model of our own, made on the spot: no network, seconds to learn.
+"""The embedded task and model: generated without a network, and learnt in seconds.
 
-The task: a list of things, some with adjectives, and an ordinal; what kind is the thing so named?
-``"the small fox , old hammer , pear and green canoe" / "third"`` → ``fruit``. It takes a lexicon
-(which noun is of which kind) and a selection (adjectives shift positions, so counting words does
-not do). The model is a small randomly initialised BERT with a tokenizer of exactly these words.
+The task: a list of things, some with adjectives, and an ordinal; the label is the kind of the thing
+at that position. ``"the small fox , old hammer , pear and green canoe" / "third"`` → ``fruit``. It
+takes a lexicon (the kind of every noun) and a selection (adjectives shift positions, so counting
+words is not enough). The model is a small randomly initialised BERT with a tokenizer of exactly
+these words.
 
-Both are written as ordinary folders, so that everything else reads them like anyone's.
+Both are written as ordinary folders and read like any other data set and model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from kd_prune import whole
+from kd_prune import atomic_io
+from kd_prune.errors import ConfigError
 
 KINDS = {
     "animal": "fox otter badger heron lizard camel weasel toad moose ferret goose lynx",
@@ -37,12 +39,12 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def sentences(count: int, *, seed: int, things: int = 5) -> list[dict[str, str]]:
-    """Rows ``{"things", "which", "label"}`` of the task, labels evenly spread by chance.
+    """Draw rows ``{"things", "which", "label"}`` of the task; all labels are equally likely.
 
     Args:
         count: Number of rows.
         seed: Seed of all choices.
-        things: How many are listed, 1 … 5; with 1 only the lexicon is left to learn.
+        things: Length of the list, 1 … 5; with 1 only the lexicon has to be learnt.
     """
     rng = np.random.default_rng(seed)
     kinds = {kind: nouns.split() for kind, nouns in KINDS.items()}
@@ -73,10 +75,10 @@ def make_task(
     """Write the task as ``train.jsonl`` and ``validation.jsonl``; return the folder.
 
     Raises:
-        ValueError: A number is out of its range; the message names it.
+        ConfigError: A number is out of its range.
     """
     if things > len(ORDINALS):
-        raise ValueError(f"things={things}: expected a whole number up to {len(ORDINALS)}")
+        raise ConfigError("things", things, f"expected a whole number up to {len(ORDINALS)}")
 
     def write(folder: Path) -> None:
         for split, count, stream in (("train", train, 1), ("validation", validation, 2)):
@@ -85,7 +87,7 @@ def make_task(
             (folder / f"{split}.jsonl").write_text(lines)
 
     settings = {"train": train, "validation": validation, "things": things, "seed": seed}
-    return made_once(cache_dir, "task", settings, write)
+    return cached_folder(cache_dir, "task", settings, write)
 
 
 def make_model(
@@ -99,7 +101,8 @@ def make_model(
     """Write a randomly initialised BERT and its tokenizer; return the folder.
 
     Raises:
-        ValueError: A number is out of its range, or `hidden_size` no multiple of `heads`.
+        ConfigError: A number is out of its range.
+        ValueError: `hidden_size` is no multiple of `heads`.
     """
 
     def write(folder: Path) -> None:
@@ -122,21 +125,33 @@ def make_model(
             BertForSequenceClassification(config).save_pretrained(folder)
 
     settings = {"layers": layers, "hidden_size": hidden_size, "heads": heads, "seed": seed}
-    return made_once(cache_dir, "model", settings, write)
+    return cached_folder(cache_dir, "model", settings, write)
 
 
-def made_once(
-    cache_dir: str, what: str, settings: Mapping[str, int], write: Callable[[Path], None]
+def cached_folder(
+    cache_dir: str, name: str, settings: Mapping[str, int], write: Callable[[Path], None]
 ) -> str:
-    """Folder of `what`, written unless an earlier run did; a rename makes it whole or absent."""
-    for name, value in settings.items():
-        least = 0 if name == "seed" else 1
+    """Return the folder for these settings, written if it does not exist.
+
+    Args:
+        cache_dir: Cache folder.
+        name: First part of the folder's name.
+        settings: Numbers that the content depends on; the second part is their hash.
+        write: Fills the folder.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
+    for key, value in settings.items():
+        least = 0 if key == "seed" else 1
         if value < least:
-            raise ValueError(f"{name}={value}: expected a whole number from {least}")
+            raise ConfigError(key, value, f"expected a whole number from {least}")
     source = Path(__file__).read_bytes()
-    key = hashlib.sha256(source + repr((what, sorted(settings.items()))).encode()).hexdigest()[:16]
-    folder = Path(cache_dir).expanduser() / "tiny" / f"{what}-{key}"
+    digest = hashlib.sha256(source + repr((name, sorted(settings.items()))).encode()).hexdigest()[
+        :16
+    ]
+    folder = Path(cache_dir).expanduser() / "tiny" / f"{name}-{digest}"
     if not folder.is_dir():
-        with whole.folder(folder) as scratch:
+        with atomic_io.folder(folder) as scratch:
             write(scratch)
     return str(folder)

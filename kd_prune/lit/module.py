@@ -1,4 +1,4 @@
-"""DistillModule: a student that learns from a teacher, or from labels alone."""
+"""DistillModule: trains a student on a teacher's activations, or on labels alone."""
 
 from __future__ import annotations
 
@@ -15,54 +15,78 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
-from kd_prune.distillation.activations import Batch, Forward
+from kd_prune.distillation.activations import Activations, Batch, Forward
 from kd_prune.distillation.objective import Objective
+from kd_prune.errors import ConfigError
 
 ConfigureOptimizer = Callable[[nn.Module, int], tuple[Optimizer, LRScheduler]]
+Predict = Callable[[Activations, Batch], tuple[Any, Any]]
+LOGITS = frozenset({"logits"})
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a weight became NaN or infinite; `found` says which and when, without a remedy."""
+    """A loss or a weight became NaN or infinite.
+
+    Attributes:
+        found: Which value and at which step, without a remedy.
+    """
 
     def __init__(self, found: str, remedy: str = "try a lower learning rate") -> None:
         super().__init__(f"{found}; {remedy}")
         self.found = found
 
 
+def predict_outputs(activations: Activations, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return predictions, (batch,), and the batch's ``labels`` as their targets.
+
+    Predictions are the class of the largest logit, or the value itself where there is one output.
+    """
+    logits = activations.logits.float()
+    predictions = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
+    return predictions, batch["labels"]
+
+
 @dataclass(frozen=True)
-class _Aside:
-    """A model that is no child of the module: copies of the module, as for averages, share it."""
+class _Unregistered:
+    """Holds a model without making it a child module; deep copies share the model."""
 
     model: nn.Module | None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Aside:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unregistered:
         return self
 
 
 class DistillModule(L.LightningModule):
-    """Trains `student` on `objective`; prunes nothing (that is SparsityCallback's part).
+    """Trains `student` on `objective`; SparsityCallback prunes it, if there is one.
 
-    The teacher is kept out of the module's parameters, its optimizer and its checkpoints; it runs
-    in eval mode without gradients and only where a term asks for it.
+    The teacher is no part of the module's parameters, its optimizer or its checkpoints; it runs in
+    eval mode without gradients, and only where a term needs it. Parameters of the objective
+    (projections) train with the student and are part of checkpoints.
 
-    Batches are mappings of tensors, in training and in validation. They hold ``labels``, (batch,):
-    metrics and `HardLabels` read them, and their number is that of the rows. Of the rest
-    `Embeddings`, `HiddenStates` and `AttentionScores` read ``attention_mask``; everything else is
-    up to `forward`.
+    Batches are mappings with tensors, in training and in validation; the first dimension of the
+    first tensor is the number of rows. `HardLabels` and the default `predict` read ``labels``,
+    `Embeddings`, `HiddenStates` and `AttentionScores` read ``attention_mask``; `forward` reads the
+    model's inputs.
 
     Args:
         student: The model that learns.
-        objective: What it minimises.
-        forward: ``(model, batch, requires) → Activations``: runs either model on a batch and gives
-            at least the logits, (batch, outputs), and the kinds of activations in `requires`.
-        optimizer: ``(model, total_steps) → (optimizer, learning-rate schedule)``.
-        metrics: Metrics of predictions and labels.
-        teacher: The model it learns from; needed if the objective reads one.
+        objective: The loss, a sum of terms.
+        forward: ``(model, batch, requires) → Activations``: runs either model on a batch and
+            returns at least the kinds of activations in `requires`.
+        optimizer: ``(model, total_steps) → (optimizer, learning-rate schedule)``. The model is the
+            student, or, if the objective has parameters, an `nn.ModuleDict` of ``student`` and
+            ``objective``.
+        metrics: Metrics of predictions and targets; may be empty.
+        teacher: The model that the objective learns from; needed if a term reads one.
+        predict: ``(activations, batch) → (predictions, targets)``, the arguments of the metrics'
+            ``update``.
         validation: Names of the validation loaders; metrics of the first are logged as
             ``val/<metric>``, of others as ``val/<loader>/<metric>``.
+        validation_loss: Whether to log the objective on the validation rows too, as ``val/loss``
+            and ``val/loss/<term>`` (means over batches, weighted by rows).
 
     Raises:
-        ValueError: The objective reads a teacher and there is none.
+        ConfigError: The objective reads a teacher and none is given.
     """
 
     def __init__(
@@ -74,45 +98,64 @@ class DistillModule(L.LightningModule):
         optimizer: ConfigureOptimizer,
         metrics: MetricCollection,
         teacher: nn.Module | None = None,
+        predict: Predict = predict_outputs,
         validation: tuple[str, ...] = ("validation",),
+        validation_loss: bool = False,
     ) -> None:
         super().__init__()
         if objective.needs_teacher and teacher is None:
-            raise ValueError("the objective learns from a teacher, and none was given")
+            raise ConfigError(
+                "teacher",
+                None,
+                "the objective learns from a teacher, and none was given",
+                "give one, or set the weights of the terms that read it to 0",
+            )
         self.student = student
         self.objective = objective
         self._forward = forward
         self._optimizer = optimizer
-        self._teacher = _Aside(teacher if objective.needs_teacher else None)
-        prefixes = ["val/", *(f"val/{name}/" for name in validation[1:])]
-        self.metrics = nn.ModuleList([metrics.clone(prefix=prefix) for prefix in prefixes])
+        self._predict = predict
+        self._teacher = _Unregistered(teacher if objective.needs_teacher else None)
+        self._prefixes = ["val/", *(f"val/{name}/" for name in validation[1:])]
+        self.metrics = nn.ModuleList([metrics.clone(prefix=prefix) for prefix in self._prefixes])
+        self._validation_loss = validation_loss
 
     def on_fit_start(self) -> None:
+        """Prepare the teacher."""
+        self._prepare_teacher()
+
+    def _prepare_teacher(self) -> None:
         """Put the teacher in eval mode on this module's device, in the trainer's precision."""
         if teacher := self._teacher.model:
             teacher = self.trainer.precision_plugin.convert_module(teacher)
             teacher.requires_grad_(False).eval().to(self.device)
 
+    def _losses(self, batch: Batch, student: Activations) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the objective from the student's activations and, if needed, the teacher's."""
+        teacher = None
+        if model := self._teacher.model:
+            with torch.no_grad():
+                teacher = self._forward(model, batch, self.objective.requires)
+        total, losses = self.objective(student, teacher, batch)
+        return total, losses
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The objective on one batch; logs the total and every term, unweighted.
+        """Compute the objective on one batch; log the total and every term, unweighted.
 
         Raises:
             NonFiniteError: A term is NaN or infinite; names the step and the term.
         """
         student = self._forward(self.student, batch, self.objective.requires)
-        taught = None
-        if teacher := self._teacher.model:
-            with torch.no_grad():
-                taught = self._forward(teacher, batch, self.objective.requires)
-        total, losses = self.objective(student, taught, batch)
+        total, losses = self._losses(batch, student)
         if not math.isfinite(total.item()):
-            self._stop_on_non_finite(losses)
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch["labels"]))
+            self._refuse_non_finite(losses)
+        rows = batch_size(batch)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=rows)
         for name, loss in losses.items():
-            self.log(f"train/{name}", loss.detach(), batch_size=len(batch["labels"]))
+            self.log(f"train/{name}", loss.detach(), batch_size=rows)
         return total
 
-    def _stop_on_non_finite(self, losses: dict[str, Tensor]) -> None:
+    def _refuse_non_finite(self, losses: dict[str, Tensor]) -> None:
         broken = [f"{name}={loss.item()}" for name, loss in losses.items() if not loss.isfinite()]
         raise NonFiniteError(
             f"the loss is not finite at step {self.trainer.global_step + 1} "
@@ -121,51 +164,83 @@ class DistillModule(L.LightningModule):
         )
 
     def on_validation_start(self) -> None:
-        """Raise ValueError where there are more loaders than names."""
+        """Refuse more loaders than names; prepare the teacher if its loss is asked for."""
         loaders = self.trainer.num_val_batches
         if len(loaders) > len(self.metrics):
-            raise ValueError(
-                f"validation: {len(self.metrics)} names for {len(loaders)} validation loaders; "
-                "name each, as validation=('validation', 'other')"
+            raise ConfigError(
+                "validation",
+                expected=f"{len(self.metrics)} names for {len(loaders)} validation loaders",
+                hint="name each, as validation=('validation', 'other')",
             )
+        if self._validation_loss:
+            self._prepare_teacher()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Gather predictions of the student."""
-        logits = self._forward(self.student, batch, frozenset({"logits"})).logits.float()
-        predictions = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
-        self._metrics()[dataloader_idx].update(predictions, batch["labels"])
+        """Update the metrics with the student's predictions; log the objective if asked for."""
+        metrics = self._metrics()[dataloader_idx]
+        requires = LOGITS if metrics else frozenset[str]()
+        if self._validation_loss:
+            requires |= self.objective.requires
+        if not requires:
+            return
+        student = self._forward(self.student, batch, requires)
+        if metrics:
+            metrics.update(*self._predict(student, batch))
+        if self._validation_loss:
+            total, losses = self._losses(batch, student)
+            name = f"{self._prefixes[dataloader_idx]}loss"
+            values = {name: total, **{f"{name}/{term}": loss for term, loss in losses.items()}}
+            self.log_dict(
+                values, batch_size=batch_size(batch), sync_dist=True, add_dataloader_idx=False
+            )
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of all validation rows."""
         for metrics in self._metrics():
-            self.log_dict(metrics.compute(), prog_bar=True, sync_dist=True)
-            metrics.reset()
+            if metrics:
+                self.log_dict(metrics.compute(), prog_bar=True, sync_dist=True)
+                metrics.reset()
 
     def _metrics(self) -> list[MetricCollection]:
         return cast("list[MetricCollection]", list(self.metrics))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with its schedule, stepped after every optimizer step.
+        """Make the optimizer and its schedule, which advances after every optimizer step.
 
         Raises:
-            ValueError: Nothing says how many steps the run has.
+            ConfigError: The number of optimizer steps is not known.
         """
         total_steps = self.trainer.estimated_stepping_batches
         if math.isinf(total_steps):
-            raise ValueError(
-                f"trainer.max_steps={self.trainer.max_steps}: a learning-rate schedule needs the "
-                "number of steps; set it, or max_epochs with a loader that has a length"
+            raise ConfigError(
+                "trainer.max_steps",
+                self.trainer.max_steps,
+                "a learning-rate schedule needs the number of steps",
+                "set it, or max_epochs with a loader that has a length",
             )
-        optimizer, scheduler = self._optimizer(self.student, int(total_steps))
+        model = self.student
+        if self.objective.has_parameters:
+            model = nn.ModuleDict({"student": self.student, "objective": self.objective})
+        optimizer, scheduler = self._optimizer(model, int(total_steps))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save broken weights over good ones."""
-        for name, parameter in self.student.named_parameters():
-            if not parameter.isfinite().all():
-                raise NonFiniteError(
-                    f"{name} is not finite at step {self.trainer.global_step}, so not saved"
-                )
+        """Refuse to save weights that are not finite over good ones."""
+        for model in (self.student, self.objective):
+            for name, parameter in model.named_parameters():
+                if not parameter.isfinite().all():
+                    raise NonFiniteError(
+                        f"{name} is not finite at step {self.trainer.global_step}, so not saved"
+                    )
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the number of rows: the first dimension of the batch's first tensor.
+
+    >>> batch_size({"input_ids": torch.zeros(3, 5), "labels": torch.zeros(3)})
+    3
+    """
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor))

@@ -1,4 +1,4 @@
-"""What callbacks that go on from a checkpoint have in common."""
+"""Resumable: base of callbacks that continue from a checkpoint's state."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import lightning.pytorch as L
 
 
 class Resumable(L.Callback):
-    """Keeps a checkpoint's state until a fit takes it, and for that fit alone.
+    """Keeps a checkpoint's state until a fit begins; only that fit uses it.
 
-    Lightning (2.6) hands callbacks their state for ``trainer.validate(ckpt_path=…)``, `test` and
-    `predict` too, and no later fit must take that for its own.
+    Lightning (2.6) passes callbacks their state for ``trainer.validate(ckpt_path=…)``, `test` and
+    `predict` too; a later fit must not use that state.
     """
 
     _resumed: dict[str, Any] | None = None
 
     def take_resumed(self) -> dict[str, Any] | None:
-        """The checkpoint's state if the fit that begins goes on from one; the next does not."""
+        """Return the checkpoint's state once, if the fit resumes from one; then None."""
         resumed, self._resumed = self._resumed, None
         return resumed
 
@@ -26,11 +26,11 @@ class Resumable(L.Callback):
         self._resumed = state_dict or None
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget a state that no fit took."""
+        """Drop a state that no fit used."""
         self._resumed = None
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Likewise."""
+        """Drop a state that no fit used."""
         self._resumed = None

@@ -1,4 +1,4 @@
-"""Rewind: kept weights go back to what they were at an earlier step."""
+"""RewindCallback: sets kept weights back to their values at an earlier step."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
+from kd_prune.errors import ConfigError, ConfigTypeError
+from kd_prune.lit.progress import RunLength
 from kd_prune.lit.resumable import Resumable
-from kd_prune.lit.run_length import RunLength
-from kd_prune.pruning.schedule import check_fraction
+from kd_prune.pruning.checks import check_fraction
 from kd_prune.pruning.scope import named_parameters
 
 
 class RewindCallback(Resumable):
-    """Sets weights back to their earlier values and starts the optimizer's memory anew.
+    """Sets weights back to their earlier values and resets the optimizer's state for them.
 
-    Zeros of tensors of two or more dimensions stay zeros: whatever pruned them, only kept weights
-    go back. Put it after the callback that prunes, so that an update of the same step comes first.
+    Zeros of tensors of two or more dimensions stay zero, whatever pruned them: only kept weights
+    are rewound. Parameters that are never pruned (an objective's projections) are not rewound. Put
+    it after the callback that prunes, so that a mask update of the same step comes first.
 
     Source: Frankle et al. 2019 (arXiv 1903.01611), weight rewinding; Chen et al. 2020 (arXiv
-    2007.12223) for BERT, where ``to=0`` and the head is not rewound.
+    2007.12223) for BERT, with ``to=0`` and the head not rewound.
 
     Args:
         at: When to rewind, as fractions of the run, each above `to`.
-        to: Which weights to go back to: those after this fraction of the run, 0 = as it began.
-        exclude: Globs over parameter names that are not rewound, for example ``["*classifier*"]``.
-        forget: Whether the optimizers lose their state (momentum) of what is rewound.
+        to: Fraction of the run whose weights are restored; 0 = the initial weights.
+        exclude: Globs over names of parameters that are not rewound, such as ``["*classifier*"]``.
+        forget: Whether to drop the optimizers' state (momentum) of rewound parameters.
 
     Raises:
-        TypeError: `at` or `exclude` is no list.
-        ValueError: A fraction is out of range or not above `to`; at the start of a fit: an
+        ConfigTypeError: `at` or `exclude` is no list.
+        ConfigError: A fraction is out of range or not above `to`; at the start of a fit: an
             `exclude` pattern matches nothing.
     """
 
@@ -47,12 +49,12 @@ class RewindCallback(Resumable):
     ) -> None:
         for argument, given in (("at", at), ("exclude", exclude)):
             if isinstance(given, str | float | int):
-                raise TypeError(f"{argument}={given!r}: expected a list, as [{given!r}]")
+                raise ConfigTypeError(argument, given, f"expected a list, as [{given!r}]")
         check_fraction("to", to, closed=False)
         for fraction in at:
             check_fraction("at", fraction, closed=True)
             if fraction <= to:
-                raise ValueError(f"at={fraction}: expected a fraction above to={to}")
+                raise ConfigError("at", fraction, f"expected a fraction above to={to}")
         self.at = sorted(at)
         self.to = to
         self.exclude = exclude
@@ -62,36 +64,38 @@ class RewindCallback(Resumable):
         self._done = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget an earlier fit: what it left is not this one's to save."""
+        """Drop the state left by a previous fit."""
         if stage == "fit":
             self._length, self._earlier, self._done = RunLength(), {}, 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin anew, or go on with the state of the checkpoint."""
+        """Check `exclude`, and restore the checkpoint's state if the fit resumes."""
         names = named_parameters(pl_module)
         for pattern in self.exclude:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"exclude: the pattern {pattern!r} matches no parameter")
+                raise ConfigError(
+                    "exclude", expected=f"the pattern {pattern!r} matches no parameter"
+                )
         resumed = self.take_resumed()
-        self._length = RunLength(**resumed["length"]) if resumed else RunLength.of(trainer)
+        self._length = RunLength(**resumed["length"]) if resumed else RunLength.from_fit(trainer)
         self._done = resumed["done"] if resumed else 0
         self._earlier = dict(resumed["earlier"]) if resumed else {}
         if not self.to and not resumed:
-            self._remember(pl_module)
+            self._keep_weights(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        """Remember the weights if it is time, or go back to them."""
-        position, total = self._length.position(trainer), self._length.total
-        if not self._earlier and position >= max(1, round(self.to * total)):
-            self._remember(pl_module)
-        due = sum(position >= round(fraction * total) for fraction in self.at)
+        """Copy the weights at the step `to`, and rewind to the copy at the steps `at`."""
+        step, total = self._length.step(trainer), self._length.total
+        if not self._earlier and step >= max(1, round(self.to * total)):
+            self._keep_weights(pl_module)
+        due = sum(step >= round(fraction * total) for fraction in self.at)
         if due > self._done:
             self._done = due
             self._rewind(trainer, pl_module)
 
-    def _remember(self, module: L.LightningModule) -> None:
+    def _keep_weights(self, module: L.LightningModule) -> None:
         self._earlier = {
             name: parameter.detach().clone()
             for name, parameter in named_parameters(module).items()
@@ -112,7 +116,7 @@ class RewindCallback(Resumable):
                 optimizer.state.pop(weight, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights to go back to, and how often it was done: plain tensors and numbers."""
+        """Return the kept weights and how many rewinds are done: plain tensors and numbers."""
         if not self._length.limits:
             return {}
         return {

@@ -1,9 +1,11 @@
-"""Pruning: schedules, criteria, masks, scopes and the Pruner. Torch and numpy only."""
+"""Pruning in PyTorch: schedules, criteria, allocations, granularities, scopes and the Pruner."""
 
-from kd_prune.pruning.allocation import ERK, Bounded, Global, PerType, Threshold, layerwise
-from kd_prune.pruning.criterion import (
+from kd_prune.pruning.allocation import ERK, Bounded, Global, GroupAllocation, Threshold, uniform
+from kd_prune.pruning.criteria import (
+    PLATON,
+    BlockFisher,
+    DiagonalFisher,
     Movement,
-    Platon,
     Random,
     SoftMovement,
     StatefulCriterion,
@@ -11,30 +13,21 @@ from kd_prune.pruning.criterion import (
     Wanda,
     magnitude,
 )
-from kd_prune.pruning.fisher import BlockFisher, DiagonalFisher
-from kd_prune.pruning.heads import AttentionHeads
-from kd_prune.pruning.mask import exact
-from kd_prune.pruning.nm import NM
-from kd_prune.pruning.plan import PruningPlan
+from kd_prune.pruning.granularity import NM, AttentionHeads, Block, Heads, Rows
+from kd_prune.pruning.preview import PruningPreview
 from kd_prune.pruning.pruner import Pruner
+from kd_prune.pruning.ramps import Stepwise, cosine, cubic, linear, one_shot
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
-from kd_prune.pruning.schedule import (
-    Schedule,
-    Stepwise,
-    cosine,
-    cubic,
-    linear,
-    one_shot,
-    steady_plan,
-    update_plan,
-)
+from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
-from kd_prune.pruning.tiles import Block, Heads, Rows
+from kd_prune.pruning.selection import unstructured
+from kd_prune.pruning.update_schedule import periodic_updates, ramp_updates
 
 __all__ = [
     "ERK",
     "NM",
+    "PLATON",
     "AttentionHeads",
     "Block",
     "BlockFisher",
@@ -42,12 +35,11 @@ __all__ = [
     "DefaultScope",
     "DiagonalFisher",
     "Global",
+    "GroupAllocation",
     "Heads",
     "Movement",
-    "PerType",
-    "Platon",
     "Pruner",
-    "PruningPlan",
+    "PruningPreview",
     "Random",
     "RigL",
     "Rows",
@@ -63,11 +55,11 @@ __all__ = [
     "cosine",
     "cubic",
     "default_scope",
-    "exact",
-    "layerwise",
     "linear",
     "magnitude",
     "one_shot",
-    "steady_plan",
-    "update_plan",
+    "periodic_updates",
+    "ramp_updates",
+    "uniform",
+    "unstructured",
 ]

@@ -1,4 +1,4 @@
-"""Sparsity as counted: zeros per tensor, over the scope, over the whole model."""
+"""SparsityReport: zeros counted per tensor, over the scope and over the model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 
 from torch import nn
 
+from kd_prune.errors import ConfigError
 from kd_prune.pruning.scope import named_parameters
 
 
 @dataclass(frozen=True)
 class TensorCount:
-    """One parameter's zeros."""
+    """Size and number of zeros of one parameter."""
 
     name: str
     shape: str
@@ -24,31 +25,37 @@ class TensorCount:
 
     @property
     def sparsity(self) -> float:
-        """Share of the tensor that is zero; 0 for an empty one."""
+        """Fraction of the tensor that is zero; 0 for an empty tensor."""
         return share([self])
 
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """Zeros of a model, counted parameter by parameter.
+    """Zeros of a model, counted for every parameter.
 
-    Shared parameters count once. Buffers do not count.
+    Shared parameters count once. Buffers and modules marked ``never_pruned`` do not count.
+
+    Attributes:
+        tensors: One entry per parameter.
+        scope: Name of the parameters in scope in the printed table.
     """
 
     tensors: tuple[TensorCount, ...]
+    scope: str = "in scope"
 
     @classmethod
     def count(cls, model: nn.Module, scope: Collection[str]) -> SparsityReport:
-        """Count the zeros of `model`; `scope` names the parameters that were to be pruned.
+        """Count the zeros of `model`; `scope` names the parameters in scope of pruning.
 
         Raises:
-            ValueError: `scope` names a parameter that `model` has not (a sparsity of 0 would be
-                reported as if it had been counted).
+            ConfigError: `model` lacks a parameter named in `scope`.
         """
-        named = {id(p): name for name, p in reversed(named_parameters(model).items())}
-        unknown = set(scope) - set(named.values())
+        first: dict[int, tuple[str, nn.Parameter]] = {}
+        for name, parameter in named_parameters(model).items():
+            first.setdefault(id(parameter), (name, parameter))
+        unknown = set(scope) - {name for name, _ in first.values()}
         if unknown:
-            raise ValueError(f"scope: the model has no parameter {min(unknown)!r} to count")
+            raise ConfigError("scope", expected=f"the model has no parameter {min(unknown)!r}")
         return cls(
             tuple(
                 TensorCount(
@@ -58,19 +65,18 @@ class SparsityReport:
                     size=parameter.numel(),
                     zeros=parameter.numel() - int(parameter.count_nonzero()),
                 )
-                for parameter in model.parameters()
-                for name in (named[id(parameter)],)
+                for name, parameter in first.values()
             )
         )
 
     @property
     def sparsity(self) -> float:
-        """Share of in-scope weights that are zero; 0 for an empty scope."""
+        """Fraction of in-scope weights that are zero; 0 for an empty scope."""
         return share(tensor for tensor in self.tensors if tensor.in_scope)
 
     @property
     def model_sparsity(self) -> float:
-        """Share of all parameters that are zero."""
+        """Fraction of all parameters that are zero."""
         return share(self.tensors)
 
     @property
@@ -84,7 +90,7 @@ class SparsityReport:
         return self.parameters - sum(tensor.zeros for tensor in self.tensors)
 
     def __str__(self) -> str:
-        """A line for each tensor in scope, then both sparsities."""
+        """Format a line for each tensor in scope, then both sparsities."""
         rows = [t for t in self.tensors if t.in_scope]
         width = max((len(t.name) for t in rows), default=0)
         return "\n".join(
@@ -94,13 +100,13 @@ class SparsityReport:
                     f"{t.name:{width}}  {100 * t.sparsity:6.2f} %  {t.zeros:,} / {t.size:,}"
                     for t in rows
                 ),
-                f"{'in scope':{width}}  {100 * self.sparsity:6.2f} %",
+                f"{self.scope:{width}}  {100 * self.sparsity:6.2f} %",
                 f"{'whole model':{width}}  {100 * self.model_sparsity:6.2f} %",
             ]
         )
 
     def write_csv(self, path: Path) -> None:
-        """One row per parameter."""
+        """Write one row per parameter."""
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*(field.name for field in fields(TensorCount)), "sparsity"])
@@ -108,7 +114,7 @@ class SparsityReport:
 
 
 def share(tensors: Iterable[TensorCount]) -> float:
-    """Zeros over weights of some tensors."""
+    """Return the fraction of zeros over all weights of the tensors."""
     zeros = size = 0
     for tensor in tensors:
         zeros += tensor.zeros

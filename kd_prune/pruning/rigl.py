@@ -1,4 +1,4 @@
-"""RigL: at every update some kept weights go and as many pruned ones come, where the loss asks."""
+"""RigL: drop kept weights of low score and grow pruned weights of large gradient."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kd_prune.pruning.mask import count_true, exact, pruned_in
+from kd_prune.errors import ConfigError
+from kd_prune.pruning.selection import count_pruned, count_true, unstructured
 
 
 @dataclass(frozen=True, kw_only=True)
 class RigL:
-    """Drop and grow: an exchange of weights beside the pruning of the schedule.
+    """Exchange kept for pruned weights at every mask update, at constant count.
 
-    At an update at progress p of the ramp the ``round(f · kept)`` lowest scores of each tensor go,
-    with ``f = fraction / 2 · (1 + cos(π p))``, and as many weights come of those that are not
-    kept, where the gradient's magnitude is largest (one that has just gone may come back as it
-    was). Others begin at 0 without momentum, so the count of zeros is above that of pruned weights
-    until the next step. The last update exchanges nothing.
+    At an update at ramp progress p, each tensor drops its ``round(f · kept)`` lowest scores, with
+    ``f = fraction / 2 · (1 + cos(π p))``, and grows as many of the weights that are then pruned,
+    those of largest gradient magnitude. A weight that was just dropped may be grown again and keeps
+    its value; other grown weights start at 0 with cleared optimizer state, so until the next
+    step there are more zeros than pruned weights. The last update exchanges nothing.
 
-    RigL itself is at its final sparsity from the start and exchanges at regular steps:
-    ``SparsityCallback(0.9, initial=0.9, shape=linear, end=0.75, plan=steady_plan, regrow=RigL())``.
+    The published method is at its final sparsity from the start and exchanges at regular steps:
+    ``SparsityCallback(0.9, initial=0.9, ramp=linear, end=0.75, update_schedule=periodic_updates,
+    regrow=RigL())``.
 
     Source: Evci et al. 2020 (arXiv 1911.11134), section 3; ``fraction`` is α, the cosine eq. 1.
 
     Args:
-        fraction: Share of the kept weights that is exchanged at first, in (0, 1).
+        fraction: Share of the kept weights exchanged at the first update, in (0, 1).
 
     Raises:
-        ValueError: `fraction` is out of range.
+        ConfigError: `fraction` is out of range.
 
     >>> RigL(fraction=0.3).share(0.0), round(RigL(fraction=0.3).share(1.0), 9)
     (0.3, 0.0)
@@ -38,32 +40,32 @@ class RigL:
     fraction: float = 0.3
 
     def __post_init__(self) -> None:
-        """Check the fraction."""
         if not 0.0 < self.fraction < 1.0:
-            raise ValueError(f"fraction={self.fraction}: expected a fraction in (0, 1)")
+            raise ConfigError("fraction", self.fraction, "expected a fraction in (0, 1)")
 
     def share(self, progress: float) -> float:
-        """Share of the kept weights that is exchanged at `progress` of the ramp."""
+        """Return the share of kept weights exchanged at `progress` of the ramp."""
         return self.fraction / 2 * (1 + math.cos(math.pi * progress))
 
-    def exchange(self, mask: Tensor, scores: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        """The mask after the exchange, with as many weights kept as before.
+    def drop_and_grow(
+        self, mask: Tensor, scores: Tensor, gradient: Tensor, progress: float
+    ) -> Tensor:
+        """Return the mask after the exchange, with as many weights kept as before.
 
         Args:
             mask: True = kept.
-            scores: Like `mask`; the lowest go.
-            gradient: Like `mask`; those largest in magnitude come, of equal ones the higher index.
-            progress: Place on the ramp, in [0, 1].
+            scores: Like `mask`; the lowest scores are dropped.
+            gradient: Like `mask`; the largest magnitudes are grown, on a tie the higher index.
+            progress: Progress of the ramp, in [0, 1].
 
         >>> import torch
         >>> mask = torch.tensor([True, True, False, False])
         >>> scores, gradient = torch.tensor([1.0, 2.0, 0, 0]), torch.tensor([0.0, 0, 3.0, -4.0])
-        >>> RigL(fraction=0.5).exchange(mask, scores, gradient, progress=0.0)
+        >>> RigL(fraction=0.5).drop_and_grow(mask, scores, gradient, progress=0.0)
         tensor([False,  True, False,  True])
         """
         kept = count_true(mask)
-        moved = min(round(self.share(progress) * kept), pruned_in(mask))
-        stay = exact(scores, pruned_in(mask) + moved, mask)
-        places = ~stay
-        come = exact(gradient.abs(), mask.numel() - moved, places)
-        return stay | come
+        exchanged = min(round(self.share(progress) * kept), count_pruned(mask))
+        remaining = unstructured(scores, count_pruned(mask) + exchanged, mask)
+        grown = unstructured(gradient.abs(), mask.numel() - exchanged, ~remaining)
+        return remaining | grown

@@ -1,21 +1,20 @@
-"""Sweeps: many runs, one summary. ``python -m kd_prune.sweep <folder> …`` makes it at any time.
-
-Nothing in here needs torch, so a summary is there at once, also where nothing is trained.
-"""
+"""Sweeps: many runs and their summary; nothing imported here needs torch."""
 
 from kd_prune.sweep.collect import collect
-from kd_prune.sweep.records import Collection, Point, Run
-from kd_prune.sweep.report import summarize
-from kd_prune.sweep.summary import Row, Statistic, Summary, summarize_runs
+from kd_prune.sweep.schema import Collection, Run, Student
+from kd_prune.sweep.statistics import Comparison, Member, Row, Statistic, Summary, summarize_runs
+from kd_prune.sweep.summarize import summarize_folders
 
 __all__ = [
     "Collection",
-    "Point",
+    "Comparison",
+    "Member",
     "Row",
     "Run",
     "Statistic",
+    "Student",
     "Summary",
     "collect",
-    "summarize",
+    "summarize_folders",
     "summarize_runs",
 ]

@@ -1,7 +1,8 @@
 """Search: Hydra's sweeper on Optuna, ``python train.py -m hparams_search=optuna``.
 
-Hydra's own plugin for Optuna asks for a release before 3.0, and neither prunes trials nor goes on
-where it was cut off.
+Hydra's own plugin, hydra-optuna-sweeper 1.3.0, requires optuna < 3.0, stops no trials and resumes
+no study; its next version requires Hydra 1.4. Once it is released with a current Optuna, this
+module may be replaced by that plugin and `MedianStoppingRule`.
 """
 
 from __future__ import annotations
@@ -25,33 +26,35 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from kd_prune.errors import UNSET, ConfigError
 from kd_prune.sweep import status
-from kd_prune.sweep.names import PLACES
 
 log = logging.getLogger(__name__)
 STUDY = "search"
-BEST = "best.yaml"
-FIXED = ("task", "seed", "sparsity.final")
-"""What a search leaves as it is: values under other tasks, seeds or targets do not compare."""
+BEST_FILE = "best.yaml"
+FIXED_KEYS = ("task", "seed", "sparsity.final")
+"""Keys that a search may not vary: metrics of other tasks, seeds or targets do not compare."""
 
 
 class OptunaSweeper(Sweeper):
-    """Looks for the settings with the best metric at the target sparsity.
+    """Search for the settings with the best metric at the target sparsity.
 
-    A trial is a job like any other: named by what it is, skipped where it is finished, resumed
-    where it was interrupted. The study lies in the sweep's folder, so the same command goes on with
-    it; trials that a kill left running come first. With more `n_trials` it goes on further, and
-    with ``sweep.retry_failed`` what failed is tried again.
+    A trial is a job like any other: named by its configuration, skipped if it is finished, resumed
+    if it was interrupted. The study is stored in the sweep's folder, so the same command continues
+    it; trials that a killed process left running come first, and a larger `n_trials` adds trials.
 
     Args:
-        params: Key → what is tried, in Hydra's words: ``interval(a, b)``, ``tag(log, interval(a,
-            b))``, ``choice(a, b)``, ``range(a, b)``. The same on the command line goes before it.
-        n_trials: Trials of the whole study, pruned and failed ones included.
-        n_jobs: Trials that the launcher gets at once.
+        params: Key → values to try, in Hydra's syntax: ``interval(a, b)``, ``tag(log, interval(a,
+            b))``, ``choice(a, b)``, ``range(a, b)``. The command line takes precedence.
+        n_trials: Number of trials of the study, stopped and failed ones included.
+        n_jobs: Number of trials that the launcher gets at once.
         direction: `maximize` or `minimize`, of the value that the job returns.
-        seed: Of the sampler, Optuna's TPE.
-        startup: Trials before which the sampler draws at random and nothing is pruned.
+        seed: Seed of the sampler, Optuna's TPE.
+        startup: Number of first trials that are sampled at random and of which none is stopped.
         storage: URL of a database (SQLAlchemy's); null: a file in the sweep's folder.
+
+    Raises:
+        ConfigError: `n_trials` or `n_jobs` is below 1.
     """
 
     def __init__(
@@ -64,10 +67,9 @@ class OptunaSweeper(Sweeper):
         startup: int,
         storage: str | None,
     ) -> None:
-        if n_trials < 1 or n_jobs < 1:
-            raise ValueError(
-                f"hydra.sweeper.n_trials={n_trials}, n_jobs={n_jobs}: expected numbers above 0"
-            )
+        for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs)):
+            if value < 1:
+                raise ConfigError(f"hydra.sweeper.{name}", value, "expected a number above 0")
         self.params = params
         self.n_trials = n_trials
         self.n_jobs = n_jobs
@@ -82,42 +84,45 @@ class OptunaSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra's: keep what is needed to launch jobs."""
+        """Make the launcher of the trials; called by Hydra."""
         self.context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Hydra's: ask for trials, launch them, tell how they went, until there are enough.
+        """Ask for trials, launch them and report their values, until there are enough.
 
         Raises:
-            HydraException: Optuna is not installed, nothing is to be searched, or what has to stay
-                the same; or a trial did not come to an end: another process has it.
+            ConfigError: Optuna is not installed, there is nothing to search, or a key may not vary.
+            HydraException: Another process searches in this folder, or runs one of the trials.
         """
         import_optuna()
         written = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         overrides = {o.get_key_element(): o for o in parser.parse_overrides(written + arguments)}
         space = {k: distribution(o) for k, o in overrides.items() if o.is_sweep_override()}
-        rest = {k: o.get_value_element_as_str() for k, o in overrides.items() if k not in space}
+        fixed = {k: o.get_value_element_as_str() for k, o in overrides.items() if k not in space}
         if not space:
-            raise HydraException(
-                "hydra.sweeper.params: nothing to search; see hparams_search=optuna"
+            raise ConfigError(
+                "hydra.sweeper.params", UNSET, "nothing to search", "see hparams_search=optuna"
             )
-        for key in FIXED:
-            if key in {given.lstrip("+") for given in space}:
-                (line,) = (o.input_line for k, o in overrides.items() if k.lstrip("+") == key)
-                raise HydraException(
-                    f"{line}: a search is for one {key}; "
-                    "give one value here, and each of them a search"
+        for given in space:
+            key = given.lstrip("+")
+            if key in FIXED_KEYS:
+                _, _, value = str(overrides[given].input_line).partition("=")
+                raise ConfigError(
+                    given,
+                    value,
+                    f"a search is for one {key}",
+                    "give one value here, and run one search for each of them",
                 )
         folder = Path(self.config.hydra.sweep.dir).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
-            self._search(folder, space, rest)
+        with study_lock(folder):
+            self._run_trials(folder, space, fixed)
 
-    def _search(self, folder: Path, space: Mapping[str, Any], rest: Mapping[str, str]) -> None:
+    def _run_trials(self, folder: Path, space: Mapping[str, Any], fixed: Mapping[str, str]) -> None:
         optuna = import_optuna()
         OmegaConf.save(self.config, folder / "multirun.yaml")
         storage = self.storage or str(folder / "study.log")
@@ -127,22 +132,20 @@ class OptunaSweeper(Sweeper):
             direction=self.direction,
             load_if_exists=True,
         )
-        check_same(study, self.direction, space, rest)
-        drawn = len(study.get_trials(deepcopy=False))  # else it would draw the same ones again
+        # A continued study needs another seed, or it would sample the same trials again.
+        sampled = len(study.get_trials(deepcopy=False))
         study.sampler = optuna.samplers.TPESampler(
-            seed=self.seed + drawn, n_startup_trials=self.startup
+            seed=self.seed + sampled, n_startup_trials=self.startup
         )
-        if self.config.sweep.retry_failed:
-            self._retry(study)
         launched = 0
-        while trials := self._next(study, space):
+        while trials := self._next_trials(study, space):
             # Trials with the same settings are one job.
             jobs: dict[tuple[str, ...], Any] = {}
             for trial in trials:
                 jobs.setdefault(tuple(f"{k}={v}" for k, v in trial.params.items()), trial)
             batch = [
                 [
-                    *(f"{key}={value}" for key, value in rest.items()),
+                    *(f"{key}={value}" for key, value in fixed.items()),
                     *settings,
                     f"search.storage='{storage}'",
                     f"search.trial={trial.number}",
@@ -155,53 +158,44 @@ class OptunaSweeper(Sweeper):
             for first, job in zip(jobs.values(), returns, strict=True):
                 for trial in trials:
                     if trial.params == first.params:
-                        self._tell(study, trial.number, job)
-        self._report(study, folder)
+                        self._report_trial(study, trial.number, job)
+        self._save_best(study, folder)
 
-    def _retry(self, study: Any) -> None:
-        """Put what failed, and is not being tried again yet, in the queue."""
-        trials = study.get_trials(deepcopy=False)
-        again = {trial.user_attrs.get("retries") for trial in trials}
-        failed = import_optuna().trial.TrialState.FAIL
-        for trial in trials:
-            if trial.state == failed and trial.params and trial.number not in again:
-                study.enqueue_trial(trial.params, user_attrs={"retries": trial.number})
-
-    def _next(self, study: Any, space: Mapping[str, Any]) -> Sequence[Any]:
-        """Trials that a kill left running, then new ones; none where there are enough."""
+    def _next_trials(self, study: Any, space: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the trials that a killed process left running, else new ones up to `n_trials`."""
         states = import_optuna().trial.TrialState
         left = []
         for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             if space.keys() <= trial.params.keys():
                 left.append(trial)
-            else:  # killed while it was being drawn
+            else:  # killed while its settings were sampled
                 study.tell(trial.number, state=states.FAIL)
-        trials = study.get_trials(deepcopy=False)
-        drawn = sum(trial.state != states.WAITING for trial in trials)
-        allowed = self.n_trials + sum("retries" in trial.user_attrs for trial in trials)
-        new = min(self.n_jobs, max(allowed - drawn, 0))
+        new = min(self.n_jobs, max(self.n_trials - len(study.get_trials(deepcopy=False)), 0))
         return left[: self.n_jobs] or [study.ask(space) for _ in range(new)]
 
-    def _tell(self, study: Any, number: int, job: JobReturn) -> None:
-        value = job.return_value  # raises what the launcher caught
-        assert job.hydra_cfg is not None  # noqa: S101  it has run
-        state = status.read(Path(job.hydra_cfg.hydra.runtime.output_dir)).get("state")
+    def _report_trial(self, study: Any, number: int, job: JobReturn) -> None:
+        value = job.return_value  # raises the exception that the launcher caught
+        assert job.hydra_cfg is not None  # noqa: S101  the job has run
+        found = status.read(Path(job.hydra_cfg.hydra.runtime.output_dir))
+        state = found.state if found else None
         states = import_optuna().trial.TrialState
         if state == "finished":
             study.tell(number, value)
-        elif state == "pruned":
+        elif state == "stopped":
             study.tell(number, state=states.PRUNED)
         elif state == "failed":
             study.tell(number, state=states.FAIL)
         else:
-            raise HydraException(f"trial {number} is {state}; the same command goes on with it")
+            raise HydraException(
+                f"trial {number} is {state}; run the same command again to resume it"
+            )
         log.info("trial %s: %s%s", number, state, f", {value:.4f}" if state == "finished" else "")
 
-    def _report(self, study: Any, folder: Path) -> None:
+    def _save_best(self, study: Any, folder: Path) -> None:
         states = import_optuna().trial.TrialState
         complete = [t for t in study.get_trials(deepcopy=False) if t.state == states.COMPLETE]
         counts = {
-            s.name.lower(): n
+            "stopped" if s == states.PRUNED else s.name.lower(): n
             for s in states
             if (n := sum(t.state == s for t in study.get_trials(deepcopy=False)))
         }
@@ -211,15 +205,15 @@ class OptunaSweeper(Sweeper):
             return
         best = study.best_trial
         result = {"value": best.value, "trial": best.number, "params": dict(best.params)}
-        OmegaConf.save(OmegaConf.create(result | {"trials": counts}), folder / BEST)
+        OmegaConf.save(OmegaConf.create(result | {"trials": counts}), folder / BEST_FILE)
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the search in this folder: its trials left running are then those of dead processes.
+def study_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of the search in this folder; trials left running belong to dead processes.
 
     Raises:
-        HydraException: Another process holds it.
+        HydraException: Another process holds the lock.
     """
     lock = FileLock(folder / "search.lock")
     try:
@@ -235,38 +229,17 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_same(
-    study: Any, direction: str, space: Mapping[str, Any], rest: Mapping[str, str]
-) -> None:
-    """Raise HydraException if the study is of another search, whose values do not compare."""
-    of = {
-        "hydra.sweeper.direction": direction,
-        **{key: repr(values) for key, values in space.items()},
-        **{k: v for k, v in rest.items() if k.lstrip("+").split(".")[0] not in PLACES},
-    }
-    known = study.user_attrs.get("of")
-    if known is None:
-        study.set_user_attr("of", of)
-        return
-    for key in (*of, *known):
-        if of.get(key) != known.get(key):
-            raise HydraException(
-                f"{key}={of.get(key)}: the search in this folder is one with {known.get(key)}; "
-                "give another sweep.name"
-            )
-
-
 def print_best(folder: Path) -> None:
-    """The best settings that a search in this folder has found, to be pasted."""
-    if not (folder / BEST).is_file():
+    """Print the best settings of the search in this folder, as overrides."""
+    if not (folder / BEST_FILE).is_file():
         return
-    best = OmegaConf.load(folder / BEST)
-    print(f"Best: {best.value:.4f}, trial {best.trial} ({folder / BEST})")
+    best = OmegaConf.load(folder / BEST_FILE)
+    print(f"Best: {best.value:.4f}, trial {best.trial} ({folder / BEST_FILE})")
     print(" ".join(f"{key}={value}" for key, value in best.params.items()), flush=True)
 
 
 def distribution(override: Override) -> Any:
-    """Optuna's distribution for what Hydra would sweep over."""
+    """Convert a sweep in Hydra's syntax to a distribution of Optuna."""
     distributions = import_optuna().distributions
     value = override.value()
     if not isinstance(value, IntervalSweep):
@@ -277,19 +250,19 @@ def distribution(override: Override) -> Any:
     return distributions.FloatDistribution(float(low or 0), float(high or 0), log=logarithmic)
 
 
-class TrialJudge:
-    """Ends a trial that falls behind the median of the others.
+class MedianStoppingRule:
+    """Median stopping: end a trial whose metric is below the median of earlier trials.
 
-    Sparsity rises during a run and the metric falls with it, so values are shown to the study only
-    once the run has its final sparsity, under the share of the run that is done, in percent:
-    whatever a trial's steps and ramp, it is compared with others at the same sparsity and progress.
-    Nothing is ended by fewer than three others, nor at the end of its training.
+    Sparsity rises during a run and the metric falls with it. Values are therefore reported to the
+    study only at the final sparsity, under the run's progress in percent: trials are compared at
+    the same sparsity and progress, whatever their steps and ramp. No trial is stopped by fewer than
+    three others, nor at the end of its training.
 
     Args:
-        storage: The study's.
-        trial: The trial's number.
-        final: The sparsity from which values count.
-        startup: Trials before which nothing is pruned.
+        storage: Storage of the study.
+        trial: Number of the trial.
+        final: Sparsity from which on values count.
+        startup: Number of first trials of which none is stopped.
     """
 
     def __init__(self, storage: str, trial: int, final: float, startup: int) -> None:
@@ -302,13 +275,13 @@ class TrialJudge:
         )
         (found,) = (t for t in self.study.get_trials() if t.number == trial)
         self.trial = optuna.trial.Trial(self.study, found._trial_id)
-        self.seen = set(found.intermediate_values)
+        self.reported = set(found.intermediate_values)
 
     def __call__(self, percent: int, sparsity: float, value: float) -> str | None:
-        """Report a value; the reason to give up, or None."""
-        if sparsity < self.final - 1e-3 or percent in self.seen:  # seen: before it was resumed
+        """Report a value; return the reason to stop the trial, or None."""
+        if sparsity < self.final - 1e-3 or percent in self.reported:  # reported before resuming
             return None
-        self.seen.add(percent)
+        self.reported.add(percent)
         self.trial.report(value, percent)
         if percent == 100 or not self.trial.should_prune():
             return None
@@ -316,7 +289,7 @@ class TrialJudge:
 
 
 def open_storage(storage: str) -> Any:
-    """A database by its URL, or a journal: a file that is only ever appended to."""
+    """Open a database by its URL, or a journal file, which is only appended to."""
     if "://" in storage:
         return storage
     journal = import_module("optuna.storages.journal")
@@ -326,16 +299,19 @@ def open_storage(storage: str) -> Any:
 
 @cache
 def import_optuna() -> Any:
-    """Optuna, which only a search needs.
+    """Import Optuna, which only a search needs.
 
     Raises:
-        HydraException: It is not installed.
+        ConfigError: Optuna is not installed.
     """
     try:
         optuna = import_module("optuna")
     except ImportError as error:
-        raise HydraException(
-            "hparams_search=optuna: Optuna is not installed; pip install '<clone>[optuna]'"
+        raise ConfigError(
+            "hparams_search",
+            "optuna",
+            "Optuna is not installed",
+            "pip install '<clone>[optuna]'",
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

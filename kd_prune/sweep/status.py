@@ -1,107 +1,97 @@
-"""Status: what becomes of a run, in a file beside its results."""
+"""State of a run, recorded in ``status.json``, and the lock of a run folder."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kd_prune import whole
+from kd_prune.errors import ConfigError
+from kd_prune.results import RESULT_FILE, SchemaError, Status, read_json
 
-FILE = "status.json"
-RESULT = "result.json"
-LOCK = "run.lock"
+LOCK_FILE = "run.lock"
 
 
-class AtWorkError(RuntimeError):
-    """Another process is at work in the run folder."""
+class RunLockedError(RuntimeError):
+    """Another process holds the lock of the run folder."""
 
 
 @contextmanager
-def at_work(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
-    """Hold a run folder, and record how the run goes: ``running`` while it does.
+def run_lock(folder: Path, about: Status) -> Iterator[None]:
+    """Hold the lock of a run folder, and record the run's state.
 
-    At its end the state is ``finished``, after an exception ``failed`` (or its own `state`), after
-    any other end that Python hears of ``interrupted``; a process that was killed leaves
-    ``running``, and a lock that is free. A command that ends before it touches the results of a
-    finished run leaves that run's status beside them.
+    The state is ``running`` while the lock is held, then ``finished``; after an exception it is
+    ``failed``, or the exception's own attribute `state` (``stopped``); after KeyboardInterrupt or
+    SystemExit it is ``interrupted``. A killed process leaves ``running`` and a free lock. A command
+    that fails without changing the result of a finished run leaves that run's status unchanged.
 
     Args:
-        folder: The run folder.
-        about: What the run is: plain data, written along.
+        folder: The run folder; created if needed.
+        about: Description of the run; its `state`, `reason` and times are set here.
 
     Raises:
-        AtWorkError: Another process holds the folder.
+        RunLockedError: Another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=1)  # who only looks whether it is held lets go at once
+        lock = FileLock(folder / LOCK_FILE)
+        lock.acquire(timeout=1)  # `is_locked` takes the lock for a moment
     except Timeout as error:
-        raise AtWorkError(
-            f"{folder}: another process is at work in this run folder; wait for it, or take "
-            "another, hydra.run.dir=<folder>"
+        raise RunLockedError(
+            f"{folder}: another process runs in this folder; wait for it, or choose another folder "
+            "with hydra.run.dir=<folder>"
         ) from error
-    before, result = read(folder), _result(folder)
-    known = {**about, "started": now(), "host": socket.gethostname(), "pid": os.getpid()}
+    before, result = read(folder), _result_content(folder)
+    about = replace(about, started=now(), host=socket.gethostname(), pid=os.getpid())
     with lock:
-        lock.release()  # `with` took it once more
-        write(folder, "running", known)
+        lock.release()  # `with` has acquired the lock a second time
+        write(folder, about, "running")
         try:
             yield
         except BaseException as error:
-            if before.get("state") == "finished" and result and _result(folder) == result:
-                _write(folder, before)
+            unchanged = result is not None and _result_content(folder) == result
+            if before and before.state == "finished" and unchanged:
+                before.write(folder)
             elif isinstance(error, Exception):
-                write(folder, getattr(error, "state", "failed"), known, reason=reason(error))
+                about = replace(about, refused=isinstance(error, ConfigError))
+                write(folder, about, getattr(error, "state", "failed"), reason=reason(error))
             else:
-                write(folder, "interrupted", known, reason=reason(error))
+                write(folder, about, "interrupted", reason=reason(error))
             raise
-        write(folder, "finished", known)
+        write(folder, about, "finished")
 
 
-def write(folder: Path, state: str, about: Mapping[str, Any], *, reason: str | None = None) -> None:
-    """Write ``status.json``, whole or not at all."""
+def write(folder: Path, about: Status, state: str, *, reason: str | None = None) -> None:
+    """Record a state in ``status.json``, with the time unless the run is still running."""
     ended = None if state == "running" else now()
-    _write(folder, {"state": state, "reason": reason, **about, "ended": ended})
+    replace(about, state=state, reason=reason, ended=ended).write(folder)
 
 
-def _write(folder: Path, status: Mapping[str, Any]) -> None:
-    whole.write(folder / FILE, json.dumps(status, indent=2, default=str) + "\n")
-
-
-def _result(folder: Path) -> Any:
-    """What ``result.json`` says; None where there is none that can be read."""
+def read(folder: Path) -> Status | None:
+    """Read ``status.json``; None where it is missing or cannot be read."""
     try:
-        return json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError):
+        return Status.read(folder)
+    except (OSError, SchemaError):
         return None
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """What ``status.json`` says; empty where there is none that can be read."""
-    try:
-        status = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+def is_running(folder: Path) -> bool:
+    """Return whether a living process runs in this folder."""
+    status = read(folder)
+    return status is not None and status.state == "running" and is_locked(folder)
 
 
-def is_at_work(folder: Path) -> bool:
-    """Whether a living process is at work in a run folder."""
-    return read(folder).get("state") == "running" and is_held(folder / LOCK)
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a living process holds the lock; a dead one holds none. In doubt it does."""
+def is_locked(folder: Path) -> bool:
+    """Return whether a living process holds the lock of a run folder; True if that is unclear."""
+    lock = folder / LOCK_FILE
     if not lock.exists():
         return False
     try:
@@ -109,22 +99,22 @@ def is_held(lock: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # it cannot be tried here, so what the run said of itself stands
+    except OSError:  # a read-only disk: keep the recorded state
         return True
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line; those that Python itself raises with their type.
+    """Describe an error in one line; Python's own errors with their type.
 
     >>> reason(OSError(28, "No space left on device", "result.json"))
-    'the disk is full (result.json); free some space, then start again to go on'
+    'the disk is full (result.json); free some space, then run the same command again to resume'
     """
     message = " ".join(str(error).split())
     if disk_is_full(error):
         where = getattr(error, "filename", None)
         return (
             f"the disk is full{f' ({where})' if where else ''}; "
-            "free some space, then start again to go on"
+            "free some space, then run the same command again to resume"
         )
     if isinstance(error, (ValueError, RuntimeError)) and message:
         return message
@@ -132,15 +122,22 @@ def reason(error: BaseException) -> str:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether a file could not be written for want of space, whichever library says so."""
+    """Return whether a write failed because the disk or the quota is full."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError) and error.errno in numbers:
         return True
-    # Rust's and C++'s own words: safetensors, torch.save.
+    # safetensors (Rust) and torch.save (C++) raise errors without a number.
     words = ("No space left on device", "PytorchStreamWriter failed", "(os error 27)")
     return any(word in str(error) for word in words)
 
 
 def now() -> str:
-    """The time, as ISO 8601 in UTC."""
+    """Return the time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _result_content(folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(folder / RESULT_FILE)
+    except (OSError, SchemaError):
+        return None

@@ -19,6 +19,11 @@ SMALL = (
 )
 
 
+def metrics_of(result: dict, stage: str = "student") -> dict[str, float]:
+    """The metrics of one stage in the content of a ``result.json``."""
+    return result["stages"][stage]["metrics"]
+
+
 def start(out: Path, cache: Path, *overrides: str, **options) -> subprocess.Popen:
     """A process in a folder of its own, as a person would start it."""
     environment = os.environ | {

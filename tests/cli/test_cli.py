@@ -19,7 +19,7 @@ import pytest
 
 from kd_prune.lit import DistillModule
 
-from .script import SCRIPT, SMALL, start
+from .script import SCRIPT, SMALL, metrics_of, start
 
 
 def result_of(out: Path) -> dict:
@@ -40,10 +40,10 @@ def test_the_smoke_run_prints_what_it_reached(smoke):
     out, stdout = smoke
     result = result_of(out)
     assert "95.00 %" in stdout
-    assert f"{100 * result['student']['accuracy']:.1f}" in stdout
+    assert f"{100 * metrics_of(result)['accuracy']:.1f}" in stdout
     assert str(out) in stdout
     assert result["config"]["student"]["min_retained"] == 0.9
-    assert result["sparsity"] == pytest.approx(0.95, abs=1e-4)
+    assert result["stages"]["student"]["sparsity"] == pytest.approx(0.95, abs=1e-4)
 
 
 def test_the_smoke_run_is_deterministic(smoke, call, tmp_path):
@@ -52,9 +52,9 @@ def test_the_smoke_run_is_deterministic(smoke, call, tmp_path):
     code, _, stderr = call("experiment=smoke", f"hydra.run.dir={tmp_path}", cache=tmp_path / "c")
     assert code == 0, stderr
     one, other = result_of(out), result_of(tmp_path)
-    assert one["student"] == other["student"]
-    assert one["teacher"]["accuracy"] == other["teacher"]["accuracy"]
-    assert one["teacher"]["path"] != other["teacher"]["path"]
+    assert metrics_of(one) == metrics_of(other)
+    assert metrics_of(one, "teacher") == metrics_of(other, "teacher")
+    assert one["stages"]["teacher"]["path"] != other["stages"]["teacher"]["path"]
     for file in ("metrics.csv", "sparsity.csv", "student/model.safetensors"):
         assert (out / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
@@ -65,7 +65,7 @@ def test_a_student_that_learnt_too_little_fails_but_is_reported(smoke, call, tmp
     assert refusal(stderr).startswith("error: student.min_retained=0.9: ")
     assert refusal(stderr).endswith("did not learn enough")
     result = result_of(tmp_path)
-    assert result["student"]["accuracy"] < 0.9 * result["teacher"]["accuracy"]
+    assert metrics_of(result)["accuracy"] < 0.9 * metrics_of(result, "teacher")["accuracy"]
 
 
 def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
@@ -73,9 +73,10 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
     processes = [start(out, tmp_path, *SMALL) for out in outs]
     said = "".join(process.communicate(timeout=200)[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0]
-    assert said.count("Fine-tuning the teacher") == 1
+    assert said.count("Fitting the teacher") == 1
     one, other = map(result_of, outs)
-    assert one["teacher"] == other["teacher"]
+    assert one["stages"]["teacher"]["path"] == other["stages"]["teacher"]["path"]
+    assert metrics_of(one, "teacher") == metrics_of(other, "teacher")
     saved = [(out / "student" / "model.safetensors").read_bytes() for out in outs]
     assert saved[0] == saved[1]
 
@@ -86,7 +87,7 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["sparsity.final=95"], ["sparsity.final=95", "did you mean 0.95?"]),
         (
             ["sparsity.begin=0.8", "sparsity.end=0.5"],
-            ["sparsity.begin=0.8", "end=0.5", "needs begin < end"],
+            ["sparsity.begin=0.8: is not before end=0.5", "sparsity/ramp=one_shot"],
         ),
         (["sparsity.begin=0.01", "sparsity.end=0.02"], ["sparsity.begin=0.01", "more steps"]),
         (["sparsity.finl=0.9"], ["sparsity.finl", "no such key", "did you mean sparsity.final?"]),
@@ -107,7 +108,7 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         ),
         (
             ["+trainer.val_check_interval=50"],
-            ["error: trainer.val_check_interval=50: an epoch of the student has 2 batches; lower"],
+            ["error: trainer.val_check_interval=50: an epoch of the teacher has 2 batches; lower"],
         ),
         (
             ["+trainer.val_check_interval=2", "teacher.batch_size=128"],
@@ -116,12 +117,20 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["trainer.max_epochs=-3"], ["error: trainer.max_epochs=-3: `max_epochs`"]),
         (
             ["sparsity.target=0.9"],
-            ["sparsity.target: there is no such key; did you mean sparsity.final?"],
+            [
+                "sparsity.target: there is no such key in sparsity=sparsebert; there are ",
+                "final, initial, begin, end",
+            ],
+        ),
+        (
+            ["sparsity.granularity.size=4"],
+            ["there is no such key in sparsity/granularity=unstructured; there are path"],
         ),
         (["lr=1e-3"], ["lr: there is no such key; did you mean optimizer.lr?"]),
+        (["budget=large"], ["error: budget=large: there is no such option; there are tiny"]),
         (["epochs=3"], ["did you mean trainer.max_epochs or teacher.max_epochs?"]),
         (["trainer.epochs=3"], ["did you mean trainer.max_epochs?"]),
-        (["batch=3"], ["did you mean task.batch_size or task.eval_batch_size or"]),
+        (["batch_size=3"], ["did you mean task.batch_size or teacher.batch_size?"]),
         (["trainer.limit_val_batches=3"], ["add it with a plus: +trainer.limit_val_batches=…"]),
         (["seeds=3"], ["did you mean seed?"]),
         (["nonsense=3"], ["there are eval, seed, ckpt_path"]),
@@ -129,7 +138,11 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["trainer.precision=fp16"], ["error: trainer.precision=fp16: ", "bf16-mixed"]),
         (
             ["task=imdb"],
-            ["error: task=imdb: ", "there are base, cola, mnli, ", "write conf/task/imdb.yaml"],
+            [
+                "error: task=imdb: ",
+                "there are base, cola, corpus, mnli, ",
+                "write conf/task/imdb.yaml",
+            ],
         ),
         (["experiment=mine"], ["conf/experiment/mine.yaml, first line # @package _global_"]),
         (["task=mprc"], ["task=mprc: there is no such option; did you mean task=mrpc?"]),
@@ -142,10 +155,16 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         (["model=/tmp/minilm"], ["or hub id is model=pretrained model.path=/tmp/minilm"]),
         (["model=owner/name"], ["or hub id is model=pretrained model.path=owner/name"]),
         (["task.label=nope"], ["task.label=nope", "no such column", "things, which, label"]),
-        (["task.path=/nowhere"], ["task.path=/nowhere", "pass task.path=<folder>"]),
+        (
+            ["task.path=/nowhere"],
+            ["task.path=/nowhere: there is no such folder; pass the path of a folder"],
+        ),
         (
             ["model=tiny", "model.path=/nowhere"],
-            ["error: model.path=/nowhere: model=tiny", "write model=pretrained model.path=/now"],
+            [
+                "error: model.path=/nowhere: replaces model=tiny",
+                "write model=pretrained model.path=",
+            ],
         ),
         (["optimizer.lr=0"], ["optimizer.lr=0", "above 0"]),
         (["teacher.optimizer.lr=0"], ["error: teacher.optimizer.lr=0", "above 0"]),
@@ -164,7 +183,7 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
         ),
         (
             ["model.scope={_target_: kd_prune.pruning.Scope, include: [nope]}"],
-            ["error: model.scope: ", "'nope' matches no parameter"],
+            ["error: model.scope", "'nope'", "matches no parameter"],
         ),
         (
             ["sparsity.criterion=taylor"],
@@ -174,22 +193,32 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
             ["sparsity.criterion=mine.score"],
             ["of a module of yours it is {_target_: hydra.utils.get_method, path: mine.score}"],
         ),
-        (["sparsity.shape=fast"], ["sparsity.shape=fast: ", " sparsity/shape=fast"]),
+        (["sparsity.ramp=fast"], ["sparsity.ramp=fast: ", " sparsity/ramp=fast"]),
         (["task.labels=[0,1]"], ["task.labels=[0, 1]: ", """'task.labels=["0","1"]'"""]),
         (["task.labels=[no,true]"], ["""'task.labels=["no","true"]'"""]),
         (
-            ["task.regression=true"],
-            ["task.metrics=accuracy does not suit", "[pearson,spearman] and task.monitor=pearson"],
+            ["task/kind=regression"],
+            ["task.metrics=accuracy: does not suit", "[pearson,spearman] and task.monitor=pearson"],
         ),
-        (["task.metrics=[f1]"], ["task.monitor=accuracy: not among", "set it to one of them"]),
-        (["student.init=nothing"], ["student.init=nothing", "pretrained or teacher"]),
+        (["task.metrics=[f1]"], ["task.monitor=accuracy: not among", "set it to f1"]),
+        (
+            ["student.init=nothing"],
+            ["error: student.init=nothing: not a local folder", "the stages are pretrained, teach"],
+        ),
+        (
+            ["student.init=techer"],
+            ["=techer: there is no such stage, folder or hub id", "did you mean teacher?"],
+        ),
         (["sparsity.allocation.path=foo"], ["error: sparsity.allocation: ", "'foo'", "installed?"]),
         (["cache_dir=/dev/null/x"], ["error: cache_dir=/dev/null/x: no folder", "KD_PRUNE_CACHE"]),
         (["ckpt_path=/nowhere.ckpt"], ["ckpt_path=/nowhere.ckpt", "no such file"]),
-        (["sparsity/select=nm", "sparsity.final=0.9"], ["sparsity: ", "NM(keep=2, of=4) cannot"]),
+        (
+            ["sparsity/granularity=nm", "sparsity.final=0.9"],
+            ["sparsity.granularity=NM(n=2, m=4): cannot prune"],
+        ),
         (
             ["sparsity/allocation=global", "sparsity.allocation.ceiling=0.5"],
-            ["sparsity: ceiling=0.5", "raise it"],
+            ["sparsity.allocation.ceiling=0.5: ", "raise it"],
         ),
         (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0", "above 0"]),
     ],
@@ -211,15 +240,15 @@ def test_bad_input_is_one_line_before_any_work(call, tmp_path, overrides, says):
     [
         (
             ["model=pretrained"],
-            "error: model.path: has no value of its own here; give it, model.path=…",
+            "error: model.path: has no default value; add model.path=…",
         ),
         (
             ["model=pretrained", "model.path=/nowhere"],
-            "error: model.path=/nowhere: there is no such folder; pass model.path=<folder>",
+            "error: model.path=/nowhere: there is no such folder; pass the path of a folder",
         ),
         (  # alone it means the same
             ["model.path=/nowhere"],
-            "error: model.path=/nowhere: there is no such folder; pass model.path=<folder>",
+            "error: model.path=/nowhere: there is no such folder; pass the path of a folder",
         ),
     ],
     ids=["missing", "nowhere", "alone"],
@@ -233,7 +262,7 @@ def test_a_pretrained_model_is_named_by_its_path(call, tmp_path, overrides, says
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["optimizer.lr=1e30"], ["error: the student: ", "nothing was saved yet", " optimizer.lr"]),
+        (["optimizer.lr=1e30"], ["error: the student: ", "nothing was saved", " optimizer.lr"]),
         (
             ["optimizer.lr=1e30", "checkpoint_minutes=0"],
             ["error: the student: ", "out/last.ckpt, is from before", " optimizer.lr"],
@@ -279,14 +308,14 @@ def test_interrupted_and_gone_on_with(smoke, call, cache, tmp_path, number):
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-2:] == [
         f"interrupted by {number.name}; saved {saved}",
-        f"To go on, give the same command with ckpt_path={saved}",
+        f"To resume, run the same command with ckpt_path={saved}",
     ]
     assert not (first / "result.json").exists()
 
     second = tmp_path / "second"
     code, _, stderr = call("experiment=smoke", f"hydra.run.dir={second}", f"ckpt_path={saved}")
     assert code == 0, stderr
-    assert result_of(second)["student"] == result_of(out)["student"]
+    assert metrics_of(result_of(second)) == metrics_of(result_of(out))
     for file in ("metrics.csv", "sparsity.csv", "student/model.safetensors"):
         assert (out / file).read_bytes() == (second / file).read_bytes(), file
 
@@ -322,7 +351,6 @@ def test_interrupted_before_training(tmp_path, module):
 
 def test_interrupted_where_lightning_ends_it(call, tmp_path, monkeypatch):
     """The same line where Lightning would leave it at exit code 1, as in an evaluation."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the script sets its own
     # Lightning takes it away, and a background job ignores it.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     validate = DistillModule.validation_step
@@ -334,12 +362,11 @@ def test_interrupted_where_lightning_ends_it(call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(DistillModule, "validation_step", press)
     try:
-        with pytest.raises(KeyboardInterrupt) as pressed:
-            call(*SMALL, f"hydra.run.dir={tmp_path}", "seed=9")
+        code, _, stderr = call(*SMALL, f"hydra.run.dir={tmp_path}", "seed=9")
     finally:
         signal.signal(signal.SIGINT, handler)
-    with pytest.raises(SystemExit, match="130"):
-        sys.excepthook(pressed.type, pressed.value, pressed.tb)
+    assert code == 128 + signal.SIGINT
+    assert stderr.splitlines()[-1] == "interrupted by SIGINT"
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
 
 
@@ -363,7 +390,7 @@ def test_mixed_precision(call, tmp_path):
         "sparsity.updates=2",
     )
     assert code == 0, stderr
-    assert result_of(tmp_path)["sparsity"] == pytest.approx(0.95, abs=1e-3)
+    assert result_of(tmp_path)["stages"]["student"]["sparsity"] == pytest.approx(0.95, abs=1e-3)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows[-1].split(",")[0] == "2"
 
@@ -398,7 +425,7 @@ def test_a_regression_is_evaluated_by_its_own_metrics(call, tmp_path):
         "task.name=scores",
         f"task.path={tmp_path}",
         "task.text=[text]",
-        "task.regression=true",
+        "task/kind=regression",
         "task.metrics=[pearson,spearman]",
         "task.monitor=pearson",
         "trainer.max_epochs=2",
@@ -408,8 +435,8 @@ def test_a_regression_is_evaluated_by_its_own_metrics(call, tmp_path):
     assert code == 0, stderr
     code, _, stderr = call(f"eval={tmp_path}/out", f"hydra.run.dir={tmp_path}/judged")
     assert code == 0, stderr
-    found = json.loads((tmp_path / "judged/evaluation.json").read_text())["student"]
-    assert found == result_of(tmp_path / "out")["student"]
+    found = json.loads((tmp_path / "judged/evaluation.json").read_text())["metrics"]
+    assert found == metrics_of(result_of(tmp_path / "out"))
 
 
 def test_an_experiment_whose_file_does_not_say_that_it_is_global(call, tmp_path):
@@ -422,7 +449,7 @@ def test_an_experiment_whose_file_does_not_say_that_it_is_global(call, tmp_path)
     )
     assert code == 1
     assert stderr.strip() == (
-        "error: experiment=mine: its settings are in a group of their own; let "
+        "error: experiment=mine: its settings are not at the top level; let "
         "experiment/mine.yaml begin with the line # @package _global_"
     )
 
@@ -437,7 +464,7 @@ def test_an_experiment_whose_file_does_not_say_that_it_is_global(call, tmp_path)
         ("name: mine\npath: here\n", r"task=\{.*choose one: task=.*begin with defaults: \[base\]"),
         (
             "defaults: [base]\npath: here\ntext: [text]\n",
-            r"task.name: has no value of its own",
+            r"task.name: has no default value",
         ),
     ],
 )
@@ -478,7 +505,7 @@ def test_a_python_without_the_packages_is_one_line():
     assert found.returncode == 1
     assert found.stderr == (
         f"error: {sys.executable} has no package hydra; "
-        "say `make install`, then `. .venv/bin/activate`\n"
+        "run `make install`, then `. .venv/bin/activate`\n"
     )
 
 
@@ -489,3 +516,30 @@ def test_overrides_on_both_sides_of_m(call, tmp_path):
     assert "unrecognized" not in stderr
     assert (stdout + stderr).count("trainer.max_epochs=0: expected a number above 0") >= 2
     assert len(list(tmp_path.glob("*-seed*"))) == 2
+
+
+def test_flags_between_overrides(call, tmp_path):
+    """A folder of one's own may be named anywhere in the command."""
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "own.yaml").write_text("momentum: 0.125\n")
+    mine = str(tmp_path / "mine")
+    command = ["experiment=smoke", "--config-dir", mine, "optimizer=own", "--cfg", "job", "seed=3"]
+    code, stdout, stderr = call(*command)
+    assert code == 0, stderr
+    assert "momentum: 0.125" in stdout
+    assert "seed: 3" in stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--final", "settings have no dashes, did you mean sparsity.final=…?"),
+        ("--seed=3", "settings have no dashes, did you mean seed=…?"),
+        ("--multi-run", "did you mean --multirun?"),
+        ("--nonsense", "settings have no dashes: key=value"),
+    ],
+)
+def test_unknown_flag_is_one_line(call, flag, hint):
+    code, _, stderr = call("experiment=smoke", flag, "0.9")
+    assert code == 1
+    assert stderr == f"error: {flag.partition('=')[0]}: there is no such flag; {hint}\n"

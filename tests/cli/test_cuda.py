@@ -23,5 +23,5 @@ def test_the_main_job(call, tmp_path, precision):
     )
     assert code == 0, stderr
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["sparsity"] == pytest.approx(0.95, abs=1e-3)
+    assert result["stages"]["student"]["sparsity"] == pytest.approx(0.95, abs=1e-3)
     assert result["config"]["trainer"]["precision"] == precision

@@ -33,7 +33,7 @@ def test_a_sweep_of_jobs_with_two_processes_each(cache, tmp_path):
         if not (folder / "result.json").is_file():
             continue
         result = json.loads((folder / "result.json").read_text())
-        assert result["sparsity"] == pytest.approx(0.95, abs=1e-3)
+        assert result["stages"]["student"]["sparsity"] == pytest.approx(0.95, abs=1e-3)
         AutoModelForSequenceClassification.from_pretrained(folder / "student")
         with (folder / "metrics.csv").open() as file:
             steps = [int(row["step"]) for row in csv.DictReader(file)]
@@ -67,11 +67,11 @@ def test_interrupted_in_two_processes(cache, tmp_path, whom):
         process.terminate()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM), stderr
-    assert "give the same command again" in stderr
+    assert "run the same command again" in stderr
     assert [state for state, _ in states(sweep)] == ["interrupted"]
 
     process = start(tmp_path / "unused", cache, *command)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
-    assert stdout.count("Going on after step") == 1  # of two processes, one speaks
+    assert stdout.count("Resuming after step") == 1  # of two processes, one speaks
     assert [state for state, _ in states(sweep)] == ["finished"]

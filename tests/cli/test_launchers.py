@@ -28,7 +28,7 @@ def test_a_command_that_is_told_to_end_takes_its_workers_along(tmp_path):
     process.terminate()
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "terminated; the same command goes on" in stderr
+    assert "terminated; run the same command again to resume" in stderr
     for file in (tmp_path / "sweep").glob("*/status.json"):
         assert json.loads(file.read_text())["reason"].startswith(
             "Interrupted: interrupted by SIGTER"
@@ -64,11 +64,10 @@ def test_jobs_side_by_side(launcher, tmp_path):
         states[status["config"]["sparsity"]["final"]] = status["state"]
         assert f"-s{status['config']['sparsity']['final']}-seed0-" in file.parent.name
     assert states == {0.5: "finished", 0.9: "finished", 95: "failed"}
-    teachers = {json.loads(f.read_text())["teacher"]["path"] for f in sweep.glob("*/result.json")}
+    results = [json.loads(file.read_text()) for file in sweep.glob("*/result.json")]
+    teachers = {result["stages"]["teacher"]["path"] for result in results}
     assert len(teachers) == 1
-    assert (
-        len(list((tmp_path / "teachers").glob("*/metrics.json"))) == 1
-    )  # though both began at once
+    assert len(list((tmp_path / "stages").glob("*/stage.json"))) == 1  # though both began at once
     with (sweep / "summary.csv").open() as file:
         assert [row["target"] for row in csv.DictReader(file)] == ["0.5", "0.9"]
     assert "did you mean 0.95?" in stdout

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from .script import SMALL
+from .script import SMALL, metrics_of
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_failure_stays_alone_and_is_retried_if_asked(sweep):
     assert code == 1
     assert states(sweep.folder) == {0.5: "finished", 95: "failed", 0.9: "finished"}
     assert "did you mean 0.95?" in said
-    assert said.count("Fine-tuning the teacher") <= 1
+    assert said.count("Fitting the teacher") <= 1
     with (sweep.folder / "summary.csv").open() as file:
         assert [row["target"] for row in csv.DictReader(file)] == ["0.5", "0.9"]
     before = made_at(sweep.folder)
@@ -80,7 +80,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(sweep, conten
     code, said = sweep("sparsity.final=0.5")
     assert code == 0
     assert "last.ckpt: truncated or no checkpoint" in said
-    assert "training begins anew" in said
+    assert "training starts from the beginning" in said
     assert (run / "student" / "model.safetensors").read_bytes() == first
 
 
@@ -102,26 +102,27 @@ def test_a_result_that_is_not_whole_is_made_again(sweep):
     sweep("sparsity.final=0.5")
     run = by_sparsity(sweep.folder)[0.5]
     result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text('{"student": {"accuracy": 0.99')
+    (run / "result.json").write_text('{"stages": {"student": 0.99')
     code, said = sweep("sparsity.final=0.5")
     assert code == 0
-    assert "result.json: not whole" in said
+    assert "result.json: cannot be read" in said
     again = json.loads((run / "result.json").read_text())
-    assert again["student"] == result["student"]
+    assert metrics_of(again) == metrics_of(result)
 
 
 def test_a_teacher_checkpoint_that_cannot_be_read(call, tmp_path):
     cache = tmp_path / "cache"
     code, *_ = call(*SMALL, f"hydra.run.dir={tmp_path / 'a'}", cache=cache)
     assert code == 0
-    (metrics,) = cache.glob("teachers/*/metrics.json")
+    (metrics,) = cache.glob("stages/*/stage.json")
     before = json.loads(metrics.read_text())
     metrics.unlink()
     metrics.parent.with_suffix(".ckpt").write_bytes(b"half")
     code, out, err = call(*SMALL, f"hydra.run.dir={tmp_path / 'b'}", cache=cache)
     assert code == 0
     assert ".ckpt: truncated or no checkpoint" in out + err
-    assert json.loads(metrics.read_text()) == before
+    found = json.loads(metrics.read_text())
+    assert found | {"seconds": 0} == before | {"seconds": 0}
 
 
 def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path):
@@ -133,9 +134,10 @@ def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path
     code, said, err = call(f"eval={out}", f"hydra.run.dir={tmp_path / 'a'}")
     assert code == 0, err
     found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
-    for key in ("student", "sparsity", "model_sparsity", "nonzero", "parameters"):
-        assert found[key] == trained[key]
-    assert f"{100 * trained['sparsity']:.2f} %" in said
+    student = trained["stages"]["student"]
+    for key in ("metrics", "sparsity", "model_sparsity", "nonzero", "parameters"):
+        assert found[key] == student[key]
+    assert f"{100 * student['sparsity']:.2f} %" in said
 
     # What the command sets goes on top of the run's own task, which its model folder has too.
     code, *_ = call(
@@ -146,8 +148,8 @@ def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path
     )
     assert code == 0
     both = json.loads((tmp_path / "d" / "evaluation.json").read_text())
-    assert both["student"].keys() == {"accuracy", "train/accuracy"}
-    assert both["student"]["accuracy"] == trained["student"]["accuracy"]
+    assert both["metrics"].keys() == {"accuracy", "train/accuracy"}
+    assert both["metrics"]["accuracy"] == metrics_of(trained)["accuracy"]
 
     code, *_ = call(
         f"eval={out / 'student'}",
@@ -157,9 +159,9 @@ def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path
     )
     assert code == 0
     other = json.loads((tmp_path / "b" / "evaluation.json").read_text())
-    assert other["sparsity"] == trained["sparsity"]
+    assert other["sparsity"] == student["sparsity"]
 
-    teacher = trained["teacher"]["path"]
+    teacher = trained["stages"]["teacher"]["path"]
     code, said, err = call(
         "-m", f"eval={out},nowhere,{teacher}", f"hydra.sweep.dir={tmp_path / 'c'}", *SMALL
     )
@@ -172,7 +174,7 @@ def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path
     ("folder", "says"),
     [
         ("nowhere", "eval=nowhere: not a local folder"),
-        ("base", "eval=.*base: .*has no classification head"),
+        ("base", "eval=.*base: .*has no head for a task of kind classification"),
     ],
 )
 def test_eval_of_what_cannot_be_judged(call, tmp_path, folder, says):
@@ -204,7 +206,7 @@ def test_eval_takes_no_call_from_a_folder(call, tmp_path):
     victim = tmp_path / "victim"
     call_it = {"_target_": "pathlib.Path.touch", "self": str(victim)}
     config = {"task": {"_target_": "kd_prune.hf.Task", "name": "x", "path": call_it}}
-    (out / "status.json").write_text(json.dumps({"config": config}))
+    (out / "status.json").write_text(json.dumps({"state": "finished", "config": config}))
     code, _, err = call(f"eval={out}", f"hydra.run.dir={tmp_path / 'x'}")
     assert code == 1
     assert "its task.path is made by pathlib.Path.touch" in err

@@ -24,7 +24,7 @@ def test_layers_that_do_not_spread_evenly_need_a_map(student, teacher):
 @pytest.mark.parametrize(
     "layer_map", [{1: 5}, {2: 1, 1: 2}, {0: 0}, {0: 0, 1: 3, 2: 6}, {1: 6, 2: 6}]
 )
-def test_a_map_is_taken_as_it_is(layer_map):
+def test_layer_map_is_used_as_given(layer_map):
     assert dict(layer_pairs(2, 6, layer_map)) == layer_map
 
 
@@ -38,6 +38,11 @@ def test_a_map_is_taken_as_it_is(layer_map):
         ({}, r"layer_map=\{\}: compares no layers; set the term's weight to 0"),
     ],
 )
-def test_a_map_that_does_not_fit_raises(layer_map, message):
+def test_layer_map_that_does_not_fit_raises(layer_map, message):
     with pytest.raises(ValueError, match=message):
         layer_pairs(2, 6, layer_map)
+
+
+def test_student_without_layers_is_refused():
+    with pytest.raises(ValueError, match=r"^layer_map=null: 6 teacher layers .* 0 student layers"):
+        layer_pairs(0, 6)

@@ -151,7 +151,7 @@ def test_hard_labels_of_a_regression_are_squared_errors(dtype):
     assert hard_label_loss(student, values).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_loss_is_zero_where_the_two_agree_and_nowhere_else():
+def test_loss_is_zero_only_where_student_and_teacher_agree():
     mask = padding_mask()
     for temperature in TEMPERATURES:
         student, teacher = logits()

@@ -83,7 +83,7 @@ def test_a_regression_learns_from_the_labels_not_the_teacher():
     ("other", "what"),
     [({"layers": 3}, "depth"), ({"width": 6}, "width"), ({"heads": 3}, "number of heads")],
 )
-def test_another_shape_raises_with_the_terms_name(other, what):
+def test_models_of_different_shape_raise_with_the_terms_name(other, what):
     terms = {
         "hidden_states": Custom(function=official.hidden_states, requires=["hidden_states"]),
         "attention_scores": Custom(
@@ -96,6 +96,6 @@ def test_another_shape_raises_with_the_terms_name(other, what):
         del terms["hidden_states"]
     for name, term in terms.items():
         with pytest.raises(
-            ValueError, match=rf"^terms\.{name}: the student's {what} is .* set terms"
+            ValueError, match=rf"^terms\.{name}\.weight: the student's {what} is .*; set the weight"
         ):
             Objective({name: term})(activations(seed=1), activations(seed=2, **other), batch())

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from kd_prune.distillation import (
     AttentionScores,
@@ -42,7 +43,7 @@ def test_soft_targets_of_other_outputs_raise(outputs):
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_temperature_that_is_none_raises(temperature):
+def test_temperature_out_of_range_raises(temperature):
     with pytest.raises(ValueError, match=f"temperature={temperature}: expected a finite number"):
         SoftTargets(temperature=temperature)
 
@@ -95,7 +96,7 @@ def test_layer_zero_has_no_attention(layer_map):
         AttentionScores(layer_map=layer_map)(s, t, batch())
 
 
-def test_a_term_of_ones_own():
+def test_custom_term_calls_its_function():
     def first_token_cosine(student, teacher, batch):
         pair = (x.hidden_states[-1][:, 0] for x in (student, teacher))
         return 1 - F.cosine_similarity(*pair).mean()
@@ -104,4 +105,38 @@ def test_a_term_of_ones_own():
     term = Custom(function=first_token_cosine, requires=["hidden_states"], weight=2.0)
     assert torch.equal(term(s, t, batch()), first_token_cosine(s, t, batch()))
     assert term(s, s, batch()).item() == pytest.approx(0.0, abs=1e-12)
-    assert (term.requires, term.of_teacher, term.weight) == (["hidden_states"], True, 2.0)
+    assert (term.requires, term.needs_teacher, term.weight) == (["hidden_states"], True, 2.0)
+
+
+@pytest.mark.parametrize("mask", [MASK, torch.ones_like(MASK)])
+def test_projected_hidden_states_are_compared_in_the_teachers_width(mask):
+    """TinyBERT's equation 8, one position at a time: one projection for all layers."""
+    s, t = activations(seed=1, width=4), activations(seed=2, width=6)
+    projection = nn.Linear(4, 6, bias=False, dtype=torch.float64)
+    data = {"attention_mask": mask}
+    expected = 0.0
+    for layer in (1, 2):
+        errors = [
+            (projection.weight @ s.hidden_states[layer][row, token])
+            - t.hidden_states[layer][row, token]
+            for row, token in mask.nonzero().tolist()
+        ]
+        expected += torch.stack(errors).square().mean()
+    actual = HiddenStates(projection=projection)(s, t, data)
+    torch.testing.assert_close(actual, expected)
+    embeddings = Embeddings(projection=projection)(s, t, data)
+    by_hand = hidden_state_mse(s.hidden_states[0] @ projection.weight.T, t.hidden_states[0], mask)
+    torch.testing.assert_close(embeddings, by_hand)
+
+
+def test_projection_to_another_width_than_the_teachers_raises():
+    s, t = activations(seed=1, width=4), activations(seed=2, width=6)
+    term = Embeddings(projection=nn.Linear(4, 5, bias=False, dtype=torch.float64))
+    with pytest.raises(ValueError, match="the projected student is 5 wide, the teacher 6; give a"):
+        term(s, t, batch())
+
+
+def test_hard_labels_take_a_loss_of_the_task():
+    s = activations(seed=1)
+    term = HardLabels(loss=lambda student, data: student.logits.mean() * data["scale"])
+    assert torch.equal(term(s, None, {"scale": 3.0}), s.logits.mean() * 3.0)

@@ -1,4 +1,4 @@
-"""Activations of models that do not exist."""
+"""Random activations and a batch, without a model."""
 
 import torch
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kd_prune.hf import save
+from kd_prune.hf import Classification, save
 from kd_prune.sweep import collect
 from tests.cli.script import SMALL, start
 
@@ -29,7 +29,7 @@ def test_a_job_without_room_fails_and_says_so(tmp_path):
     assert process.returncode == 1, stderr
     runs = {run.state: run for run in collect([sweep]).runs}
     assert runs["failed"].reason.startswith("the disk is full")
-    assert runs["finished"].points[0].sparsity == pytest.approx(0.95, abs=1e-3)
+    assert runs["finished"].result.student.sparsity == pytest.approx(0.95, abs=1e-3)
     assert "the disk is full" in stdout
     assert "Traceback" not in stdout + stderr
     scraps = re.compile(r"\.part$|\.[0-9a-f]{32}$")
@@ -65,5 +65,5 @@ def test_a_folder_that_could_not_be_saved_leaves_the_one_before(tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "before").touch()
     with pytest.raises(OSError, match="No space left"):
-        save(Model(), None, tmp_path / "student")
+        save(Model(), None, tmp_path / "student", kind=Classification())
     assert [file.name for file in tmp_path.rglob("*")] == ["student", "before"]

@@ -63,7 +63,7 @@ def sweep_in(folder, slurm, *, out_of_time):
     assert process.returncode == 0, stderr
     logs = [file.read_text() for file in sweep.glob(".submitit/*/*.out")]
     assert ["Job has timed out" in log for log in logs] == [out_of_time] * 2
-    assert ["Going on after step" in log for log in logs] == [out_of_time] * 2
+    assert ["Resuming after step" in log for log in logs] == [out_of_time] * 2
     assert (sweep / "summary.csv").is_file()
     return {
         json.loads(file.read_text())["config"]["sparsity"]["final"]: (

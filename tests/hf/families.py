@@ -10,6 +10,7 @@ from transformers import (
     ElectraConfig,
     ModernBertConfig,
     RobertaConfig,
+    XLMConfig,
 )
 
 LAYERS = 3
@@ -48,6 +49,15 @@ def config(family, **changes):
         case "modernbert":
             tokens = {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep", "pad")}
             return ModernBertConfig(**tokens, **sizes)
+        case "xlm":
+            names = {
+                "vocab_size": "n_words",
+                "hidden_size": "emb_dim",
+                "num_hidden_layers": "n_layers",
+                "num_attention_heads": "n_heads",
+            }
+            rest = {k: v for k, v in changes.items() if k not in names}
+            return XLMConfig(**{names[k]: sizes[k] for k in names}, **rest)
         case "bart":
             stacks = {
                 f"{stack}_{name}": sizes[size]

@@ -7,8 +7,9 @@ from transformers import (
     LlamaConfig,
 )
 
-from kd_prune.hf.attention import SCORES, tap_attention_scores
-from kd_prune.hf.models import forward, prepare
+from kd_prune.errors import ConfigError
+from kd_prune.hf import enable_attention_scores, forward
+from kd_prune.hf.attention import SCORES
 
 from .families import FAMILIES, HEADS, LAYERS, batch, model
 
@@ -18,13 +19,13 @@ SCORES_TOO = frozenset({"logits", "attention_scores"})
 
 def tapped(family, **settings):
     made = model(family, **settings)
-    tap_attention_scores(made)
+    enable_attention_scores(made)
     return made
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outputs_are_as_before(family, implementation):
+def test_scores_enabled_leave_outputs_as_before(family, implementation):
     original = model(family, attn_implementation=implementation)
     assert original.config._attn_implementation == implementation
     expected = forward(original, batch(), frozenset({"hidden_states"}))
@@ -36,7 +37,7 @@ def test_outputs_are_as_before(family, implementation):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_are_what_eager_attention_takes_the_softmax_of(family):
+def test_scores_are_the_logits_of_eager_attention(family):
     probabilities = forward(model(family, attn_implementation="eager"), batch(), SCORES_TOO)
     scores = forward(tapped(family), batch(), SCORES_TOO)
     assert len(scores.attention_scores) == LAYERS
@@ -50,13 +51,13 @@ def test_scores_are_what_eager_attention_takes_the_softmax_of(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_know_no_mask(family):
+def test_scores_are_unmasked(family):
     """They are products of queries and keys, finite for padded keys too."""
     scores = forward(tapped(family), batch(), SCORES_TOO).attention_scores
     assert max(layer.abs().max() for layer in scores) < 1e3
 
 
-def test_scores_know_no_dropout_and_training_does():
+def test_scores_are_without_dropout_in_training():
     dropping = tapped("bert", attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0).train()
     torch.manual_seed(0)
     first, second = (forward(dropping, batch(), SCORES_TOO) for _ in range(2))
@@ -86,7 +87,7 @@ def test_gradients_flow_through_scores(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_of_the_logits_are_as_before(family):
+def test_scores_enabled_leave_gradients_as_before(family):
     original, ours = model(family, attn_implementation="eager"), tapped(family)
     for made in (original, ours):
         forward(made, batch(), EVERYTHING).logits.square().sum().backward()
@@ -101,7 +102,7 @@ def test_gradients_of_the_logits_are_as_before(family):
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("kind", ["bert as a decoder", "llama", "llama, shared keys"])
-def test_causal_models_stay_causal(kind, padded):
+def test_scores_enabled_leave_causal_models_causal(kind, padded):
     """SDPA may be told so instead of being given a mask, and whoever returns scores is not SDPA."""
     sizes = {"vocab_size": 31, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"intermediate_size": 12, "pad_token_id": 0, "initializer_range": 0.5}
@@ -117,31 +118,29 @@ def test_causal_models_stay_causal(kind, padded):
         mask[0, 4:] = 0
     rows = {"input_ids": ids, "attention_mask": mask}
     expected = forward(made, rows, frozenset())
-    tap_attention_scores(made)
+    enable_attention_scores(made)
     actual = forward(made, rows, SCORES_TOO)
     assert actual.attention_scores[0].shape == (2, 4, 6, 6)
     torch.testing.assert_close(actual.logits, expected.logits, atol=1e-4, rtol=0)
 
 
-def test_deberta_is_refused():
+def test_enable_attention_scores_of_deberta_raises():
     sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = DebertaV2Config(vocab_size=20, intermediate_size=12, **sizes)
     deberta = AutoModelForSequenceClassification.from_config(config)
     message = (
-        r"model_type=deberta-v2 .*weight of attention_scores to 0 "
+        r"model_type=deberta-v2: .*weight of attention_scores to 0 "
         r"\(soft_targets, hard_labels, embeddings and hidden_states still work\)"
     )
-    with pytest.raises(ValueError, match=message):
-        prepare(deberta, EVERYTHING)
-    prepare(deberta, frozenset({"logits", "hidden_states"}))
+    with pytest.raises(ConfigError, match=message):
+        enable_attention_scores(deberta)
     still = forward(deberta.eval(), batch() | {"input_ids": batch()["input_ids"] % 20}, EVERYTHING)
     assert len(still.hidden_states) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_no_term_asks_for_is_not_there(family):
+def test_forward_gives_only_what_is_required(family):
     made = model(family)
-    prepare(made, frozenset({"logits", "hidden_states"}))
     assert made.config._attn_implementation == "sdpa"
     logits = forward(made, batch(), frozenset({"logits"}))
     assert (logits.hidden_states, logits.attention_scores) == ((), ())
@@ -151,14 +150,14 @@ def test_what_no_term_asks_for_is_not_there(family):
     trap = forward(made, batch(), EVERYTHING)
     assert trap.attention_scores == ()  # what SDPA gives, and Objective refuses
 
-    prepare(made, EVERYTHING)
+    enable_attention_scores(made)
     assert made.config._attn_implementation == SCORES
     logits = forward(made, batch(), frozenset({"logits"}))
     assert (logits.hidden_states, logits.attention_scores) == ((), ())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_tapped_model_is_saved_and_loaded_like_any(family, tmp_path):
+def test_model_with_scores_is_saved_and_loaded_like_any(family, tmp_path):
     made = tapped(family)
     made.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)

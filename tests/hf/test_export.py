@@ -8,24 +8,31 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from kd_prune.hf import Pretrained, save
-from kd_prune.hf.attention import tap_attention_scores
+from kd_prune.hf import Classification, PretrainedEncoder, Regression, save
+from kd_prune.hf.attention import enable_attention_scores
 from kd_prune.hf.tiny import make_model
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     folder = make_model(str(tmp_path_factory.mktemp("tiny")), layers=1, hidden_size=16, heads=2)
-    return Pretrained(path=folder)
+    return PretrainedEncoder(path=folder)
 
 
-def test_what_is_saved_is_read_back_to_the_bit(pretrained, tmp_path):
+KIND = Classification()
+
+
+def load(pretrained, num_outputs=2):
+    return pretrained.load(kind=KIND, num_outputs=num_outputs)
+
+
+def test_saved_model_is_read_back_to_the_bit(pretrained, tmp_path):
     """Zeros included, though the model's attention was tapped while it learnt."""
-    model, tokenizer = pretrained.load(num_labels=3), pretrained.tokenizer()
+    model, tokenizer = load(pretrained, 3), pretrained.tokenizer()
     with torch.no_grad():
         model.bert.encoder.layer[0].output.dense.weight[::2] = 0.0
-    tap_attention_scores(model)
-    save(model, tokenizer, tmp_path / "student", ("a", "b", "c"))
+    enable_attention_scores(model)
+    save(model, tokenizer, tmp_path / "student", kind=KIND, labels=("a", "b", "c"))
     read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
     for name, tensor in model.state_dict().items():
         assert torch.equal(read.state_dict()[name], tensor), name
@@ -36,8 +43,10 @@ def test_what_is_saved_is_read_back_to_the_bit(pretrained, tmp_path):
     assert "kd_scores" not in (tmp_path / "student" / "config.json").read_text()
 
 
-def test_labels_have_their_names(pretrained, tmp_path):
-    save(pretrained.load(num_labels=2), pretrained.tokenizer(), tmp_path / "s", ("bad", "good"))
+def test_saved_model_has_its_class_names(pretrained, tmp_path):
+    save(
+        load(pretrained), pretrained.tokenizer(), tmp_path / "s", kind=KIND, labels=("bad", "good")
+    )
     config = json.loads((tmp_path / "s" / "config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "good"}
     assert config["label2id"] == {"bad": 0, "good": 1}
@@ -45,11 +54,11 @@ def test_labels_have_their_names(pretrained, tmp_path):
     assert classify("the fox")[0]["label"] in ("bad", "good")
 
 
-def test_an_earlier_folder_is_replaced_whole(pretrained, tmp_path):
+def test_save_replaces_an_earlier_folder(pretrained, tmp_path):
     folder = tmp_path / "student"
     folder.mkdir()
     (folder / "stale.txt").write_text("from before")
-    save(pretrained.load(num_labels=2), pretrained.tokenizer(), folder)
+    save(load(pretrained), pretrained.tokenizer(), folder, kind=KIND)
     assert not (folder / "stale.txt").exists()
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         file.name for file in folder.iterdir()
@@ -59,30 +68,35 @@ def test_an_earlier_folder_is_replaced_whole(pretrained, tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("labels", [(), ("bad", "good")])
-def test_a_saved_model_says_what_kind_of_task_it_is_of(pretrained, tmp_path, labels):
-    """Or a pipeline would go by what the pre-trained model was used for."""
-    model = pretrained.load(num_labels=len(labels) or 1)
+@pytest.mark.parametrize(
+    ("kind", "outputs", "problem_type"),
+    [
+        (Regression(), 1, "regression"),
+        (Classification(), 2, "single_label_classification"),
+    ],
+)
+def test_saved_model_states_its_problem_type(pretrained, tmp_path, kind, outputs, problem_type):
+    """Or a pipeline would go by the use of the pre-trained model."""
+    model = pretrained.load(kind=kind, num_outputs=outputs)
     model.config.problem_type = "multi_label_classification"
-    save(model, pretrained.tokenizer(), tmp_path / "student", labels)
+    save(model, pretrained.tokenizer(), tmp_path / "student", kind=kind)
     saved = json.loads((tmp_path / "student/config.json").read_text())
-    kinds = {0: "regression", 2: "single_label_classification"}
-    assert saved["problem_type"] == kinds[len(labels)]
+    assert saved["problem_type"] == problem_type
 
 
-def test_a_tokenizer_is_saved_as_it_came(pretrained, tmp_path):
+def test_saved_tokenizer_is_not_changed_by_use(pretrained, tmp_path):
     tokenizer, texts = pretrained.tokenizer(), []
     for use in (False, True):
         if use:
             tokenizer("a b c", truncation=True, max_length=4, padding="max_length")
-        save(pretrained.load(num_labels=2), tokenizer, tmp_path / "student")
+        save(load(pretrained), tokenizer, tmp_path / "student", kind=KIND)
         texts.append((tmp_path / "student/tokenizer.json").read_bytes())
     assert texts[0] == texts[1]
 
 
-def test_a_save_that_fails_leaves_the_earlier_folder(pretrained, tmp_path):
-    model, tokenizer = pretrained.load(num_labels=2), pretrained.tokenizer()
-    save(model, tokenizer, tmp_path / "student")
+def test_save_that_fails_leaves_the_earlier_folder(pretrained, tmp_path):
+    model, tokenizer = load(pretrained), pretrained.tokenizer()
+    save(model, tokenizer, tmp_path / "student", kind=KIND)
     before = (tmp_path / "student" / "model.safetensors").read_bytes()
 
     class Full:
@@ -92,5 +106,5 @@ def test_a_save_that_fails_leaves_the_earlier_folder(pretrained, tmp_path):
     with torch.no_grad():
         model.classifier.bias += 1
     with pytest.raises(OSError, match="no space"):
-        save(model, Full(), tmp_path / "student")
+        save(model, Full(), tmp_path / "student", kind=KIND)
     assert (tmp_path / "student" / "model.safetensors").read_bytes() == before

@@ -7,7 +7,7 @@ import math
 import pytest
 from torch import nn
 
-from kd_prune.hf import FineTuning
+from kd_prune.hf import AdamWWithSchedule
 from kd_prune.hf.optimizer import SCHEDULES
 
 STEPS, RISING = 40, 8
@@ -19,7 +19,7 @@ AFTER = {  # share of the peak, by the share `x` of the steps after the warm-up
 }
 
 
-def rates(recipe: FineTuning) -> list[float]:
+def rates(recipe: AdamWWithSchedule) -> list[float]:
     """The rate of every step, and the one that a step after the last would have."""
     optimizer, scheduler = recipe(nn.Linear(2, 2), STEPS)
     found = []
@@ -32,8 +32,8 @@ def rates(recipe: FineTuning) -> list[float]:
 
 @pytest.mark.parametrize("schedule", AFTER)
 @pytest.mark.parametrize("rising", [0, RISING])
-def test_the_rate_rises_linearly_and_then_follows_its_formula(schedule, rising):
-    found = rates(FineTuning(lr=0.5, schedule=schedule, warmup=rising / STEPS))
+def test_learning_rate_rises_linearly_then_follows_its_formula(schedule, rising):
+    found = rates(AdamWWithSchedule(lr=0.5, schedule=schedule, warmup=rising / STEPS))
     rise = [0.5 * step / RISING for step in range(rising)]
     after = STEPS - rising
     rest = [0.5 * AFTER[schedule](step / after) for step in range(after + 1)]
@@ -42,7 +42,7 @@ def test_the_rate_rises_linearly_and_then_follows_its_formula(schedule, rising):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule_warms_up_and_never_exceeds_the_peak(schedule):
-    found = rates(FineTuning(lr=0.5, schedule=schedule, warmup=RISING / STEPS))
+    found = rates(AdamWWithSchedule(lr=0.5, schedule=schedule, warmup=RISING / STEPS))
     assert found[: RISING + 1] == pytest.approx([0.5 * s / RISING for s in range(RISING + 1)])
     assert max(found) == found[RISING]
 
@@ -50,7 +50,7 @@ def test_every_schedule_warms_up_and_never_exceeds_the_peak(schedule):
 def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3))
     model[2].requires_grad_(False)
-    optimizer, _ = FineTuning(weight_decay=0.1)(model, STEPS)
+    optimizer, _ = AdamWWithSchedule(weight_decay=0.1)(model, STEPS)
     decayed = {
         p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
@@ -76,6 +76,6 @@ def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
         ("warmup", 1.0),
     ],
 )
-def test_a_value_out_of_its_range_is_named(name, value):
+def test_optimizer_value_out_of_range_raises(name, value):
     with pytest.raises(ValueError, match=f"^{name}=.*: expected "):
-        FineTuning(**{name: value})
+        AdamWWithSchedule(**{name: value})

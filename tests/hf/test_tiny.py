@@ -35,7 +35,7 @@ def test_nouns_and_adjectives_are_each_of_one_kind():
     assert len(words) == len(set(words)) == 8 * 12 + 10
 
 
-def test_the_task_is_written_once_and_splits_differ(tmp_path):
+def test_make_task_writes_once_and_splits_differ(tmp_path):
     folder = make_task(str(tmp_path), train=50, validation=20)
     written = {file.name: file.stat().st_mtime_ns for file in Path(folder).iterdir()}
     assert make_task(str(tmp_path), train=50, validation=20) == folder
@@ -52,7 +52,7 @@ def test_the_task_is_written_once_and_splits_differ(tmp_path):
     assert (Path(other) / "train.jsonl").read_text() != (Path(folder) / "train.jsonl").read_text()
 
 
-def test_the_model_is_the_same_everywhere_and_leaves_the_generator_alone(tmp_path):
+def test_make_model_is_reproducible_and_leaves_the_generator_alone(tmp_path):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     folders = [make_model(str(tmp_path / name), layers=1, hidden_size=16, heads=2) for name in "ab"]
@@ -62,7 +62,7 @@ def test_the_model_is_the_same_everywhere_and_leaves_the_generator_alone(tmp_pat
     assert make_model(str(tmp_path / "a"), layers=2, hidden_size=16, heads=2) != folders[0]
 
 
-def test_the_tokenizer_knows_every_word(tmp_path):
+def test_tiny_tokenizer_knows_every_word(tmp_path):
     folder = make_model(str(tmp_path), layers=1, hidden_size=16, heads=2)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for row in sentences(200, seed=0):
@@ -71,14 +71,14 @@ def test_the_tokenizer_knows_every_word(tmp_path):
         assert len(ids) <= 32  # the task's max_length
 
 
-def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path):
+def test_cached_folder_written_twice_at_once_is_kept_once(tmp_path):
     def write(folder: Path) -> None:
         (folder / "mine").write_text("mine")
         winner = folder.with_name(folder.name.rpartition(".")[0])
         winner.mkdir()
         (winner / "theirs").write_text("theirs")
 
-    folder = Path(tiny.made_once(str(tmp_path), "thing", {"seed": 1}, write))
+    folder = Path(tiny.cached_folder(str(tmp_path), "thing", {"seed": 1}, write))
     assert [file.name for file in folder.iterdir()] == ["theirs"]
     assert list((tmp_path / "tiny").iterdir()) == [folder]
 
@@ -94,7 +94,7 @@ def test_the_loser_of_a_race_takes_the_winners_folder(tmp_path):
         (make_model, "heads", -1),
     ],
 )
-def test_a_number_out_of_its_range_is_named(tmp_path, make, name, value):
+def test_tiny_number_out_of_range_raises(tmp_path, make, name, value):
     with pytest.raises(ValueError, match=f"^{name}={value}: expected a whole number"):
         make(str(tmp_path), **{name: value})
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""SparsityCallback: on schedule, exact, and nothing but what is in scope."""
+"""SparsityCallback: exact counts, on schedule, within the scope."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kd_prune.lit import SparsityCallback
-from kd_prune.pruning import ERK, NM, Movement, RigL, Schedule, Scope, cubic, update_plan
+from kd_prune.pruning import ERK, NM, Movement, RigL, Schedule, Scope, cubic, ramp_updates
 
 from .toy import (
     ROWS,
@@ -61,7 +61,7 @@ def expected(plan: dict[int, float], total: int) -> dict[int, float]:
 
 @pytest.mark.parametrize("optimizer", [adamw, sgd])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_sparsity_follows_the_plan_in_optimizer_steps(tmp_path, optimizer, accumulate):
+def test_sparsity_follows_the_update_schedule_in_optimizer_steps(tmp_path, optimizer, accumulate):
     pruning = SparsityCallback(0.9, scope=SCOPE, updates=5, begin=0.2, end=0.8)
     watch = Watch(pruning)
     module = make_module(optimizer=optimizer)
@@ -72,8 +72,8 @@ def test_sparsity_follows_the_plan_in_optimizer_steps(tmp_path, optimizer, accum
 
     total = 3 * -(-STEPS_PER_EPOCH // accumulate)
     assert trainer.global_step == total
-    plan = update_plan(
-        Schedule(final=0.9, begin=0.2, end=0.8, shape=cubic), total_steps=total, updates=5
+    plan = ramp_updates(
+        Schedule(final=0.9, begin=0.2, end=0.8, ramp=cubic), total_steps=total, updates=5
     )
     assert len(plan) >= 3
     watch.counted.pop(0, None)  # batches before the first optimizer step
@@ -93,7 +93,7 @@ def test_pruned_weights_stay_zero_in_mixed_precision(tmp_path):
     assert watch.counted[STEPS_PER_EPOCH] == 0.5
 
 
-def test_what_is_out_of_scope_is_not_touched(tmp_path):
+def test_pruning_leaves_parameters_out_of_scope_unchanged(tmp_path):
     """With a learning rate of 0 only pruning changes anything."""
     teacher = Toy(seed=7)
     taught = copy.deepcopy(teacher.state_dict())
@@ -167,12 +167,12 @@ def test_without_a_scope_all_layers_but_the_head_are_pruned(tmp_path):
 def test_a_ramp_without_a_step_is_refused_before_training(tmp_path):
     module = make_module()
     pruning = SparsityCallback(0.5, scope=SCOPE, begin=0.01, end=0.02)
-    with pytest.raises(ValueError, match=r"begin=0\.01, end=0\.02.*train for more steps"):
+    with pytest.raises(ValueError, match=r"begin=0\.01: .*end=0\.02.*train for more steps"):
         fit(make_trainer(tmp_path, pruning), module)
     assert module.student.calls == 0
 
 
-def test_the_toy_is_what_the_counts_assume():
+def test_toy_has_the_sizes_that_the_counts_assume():
     assert -(-ROWS // 8) == STEPS_PER_EPOCH
     assert list(SCOPE.select(make_module())) == list(IN_SCOPE)
     assert all(p.numel() == 512 for p in SCOPE.select(make_module()).values())
@@ -188,65 +188,72 @@ def test_on_milestone_is_called_at_the_end_of_each_rest(tmp_path):
         calls.append((module.global_step, sparsity, zeros))
 
     pruning = SparsityCallback(
-        0.9, scope=SCOPE, updates=5, milestones=[0.25, 0.75], hold=0.2, on_milestone=note
+        0.9,
+        scope=SCOPE,
+        updates=5,
+        milestones=[0.25, 0.75],
+        milestone_length=0.2,
+        on_milestone=note,
     )
     fit(make_trainer(tmp_path, pruning, max_epochs=3), make_module())
-    plan = pruning.pruner.plan
+    plan = pruning.pruner.update_schedule
     leaves = [min(s for s, value in plan.items() if value > at) for at in (0.25, 0.75)]
     assert calls == [(leaves[0], 0.25, [128, 128]), (leaves[1], 0.75, [384, 384])]
 
 
-def test_a_plan_without_the_milestone_is_refused(tmp_path):
+def test_update_schedule_without_a_milestone_is_refused(tmp_path):
     pruning = SparsityCallback(
-        0.9, scope=SCOPE, milestones=[0.25], plan=lambda *_, **__: {1: 0.1, 2: 0.9}
+        0.9, scope=SCOPE, milestones=[0.25], update_schedule=lambda *_, **__: {1: 0.1, 2: 0.9}
     )
-    with pytest.raises(ValueError, match=r"milestones: .* plans no update at 0.25"):
+    with pytest.raises(ValueError, match=r"milestones=\[0\.25\]: .* plans no update at 0\.25"):
         fit(make_trainer(tmp_path, pruning, max_epochs=1), make_module())
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"shape": "cubic"}, "shape='cubic': expected a function or an object, for example cubic"),
+        ({"ramp": "cubic"}, "ramp='cubic': expected a function or an object, for example cubic"),
         ({"criterion": "movement"}, "criterion='movement': .* for example magnitude or Movement()"),
-        ({"allocation": "erk"}, "allocation='erk': .* for example layerwise or Global()"),
-        ({"select": None}, "select=None: .* for example exact or NM()"),
-        ({"plan": "steady"}, "plan='steady': .* for example update_plan"),
+        ({"allocation": "erk"}, "allocation='erk': .* for example uniform or Global()"),
+        ({"granularity": None}, "granularity=None: .* for example unstructured or NM()"),
+        ({"update_schedule": "steady"}, "update_schedule='steady': .* for example ramp_updates"),
         ({"criterion": Movement}, "criterion=Movement: .* not its class; write Movement()"),
         ({"allocation": ERK}, "allocation=ERK: .* not its class; write ERK()"),
-        ({"select": NM}, "select=NM: .* not its class; write NM()"),
+        ({"granularity": NM}, "granularity=NM: .* not its class; write NM()"),
         ({"regrow": RigL}, "regrow=RigL: expected True, False or RigL()"),
-        ({"scope": ["enc.*"]}, "scope=['enc.*']: expected a Scope; write Scope(include=['enc.*'])"),
-        ({"scope": "enc.*"}, "scope='enc.*': expected a Scope; write Scope(include=['enc.*'])"),
-        ({"within": torch.nn.Linear(1, 1)}, "within=Linear(…): expected a name"),
+        ({"scope": ["enc.*"]}, "scope=[enc.*]: expected a Scope; write Scope(include=['enc.*'])"),
+        ({"scope": "enc.*"}, "scope=enc.*: expected a Scope; write Scope(include=['enc.*'])"),
+        ({"submodule": torch.nn.Linear(1, 1)}, "submodule=Linear(…): expected a name"),
         ({"name": 3}, "name=int(…): expected a name"),
         ({"final": "0.9"}, "final='0.9': expected a number"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_choice_of_another_kind_is_refused_where_it_is_made(options, says):
-    pattern = ".*".join(map(re.escape, says.split(" .* ")))
+def test_argument_of_a_wrong_type_is_refused_by_the_constructor(options, says):
+    pattern = ".*".join(map(re.escape, says.split(" .* "))).replace("'", "'?")
     with pytest.raises(TypeError, match=f"^{pattern}") as caught:
         SparsityCallback(**options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_is_not_there_is_refused_before_training(tmp_path):
+def test_unknown_submodule_is_refused_before_training(tmp_path):
     module = make_module()
-    trainer = make_trainer(tmp_path, SparsityCallback(0.5, within="studnet"))
-    with pytest.raises(ValueError, match=r"within='studnet': DistillModule has no .* are student"):
+    trainer = make_trainer(tmp_path, SparsityCallback(0.5, submodule="studnet"))
+    with pytest.raises(
+        ValueError, match=r"submodule=studnet: DistillModule has no .* are student, objective"
+    ):
         fit(trainer, module)
     assert module.student.calls == 0
 
 
-def test_two_with_names_prune_two_parts_and_both_go_on(tmp_path):
+def test_two_named_callbacks_prune_two_parts_and_resume(tmp_path):
     """Each to a sparsity of its own; a checkpoint holds both."""
 
     def callbacks():
         return [
             SparsityCallback(0.9, scope=Scope(include=["student.encoder.0.weight"]), updates=5),
             SparsityCallback(
-                0.5, within="student", scope=Scope(include=["encoder.3.weight"]), name="second"
+                0.5, submodule="student", scope=Scope(include=["encoder.3.weight"]), name="second"
             ),
         ]
 

@@ -8,7 +8,7 @@ import torch
 from kd_prune.lit import SparsityCallback
 from kd_prune.pruning import Scope
 
-from .test_plug_in import Theirs, assert_exact, bert, make_trainer, mlp
+from .test_plug_in import UserModule, assert_exact, bert, make_trainer, mlp
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 @pytest.mark.parametrize(("network", "shape"), [(bert, (6,)), (mlp, (8,))])
 def test_every_precision(tmp_path, precision, network, shape):
     pruning = SparsityCallback(0.9)
-    module = Theirs(network(), shape)
+    module = UserModule(network(), shape)
     make_trainer(tmp_path, pruning, accelerator="gpu", precision=precision).fit(
         module, module.batches()
     )
@@ -27,7 +27,7 @@ def test_every_precision(tmp_path, precision, network, shape):
 @pytest.mark.filterwarnings("default")  # the compiler's own, about itself
 def test_compiled(tmp_path):
     network = mlp()
-    module = Theirs(torch.compile(network), (8,))
+    module = UserModule(torch.compile(network), (8,))
     pruning = SparsityCallback(0.9, scope=Scope(include=["network.?.weight"]))
     make_trainer(tmp_path, pruning, accelerator="gpu").fit(module, module.batches())
     assert pruning.pruner.parameters["network.0.weight"] is network[0].weight

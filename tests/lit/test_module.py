@@ -1,4 +1,4 @@
-"""DistillModule: the teacher stays out of it, and a diverged run saves nothing."""
+"""DistillModule: its teacher is no part of it, and a diverged run saves nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from kd_prune.distillation import HardLabels, SoftTargets
 from kd_prune.lit import NonFiniteError, ResumePoint
@@ -16,15 +17,18 @@ from .toy import (
     STEPS_PER_EPOCH,
     WIDTH,
     Toy,
+    collate,
     fit,
+    forward,
     make_module,
     make_trainer,
+    rows,
     train_loader,
     validation_loader,
 )
 
 
-def test_the_teacher_is_no_part_of_the_module(tmp_path):
+def test_teacher_is_no_part_of_the_module(tmp_path):
     teacher = Toy(seed=7, dropout=0.5)
     module = make_module(teacher=teacher)
     before = copy.deepcopy(teacher.state_dict())
@@ -46,7 +50,7 @@ def test_the_teacher_is_no_part_of_the_module(tmp_path):
     )
 
 
-def test_the_teacher_is_in_eval_and_without_gradient_whatever_the_module_is(tmp_path):
+def test_teacher_is_in_eval_mode_without_gradient(tmp_path):
     teacher = Toy(seed=7, dropout=0.5).train()
     module = make_module(teacher=teacher)
     fit(make_trainer(tmp_path, max_epochs=1), module)
@@ -64,18 +68,18 @@ def test_the_teacher_is_in_eval_and_without_gradient_whatever_the_module_is(tmp_
         {"hard_labels": HardLabels(), "soft_targets": SoftTargets(weight=0.0)},
     ],
 )
-def test_a_teacher_nobody_reads_is_not_run(tmp_path, terms):
+def test_teacher_that_no_term_reads_is_not_run(tmp_path, terms):
     teacher = Toy(seed=7)
     fit(make_trainer(tmp_path, max_epochs=1), make_module(teacher=teacher, terms=terms))
     assert teacher.calls == 0
 
 
-def test_it_can_be_sent_to_another_process_teacher_and_all():
+def test_module_can_be_pickled_with_its_teacher():
     module = pickle.loads(pickle.dumps(make_module()))  # noqa: S301 (of our own making)
     assert torch.equal(module._teacher.model.head.weight, Toy(seed=7).head.weight)
 
 
-def test_a_copy_of_it_learns_from_the_same_teacher():
+def test_deepcopy_of_the_module_shares_the_teacher():
     teacher = Toy(seed=7)
     module = make_module(teacher=teacher)
     averaged = copy.deepcopy(module)
@@ -103,7 +107,7 @@ class BreaksAt:
     at: int
     weight: float = 1.0
     requires = frozenset({"logits"})
-    of_teacher = False
+    needs_teacher = False
 
     def __call__(self, student, teacher, batch):
         self.calls.append(1)
@@ -111,7 +115,7 @@ class BreaksAt:
         return loss * float("nan") if len(self.calls) == self.at else loss
 
 
-def test_a_loss_that_is_nan_names_step_and_term_and_leaves_the_last_good_checkpoint(tmp_path):
+def test_nan_loss_names_step_and_term_and_leaves_the_last_good_checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
     breaks = BreaksAt(calls=[], at=STEPS_PER_EPOCH + 3)
     module = make_module(terms={"hard_labels": HardLabels(), "fragile": breaks})
@@ -130,7 +134,7 @@ def test_a_loss_that_is_nan_names_step_and_term_and_leaves_the_last_good_checkpo
     assert trainer.global_step == 2 * STEPS_PER_EPOCH
 
 
-def test_weights_that_are_nan_are_not_saved(tmp_path):
+def test_nan_weights_are_not_saved(tmp_path):
     """The loss of the epoch's last batch was still finite, the step after it broke a weight."""
 
     class Poison(torch.nn.Module):
@@ -179,3 +183,70 @@ def test_every_validation_loader_needs_a_name(tmp_path):
     fit(trainer, module := make_module())
     with pytest.raises(ValueError, match=r"^validation: 1 names for 2 validation loaders"):
         trainer.validate(module, [validation_loader(), validation_loader()])
+
+
+def without_labels(loader):
+    """The same batches without labels, and with something in front that is no tensor."""
+    inner = loader.collate_fn
+    loader.collate_fn = lambda rows: {
+        "texts": ["…"] * len(rows),
+        **{key: value for key, value in inner(rows).items() if key != "labels"},
+    }
+    return loader
+
+
+def test_module_without_labels_and_metrics_learns_and_logs_its_validation_loss(tmp_path):
+    module = make_module(
+        terms={"soft_targets": SoftTargets(weight=0.5)},
+        metrics=MetricCollection({}),
+        validation_loss=True,
+    )
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, without_labels(train_loader()), without_labels(validation_loader()))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert set(logged) == {"train/loss", "train/soft_targets", "val/loss", "val/loss/soft_targets"}
+    assert logged["val/loss"] == pytest.approx(0.5 * logged["val/loss/soft_targets"])
+
+
+def test_module_without_metrics_and_validation_loss_validates_nothing(tmp_path):
+    module = make_module(terms={"hard_labels": HardLabels()}, metrics=MetricCollection({}))
+    trainer = make_trainer(tmp_path)
+    assert trainer.validate(module, validation_loader(), verbose=False) == [{}]
+    assert module.student.calls == 0
+
+
+def test_validation_loss_is_the_objective_over_all_rows(tmp_path):
+    """Batches of 8 and 5 rows, two loaders, before any fit: the teacher is in eval mode there."""
+    teacher, student = Toy(seed=7, dropout=0.5).train(), Toy()
+    terms = {"soft_targets": SoftTargets(), "hard_labels": HardLabels(weight=2.0)}
+    module = make_module(
+        student=student,
+        teacher=teacher,
+        terms=terms,
+        validation=("validation", "other"),
+        validation_loss=True,
+    )
+    data = [rows()[:13], rows()[13:21]]
+    loaders = [torch.utils.data.DataLoader(part, batch_size=8, collate_fn=collate) for part in data]
+    trainer = make_trainer(tmp_path)
+    trainer.validate(module, loaders, verbose=False)
+    assert not teacher.training
+    logged = trainer.callback_metrics
+    for part, prefix in zip(data, ("val/", "val/other/"), strict=True):
+        batch = {key: value.to(module.device) for key, value in collate(part).items()}
+        with torch.no_grad():
+            pair = (forward(model.eval(), batch, frozenset()) for model in (student, teacher))
+            total, losses = module.objective(*pair, batch)
+        assert float(logged[f"{prefix}loss"]) == pytest.approx(float(total), rel=1e-5)
+        for name, loss in losses.items():
+            assert float(logged[f"{prefix}loss/{name}"]) == pytest.approx(float(loss), rel=1e-5)
+        assert f"{prefix}accuracy" in logged
+
+
+def test_predictions_can_be_of_another_kind(tmp_path):
+    def wrong(activations, batch):
+        return (activations.logits.argmax(-1) + 1) % 3, activations.logits.argmax(-1)
+
+    trainer = make_trainer(tmp_path)
+    (logged,) = trainer.validate(make_module(predict=wrong), validation_loader(), verbose=False)
+    assert logged == {"val/accuracy": 0.0}

@@ -1,4 +1,4 @@
-"""SparsityCallback beside loops that are not the usual one, and with more than one fit."""
+"""SparsityCallback in unusual training loops, and in several fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from kd_prune.lit import RewindCallback, SparsityCallback
 from kd_prune.pruning import Scope, Taylor, Wanda
 
-from .test_plug_in import CLASSES, Manual, Theirs, assert_exact, make_trainer, mlp
+from .test_plug_in import CLASSES, Manual, UserModule, assert_exact, make_trainer, mlp
 
 
 def zeros_in(module):
@@ -23,10 +23,10 @@ def zeros_in(module):
 
 def theirs():
     torch.manual_seed(0)
-    return Theirs(mlp(), (8,))
+    return UserModule(mlp(), (8,))
 
 
-class Adversaries(Theirs):
+class Adversaries(UserModule):
     """The usual GAN loop: one network steps between the other's forward and backward pass."""
 
     def __init__(self):
@@ -50,7 +50,7 @@ class Adversaries(Theirs):
         return [torch.optim.AdamW(n.parameters(), lr=1e-2) for n in (self.network, self.judge)]
 
 
-def test_a_step_leaves_other_networks_graphs_alone(tmp_path):
+def test_step_of_one_network_leaves_the_graph_of_another_intact(tmp_path):
     module, pruning = Adversaries(), SparsityCallback(0.9)
     make_trainer(tmp_path, pruning).fit(module, module.batches())
     assert_exact(module, pruning)
@@ -63,7 +63,7 @@ class Unseen(Manual):
         return super().optimizers(use_pl_optimizer=False)
 
 
-def test_a_criterion_sees_gradients_of_steps_that_lightning_does_not(tmp_path):
+def test_criterion_observes_gradients_of_steps_unknown_to_lightning(tmp_path):
     masks = []
     for kind in (Manual, Unseen):
         torch.manual_seed(0)
@@ -80,7 +80,7 @@ class Critic(Manual):
         return super().optimizers(use_pl_optimizer=False)[0], super().optimizers()[1]
 
 
-def test_another_networks_steps_do_not_hide_gradients(tmp_path):
+def test_steps_of_another_network_do_not_hide_gradients(tmp_path):
     masks = []
     for kind in (Manual, Critic):
         torch.manual_seed(0)
@@ -91,8 +91,8 @@ def test_another_networks_steps_do_not_hide_gradients(tmp_path):
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
 
 
-def test_optimizers_that_take_the_place_of_others_are_heard(tmp_path):
-    class Anew(Theirs):
+def test_optimizers_that_replace_others_are_hooked(tmp_path):
+    class Anew(UserModule):
         def on_train_epoch_start(self):
             if self.trainer.current_epoch == 1:
                 self.trainer.strategy.setup_optimizers(self.trainer)
@@ -106,8 +106,8 @@ def test_optimizers_that_take_the_place_of_others_are_heard(tmp_path):
     assert_exact(module, pruning)
 
 
-def test_steps_that_are_no_optimizers_are_missed_aloud(tmp_path):
-    class ByHand(Theirs):
+def test_run_without_optimizer_steps_warns(tmp_path):
+    class ByHand(UserModule):
         def __init__(self):
             super().__init__(mlp(), (8,))
             self.automatic_optimization = False
@@ -124,7 +124,7 @@ def test_steps_that_are_no_optimizers_are_missed_aloud(tmp_path):
     assert_exact(module, pruning)
 
 
-def test_a_dense_run_that_goes_on_with_pruning_says_where_the_ramp_stands(tmp_path):
+def test_dense_run_resumed_with_pruning_warns(tmp_path):
     module = theirs()
     trainer = make_trainer(tmp_path, max_epochs=2)
     trainer.fit(module, module.batches())
@@ -135,13 +135,13 @@ def test_a_dense_run_that_goes_on_with_pruning_says_where_the_ramp_stands(tmp_pa
         if begin:
             trainer.fit(module, module.batches(), ckpt_path=path, weights_only=True)
             continue
-        says = r"goes on at 12 of 24 .* to 0\.8005 at once; begin=0\.5"
+        says = r"continues at 12 of 24 .* to 0\.8005 at once; begin=0\.5"
         with pytest.warns(UserWarning, match=says):
             trainer.fit(module, module.batches(), ckpt_path=path, weights_only=True)
     assert_exact(module, pruning)
 
 
-def test_what_a_fit_left_is_not_saved_with_another_module(tmp_path):
+def test_masks_of_a_fit_are_not_saved_with_another_module(tmp_path):
     pruning, other = SparsityCallback(0.9), theirs()
     other.validation_step = other.training_step
     module = theirs()
@@ -155,7 +155,7 @@ def test_what_a_fit_left_is_not_saved_with_another_module(tmp_path):
     assert "SparsityCallback" not in saved["callbacks"]
 
 
-def test_saving_writes_to_no_weight(tmp_path):
+def test_saving_does_not_change_weights(tmp_path):
     module, pruning = theirs(), SparsityCallback(0.9)
     trainer = make_trainer(tmp_path, pruning)
     trainer.fit(module, module.batches())
@@ -169,7 +169,7 @@ def test_saving_writes_to_no_weight(tmp_path):
 def test_a_shared_weight_is_saved_sparse_under_all_its_names(tmp_path):
     network = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16), mlp()[3])
     network[2].weight = network[1].weight
-    module, pruning = Theirs(network, (8,)), SparsityCallback(0.9)
+    module, pruning = UserModule(network, (8,)), SparsityCallback(0.9)
     trainer = make_trainer(tmp_path, pruning)
     trainer.fit(module, module.batches())
     nn.init.ones_(network[1].weight)
@@ -181,8 +181,8 @@ def test_a_shared_weight_is_saved_sparse_under_all_its_names(tmp_path):
 
 
 @pytest.mark.parametrize("finder", ["before", "after", "tuner"])
-def test_a_search_for_a_learning_rate_begins_every_fit_anew(tmp_path, finder):
-    class Found(Theirs):
+def test_learning_rate_finder_does_not_affect_the_fit(tmp_path, finder):
+    class Found(UserModule):
         lr = 1e-3
 
         def configure_optimizers(self):
@@ -228,8 +228,8 @@ class Averaging(torch.optim.SGD):
                 parameter += 1.0
 
 
-def test_weights_that_a_validation_stirred_are_zero_again_in_training(tmp_path):
-    class Free(Theirs):
+def test_weights_changed_by_a_validation_are_zero_again_in_training(tmp_path):
+    class Free(UserModule):
         def configure_optimizers(self):
             return Averaging(self.parameters(), lr=0.01)
 
@@ -274,11 +274,11 @@ class Applied(nn.Module):
         (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (2, 4)),
     ],
 )
-def test_wanda_refuses_layers_that_apply_weights_otherwise(tmp_path, layer, shape):
-    module = Theirs(Applied(layer, shape), (8,))
+def test_wanda_refuses_layers_whose_input_does_not_match_the_weight(tmp_path, layer, shape):
+    module = UserModule(Applied(layer, shape), (8,))
     names = [n for n, p in layer.named_parameters() if p.ndim > 1 and "in_proj" not in n]
     scope = Scope(include=[f"network.layer.{name}" for name in names])
-    with pytest.raises(ValueError, match=r"criterion=Wanda\(\): it looks at a layer's input, and"):
+    with pytest.raises(ValueError, match=r"criterion=Wanda\(\): it observes a layer's input, and"):
         make_trainer(tmp_path, SparsityCallback(0.5, scope=scope, criterion=Wanda())).fit(
             module, module.batches()
         )
@@ -309,17 +309,17 @@ class Data(L.LightningDataModule):
         (lambda: None, None),
     ],
 )
-def test_the_plan_takes_what_the_fit_takes(tmp_path, loader, total):
-    class AnyBatch(Theirs):
+def test_preview_accepts_every_loader_that_fit_accepts(tmp_path, loader, total):
+    class AnyBatch(UserModule):
         def training_step(self, batch, index):
             return self.network(torch.ones(1, 8)).sum()
 
     module, pruning = AnyBatch(mlp(), (8,)), SparsityCallback(0.9)
     settings = {} if total else {"max_steps": 9, "max_epochs": -1}
-    plan = pruning.plan(make_trainer(tmp_path, **settings), module, given := loader())
+    plan = pruning.preview(make_trainer(tmp_path, **settings), module, given := loader())
     assert plan.total == (total or 9)
     if given is not None:
         trainer = make_trainer(tmp_path, pruning, **settings)
         trainer.fit(module, given)
-        assert pruning.plan(trainer).updates == plan.updates
+        assert pruning.preview(trainer).updates == plan.updates
         assert trainer.global_step == plan.total

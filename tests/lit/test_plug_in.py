@@ -1,4 +1,4 @@
-"""SparsityCallback in projects of others: `callbacks=[SparsityCallback()]` is all they write."""
+"""SparsityCallback in a user's project: `callbacks=[SparsityCallback()]` is all it adds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from kd_prune.pruning import Scope, Wanda
 BATCHES, CLASSES = 6, 3
 
 
-class Theirs(L.LightningModule):
-    """Someone's module: a network and cross-entropy."""
+class UserModule(L.LightningModule):
+    """A user's module: a network and cross-entropy."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Recurrent(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A Hugging Face model in someone's module; rows of floats become token ids."""
+    """A Hugging Face model in a user's module; rows of floats become token ids."""
 
     def __init__(self, model):
         super().__init__()
@@ -188,7 +188,7 @@ NETWORKS = {
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_any_network(tmp_path, capsys, kind):
     make, shape, expected = NETWORKS[kind]
-    module = Theirs(make(), shape)
+    module = UserModule(make(), shape)
     pruning = SparsityCallback(0.9)
     make_trainer(tmp_path, pruning).fit(module, module.batches())
     taken = list(pruning.pruner.parameters)
@@ -207,7 +207,7 @@ def test_any_network(tmp_path, capsys, kind):
     assert "whole model" in printed
 
 
-class Manual(Theirs):
+class Manual(UserModule):
     """Two networks, two optimizers, manual optimization, three steps in two batches."""
 
     def __init__(self):
@@ -228,7 +228,7 @@ class Manual(Theirs):
         return [torch.optim.AdamW(n.parameters(), lr=1e-2) for n in (self.network, self.other)]
 
 
-def test_several_optimizers_do_not_hurry_the_ramp(tmp_path):
+def test_several_optimizers_do_not_accelerate_the_ramp(tmp_path):
     trace = {}
 
     class Watch(L.Callback):
@@ -253,7 +253,7 @@ def test_a_pruned_weight_is_zero_in_every_forward_pass(tmp_path):
     """Between two steps within one batch too."""
     leaks = []
 
-    class Twice(Theirs):
+    class Twice(UserModule):
         def __init__(self):
             super().__init__(mlp(), (8,))
             self.automatic_optimization = False
@@ -280,7 +280,7 @@ def test_a_step_that_amp_skips_updates_nothing(tmp_path, skipped):
     """The next real step makes up for it; where the last is skipped, the end of the run does."""
     updates, real = [], []
 
-    class Overflows(Theirs):
+    class Overflows(UserModule):
         def on_train_start(self):
             update = pruning.pruner.update
             pruning.pruner.update = lambda step, *agree: (
@@ -308,7 +308,7 @@ def test_a_step_that_amp_skips_updates_nothing(tmp_path, skipped):
 
 
 def test_gradient_clipping_and_checkpointing(tmp_path):
-    module = Theirs(bert(), (6,))
+    module = UserModule(bert(), (6,))
     module.network.model.activation_checkpointing_enable()
     pruning = SparsityCallback(0.9)
     make_trainer(tmp_path, pruning, gradient_clip_val=0.1).fit(module, module.batches())
@@ -320,7 +320,7 @@ def test_a_compiled_network_has_the_same_names_and_masks(tmp_path):
     states = []
     for wrap in (lambda n: n, lambda n: torch.compile(n, backend="eager")):
         torch.manual_seed(0)
-        module = Theirs(wrap(mlp()), (8,))
+        module = UserModule(wrap(mlp()), (8,))
         pruning = SparsityCallback(0.9, scope=Scope(include=["network.?.weight"]))
         make_trainer(tmp_path, pruning).fit(module, module.batches())
         states.append(pruning.pruner.masks)
@@ -333,8 +333,8 @@ def test_a_compiled_network_has_the_same_names_and_masks(tmp_path):
 @pytest.mark.parametrize(
     "averaging", [lambda: WeightAveraging(), lambda: StochasticWeightAveraging(1e-3, 0.5)]
 )
-def test_averaged_weights_are_sparse_in_the_end(tmp_path, averaging, first):
-    module = Theirs(mlp(), (8,))
+def test_averaged_weights_are_sparse_at_the_end(tmp_path, averaging, first):
+    module = UserModule(mlp(), (8,))
     pruning = SparsityCallback(0.9, end=0.9)
     callbacks = (pruning, averaging())[:: 1 if first else -1]
     make_trainer(tmp_path, *callbacks, max_epochs=4).fit(module, module.batches())
@@ -343,10 +343,10 @@ def test_averaged_weights_are_sparse_in_the_end(tmp_path, averaging, first):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_moving_average_is_validated_and_saved_as_sparse_as_it_is_said_to_be(tmp_path, first):
+def test_moving_average_is_validated_and_saved_sparse(tmp_path, first):
     seen = []
 
-    class Validated(Theirs):
+    class Validated(UserModule):
         def validation_step(self, batch, index):
             rows = zeros_per_tensor(self, pruning).values()
             seen.append((sum(zeros for zeros, _ in rows), pruning.pruned))
@@ -377,17 +377,17 @@ def test_a_moving_average_is_validated_and_saved_as_sparse_as_it_is_said_to_be(t
 
 @pytest.mark.parametrize("options", [{}, {"begin": 0.2, "end": 0.4}])
 def test_fast_dev_run(tmp_path, options):
-    module = Theirs(mlp(), (8,))
+    module = UserModule(mlp(), (8,))
     pruning = SparsityCallback(0.9, **options)
     make_trainer(tmp_path, pruning, fast_dev_run=True).fit(module, module.batches())
     assert_exact(module, pruning)
 
 
-def test_a_run_limited_by_time(tmp_path, monkeypatch):
+def test_run_limited_by_time_reaches_the_final_sparsity(tmp_path, monkeypatch):
     """An hour of clock per four batches: ends after 9 of 100 epochs' batches, at `final`."""
     import lightning.pytorch.callbacks.timer as timer
 
-    module = Theirs(mlp(), (8,))
+    module = UserModule(mlp(), (8,))
     clock = type("Clock", (), {"monotonic": lambda: 900.0 * module.trainer.global_step})
     monkeypatch.setattr(timer, "time", clock)
     pruning = SparsityCallback(0.9, end=0.5)
@@ -397,26 +397,26 @@ def test_a_run_limited_by_time(tmp_path, monkeypatch):
     assert_exact(module, pruning)
 
 
-def test_rests_have_to_fit_between_steps_whatever_else_may_end_the_run(tmp_path):
-    pruning = SparsityCallback(0.8, end=0.5, milestones=[0.3, 0.6], hold=0.08)
-    module = Theirs(mlp(), (8,))
+def test_milestones_must_fit_between_steps_of_a_run_limited_by_time(tmp_path):
+    pruning = SparsityCallback(0.8, end=0.5, milestones=[0.3, 0.6], milestone_length=0.08)
+    module = UserModule(mlp(), (8,))
     trainer = make_trainer(tmp_path, pruning, max_epochs=2, max_time=timedelta(hours=2))
-    with pytest.raises(ValueError, match=r"hold=0\.08: .*2 rests must fit into it"):
+    with pytest.raises(ValueError, match=r"milestone_length=0\.08: 2 milestones .* do not fit"):
         trainer.fit(module, module.batches())
 
 
 @pytest.mark.parametrize("network", ["recurrent", "attention"])
-def test_inputs_that_no_layer_shows_are_not_guessed_at(tmp_path, network):
+def test_wanda_refuses_recurrent_and_attention_layers(tmp_path, network):
     if network == "recurrent":
-        module = Theirs(Recurrent(), (3, 8))
+        module = UserModule(Recurrent(), (3, 8))
     else:
         encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
-        module = Theirs(nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, CLASSES)), (3, 8))
+        module = UserModule(nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, CLASSES)), (3, 8))
     with pytest.raises(ValueError, match=r"criterion=Wanda\(\).*leave it out of the scope"):
         make_trainer(tmp_path, SparsityCallback(criterion=Wanda())).fit(module, module.batches())
 
 
-def test_inputs_may_be_given_by_name(tmp_path):
+def test_wanda_observes_inputs_given_by_name(tmp_path):
     class ByName(nn.Module):
         def __init__(self):
             super().__init__()
@@ -430,21 +430,21 @@ def test_inputs_may_be_given_by_name(tmp_path):
     masks = []
     for network in (mlp, ByName):
         torch.manual_seed(0)
-        module = Theirs(network(), (8,))
+        module = UserModule(network(), (8,))
         pruning = SparsityCallback(criterion=Wanda())
         make_trainer(tmp_path, pruning).fit(module, module.batches())
         masks.append(list(pruning.pruner.masks.values()))
     assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))
 
 
-def test_a_stream_needs_an_end(tmp_path):
+def test_loader_without_a_length_needs_a_limit(tmp_path):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
             while True:
                 yield torch.ones(8), 0
 
     loader = DataLoader(Stream(), batch_size=4)
-    module = Theirs(mlp(), (8,))
+    module = UserModule(mlp(), (8,))
     with pytest.raises(ValueError, match=r"max_steps or max_time"):
         make_trainer(tmp_path, SparsityCallback(0.9)).fit(module, loader)
     pruning = SparsityCallback(0.9)
@@ -452,20 +452,20 @@ def test_a_stream_needs_an_end(tmp_path):
     assert_exact(module, pruning)
 
 
-def test_a_run_that_stops_early_says_so(tmp_path):
+def test_run_that_stops_early_warns(tmp_path):
     class Stop(L.Callback):
         def on_train_batch_end(self, trainer, *args):
             trainer.should_stop = trainer.global_step >= 8
 
-    module = Theirs(mlp(), (8,))
+    module = UserModule(mlp(), (8,))
     pruning = SparsityCallback(0.9)
     with pytest.warns(UserWarning, match=r"stopped: it ended at 8 of 24 .*sparsity 0\.6528"):
         make_trainer(tmp_path, pruning, Stop(), max_epochs=4).fit(module, module.batches())
     assert pruning.pruner.sparsity < 0.7
 
 
-def test_what_does_not_train_is_left(tmp_path):
-    class WithTeacher(Theirs):
+def test_parameters_that_do_not_train_are_not_pruned(tmp_path):
+    class WithTeacher(UserModule):
         def __init__(self):
             super().__init__(mlp(), (8,))
             self.teacher = mlp().requires_grad_(False)
@@ -486,15 +486,15 @@ def test_what_does_not_train_is_left(tmp_path):
 def test_one_callback_serves_other_modules(tmp_path):
     pruning = SparsityCallback(0.9)
     for make, shape in ((mlp, (8,)), (cnn, (3, 8, 8)), (mlp, (8,))):
-        module = Theirs(make(), shape)
+        module = UserModule(make(), shape)
         make_trainer(tmp_path, pruning).fit(module, module.batches())
         assert_exact(module, pruning)
-        assert not pruning._steps._hooks
+        assert not pruning._hooks._handles
 
 
-def test_masks_that_stay(tmp_path):
+def test_final_none_keeps_existing_zeros(tmp_path):
     """A sparse model is fine-tuned as sparse as it is."""
-    module = Theirs(mlp(), (8,))
+    module = UserModule(mlp(), (8,))
     with torch.no_grad():
         module.network[2].weight[:, ::2] = 0
     pruning = SparsityCallback(None)
@@ -505,29 +505,29 @@ def test_masks_that_stay(tmp_path):
     assert pruning.pruner.target == pruning.pruner.sparsity == 128 / (256 + 128)
 
 
-def test_the_plan_before_training(tmp_path):
-    module = Theirs(mlp(), (8,))
+def test_preview_before_training_is_that_of_the_fit(tmp_path):
+    module = UserModule(mlp(), (8,))
     pruning = SparsityCallback(0.9, end=0.5, updates=4)
     before = {name: p.clone() for name, p in module.named_parameters()}
-    plan = pruning.plan(make_trainer(tmp_path, max_epochs=4), module, module.batches())
+    plan = pruning.preview(make_trainer(tmp_path, max_epochs=4), module, module.batches())
     assert (plan.total, plan.unit, max(plan.updates)) == (24, "optimizer steps", 12)
     assert [(t.name, t.pruned) for t in plan.tensors] == [
         ("network.0.weight", round(0.9 * 128)),
         ("network.2.weight", round(0.9 * 256)),
     ]
-    assert plan.left == {"network.3.weight": "output head"}
+    assert plan.excluded == {"network.3.weight": "output head"}
     assert "4 mask updates from 3 to 12 of 24 optimizer steps, then 12 at 0.9" in str(plan)
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     trainer = make_trainer(tmp_path, pruning, max_epochs=4)
     trainer.fit(module, module.batches())
-    assert pruning.plan(trainer).updates == plan.updates
+    assert pruning.preview(trainer).updates == plan.updates
 
 
-def test_a_strategy_that_shards_is_refused(tmp_path):
+def test_sharding_strategy_is_refused(tmp_path):
     class FSDPStrategy:
         pass
 
-    module = Theirs(mlp(), (8,))
+    module = UserModule(mlp(), (8,))
     trainer = make_trainer(tmp_path)
     pruning = SparsityCallback(0.9)
     trainer.strategy.__class__ = type("FSDPStrategy", (type(trainer.strategy),), {})
@@ -535,7 +535,7 @@ def test_a_strategy_that_shards_is_refused(tmp_path):
         pruning.on_fit_start(trainer, module)
 
 
-def test_a_trainer_of_the_other_package(tmp_path):
+def test_trainer_of_pytorch_lightning(tmp_path):
     old = pytest.importorskip("pytorch_lightning")
 
     class Module(old.LightningModule):
@@ -543,8 +543,8 @@ def test_a_trainer_of_the_other_package(tmp_path):
             super().__init__()
             self.network = mlp()
 
-        training_step = Theirs.training_step
-        configure_optimizers = Theirs.configure_optimizers
+        training_step = UserModule.training_step
+        configure_optimizers = UserModule.configure_optimizers
 
     module = Module()
     pruning = SparsityCallback(0.9)
@@ -553,5 +553,5 @@ def test_a_trainer_of_the_other_package(tmp_path):
         enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, max_epochs=2, callbacks=[pruning],
     )  # fmt: skip
-    trainer.fit(module, Theirs(mlp(), (8,)).batches())
+    trainer.fit(module, UserModule(mlp(), (8,)).batches())
     assert_exact(module, pruning)

@@ -1,4 +1,4 @@
-"""A run resumed after any epoch equals the undisturbed one, bit by bit, whatever the criterion."""
+"""A run resumed after any epoch equals the undisturbed one, bitwise, with every criterion."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from kd_prune.lit import SparsityCallback
-from kd_prune.lit.resume import Interrupted
-from kd_prune.pruning import Global, RigL, magnitude, steady_plan
-from kd_prune.pruning.criterion import Movement, Platon, Random, SoftMovement, Taylor, Wanda
-from kd_prune.pruning.fisher import BlockFisher, DiagonalFisher
+from kd_prune.lit.signals import Interrupted
+from kd_prune.pruning import Global, RigL, magnitude, periodic_updates
+from kd_prune.pruning.criteria import PLATON, Movement, Random, SoftMovement, Taylor, Wanda
+from kd_prune.pruning.criteria.fisher import BlockFisher, DiagonalFisher
 
-from .test_plug_in import Theirs, assert_exact, make_trainer, mlp
-from .test_resume import At, Run, assert_equal_runs, send
+from .test_checkpointing import At, Run, assert_equal_runs, send
+from .test_plug_in import UserModule, assert_exact, make_trainer, mlp
 from .toy import STEPS_PER_EPOCH
 
 EPOCHS = 3
@@ -26,13 +26,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": magnitude},
     "global": {"allocation": Global()},
     "regrow": {"regrow": True},
-    "rigl": {"regrow": RigL(), "initial": 0.8, "plan": steady_plan},
+    "rigl": {"regrow": RigL(), "initial": 0.8, "update_schedule": periodic_updates},
     "random": {"criterion": Random()},
     "taylor": {"criterion": Taylor()},
     "movement": {"criterion": Movement()},
     "soft movement": {"criterion": SoftMovement(rate=1.0, penalty=10.0)},
     "movement, regrow": {"criterion": Movement(), "regrow": True},
-    "platon": {"criterion": Platon()},
+    "platon": {"criterion": PLATON()},
     "wanda": {"criterion": Wanda()},
     "diagonal fisher": {"criterion": DiagonalFisher()},
     "block fisher": {"criterion": BlockFisher(block=10)},
@@ -50,7 +50,7 @@ class Logged(L.Callback):
         self.values[trainer.global_step] = {name: float(value) for name, value in logged}
 
 
-class Dropping(Theirs):
+class Dropping(UserModule):
     def training_step(self, batch, index):
         loss = super().training_step(batch, index)
         self.log("loss", loss)

@@ -1,4 +1,4 @@
-"""RewindCallback: kept weights go back, zeros stay, a resumed run does the same."""
+"""RewindCallback: kept weights are restored, zeros stay, a resumed run does the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from kd_prune.lit import RewindCallback, SparsityCallback
 
-from .test_plug_in import Theirs, make_trainer, mlp
+from .test_plug_in import UserModule, make_trainer, mlp
 
 
 class Watch(L.Callback):
@@ -25,17 +25,17 @@ class Watch(L.Callback):
 
 def fit(tmp_path, *callbacks, **settings):
     torch.manual_seed(0)
-    module = Theirs(mlp(), (8,))
+    module = UserModule(mlp(), (8,))
     make_trainer(tmp_path, *callbacks, **settings).fit(module, module.batches())
     return module
 
 
 @pytest.mark.parametrize("to", [0.0, 0.25])
-def test_kept_weights_go_back_and_zeros_stay(tmp_path, to):
+def test_rewind_restores_kept_weights_and_keeps_zeros(tmp_path, to):
     watch = Watch()
     rewind = RewindCallback([0.5], to=to, exclude=["network.3.*"])
     torch.manual_seed(0)
-    start = {n: p.detach().clone() for n, p in Theirs(mlp(), (8,)).named_parameters()}
+    start = {n: p.detach().clone() for n, p in UserModule(mlp(), (8,)).named_parameters()}
     fit(tmp_path, SparsityCallback(0.9, end=0.5), rewind, watch)
     earlier = watch.after[3] if to else start
     now, before, earlier = (
@@ -54,7 +54,7 @@ def test_kept_weights_go_back_and_zeros_stay(tmp_path, to):
     assert (watch.memory[5], watch.memory[6], watch.memory[7]) == (6, 2, 6)
 
 
-def test_each_time_once(tmp_path):
+def test_every_rewind_happens_once(tmp_path):
     watch = Watch()
     fit(tmp_path, RewindCallback([0.25, 0.5]), watch)
     back = [s for s in watch.after if s > 1 and watch.memory[s] == 0]
@@ -74,7 +74,7 @@ def test_resume(tmp_path):
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     whole = fit(tmp_path, *callbacks(), keep, **settings)
     for epoch in range(3):
-        module = Theirs(mlp(), (8,))
+        module = UserModule(mlp(), (8,))
         trainer = make_trainer(tmp_path, *callbacks(), max_epochs=4)
         path = tmp_path / f"epoch={epoch}.ckpt"
         trainer.fit(module, module.batches(), ckpt_path=path, weights_only=True)
@@ -90,17 +90,17 @@ def test_resume(tmp_path):
         ({"at": [0.5], "to": 1.5}, r"to=1\.5: "),
     ],
 )
-def test_what_cannot_be(arguments, says):
+def test_fraction_out_of_range_is_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
         RewindCallback(**arguments)
 
 
 @pytest.mark.parametrize("arguments", [{"at": 0.5}, {"at": [0.5], "exclude": "*head*"}])
-def test_a_lone_value_is_refused(arguments):
+def test_single_value_instead_of_a_list_is_refused(arguments):
     with pytest.raises(TypeError, match=r"expected a list, as \["):
         RewindCallback(**arguments)
 
 
-def test_a_pattern_that_matches_nothing(tmp_path):
+def test_pattern_that_matches_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"exclude: the pattern 'nothing' matches no parameter"):
         fit(tmp_path, RewindCallback([0.5], exclude=["nothing"]))

@@ -1,4 +1,4 @@
-"""A toy student, teacher and data set: everything of a fit but the size."""
+"""A toy student, teacher and data set: all parts of a fit, only small."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kd_prune.distillation import HardLabels, Objective, SoftTargets
 from kd_prune.distillation.activations import Activations
-from kd_prune.hf.data import LengthGroupedBatches, ResumableLoader
-from kd_prune.lit import DistillModule, metric_collection
+from kd_prune.hf import LengthGroupedBatches, ResumableLoader
+from kd_prune.lit import DistillModule
+from kd_prune.metrics import metric_collection
 from kd_prune.pruning import Scope
 
 ROWS, BATCH, WIDTH = 52, 8, 16
@@ -27,15 +28,15 @@ SCOPE = Scope(include=["student.encoder.*.weight"])
 class Toy(nn.Module):
     """Embedding, two encoder layers with norms, dropout, head; `poison` makes its output NaN."""
 
-    def __init__(self, dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, dropout: float = 0.0, seed: int = 0, width: int = WIDTH) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.embeddings = nn.Embedding(20, WIDTH)
+            self.embeddings = nn.Embedding(20, width)
             self.encoder = nn.Sequential(
-                nn.Linear(WIDTH, 32), nn.LayerNorm(32), nn.Dropout(dropout), nn.Linear(32, WIDTH)
+                nn.Linear(width, 32), nn.LayerNorm(32), nn.Dropout(dropout), nn.Linear(32, width)
             )
-            self.head = nn.Linear(WIDTH, 3)
+            self.head = nn.Linear(width, 3)
         self.calls = 0
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -47,14 +48,24 @@ def forward(model: nn.Module, batch: dict[str, Tensor], requires: frozenset[str]
     return Activations(logits=model(batch["input_ids"]))
 
 
+def forward_with_hidden_states(
+    model: nn.Module, batch: dict[str, Tensor], requires: frozenset[str]
+) -> Activations:
+    embedded = model.embeddings(batch["input_ids"])
+    encoded = model.encoder(embedded)
+    return Activations(logits=model.head(encoded.mean(1)), hidden_states=(embedded, encoded))
+
+
 def rows() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     return [{"ids": rng.integers(0, 20, size=5).tolist(), "label": i % 3} for i in range(ROWS)]
 
 
 def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    ids = torch.tensor([row["ids"] for row in batch])
     return {
-        "input_ids": torch.tensor([row["ids"] for row in batch]),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
         "labels": torch.tensor([row["label"] for row in batch]),
     }
 
@@ -86,19 +97,23 @@ def make_module(
     *,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
-    terms: dict[str, Any] | None = None,
+    terms: dict[str, Any] | Objective | None = None,
     optimizer: Any = adamw,
     dropout: float = 0.0,
+    **settings: Any,
 ) -> DistillModule:
     if terms is None:
         terms = {"soft_targets": SoftTargets(), "hard_labels": HardLabels()}
     return DistillModule(
         student or Toy(dropout),
         teacher=teacher or Toy(seed=7),
-        objective=Objective(terms),
-        forward=forward,
-        optimizer=optimizer,
-        metrics=metric_collection(["accuracy"], 3),
+        objective=terms if isinstance(terms, Objective) else Objective(terms),
+        **{
+            "forward": forward,
+            "optimizer": optimizer,
+            "metrics": metric_collection(["accuracy"], 3),
+        }
+        | settings,
     )
 
 

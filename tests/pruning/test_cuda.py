@@ -11,12 +11,12 @@ from torch import nn
 from kd_prune.pruning import (
     ERK,
     NM,
+    PLATON,
     Block,
     BlockFisher,
     DiagonalFisher,
     Global,
     Movement,
-    Platon,
     Pruner,
     Random,
     RigL,
@@ -25,9 +25,9 @@ from kd_prune.pruning import (
     SoftMovement,
     Taylor,
     Threshold,
-    exact,
-    layerwise,
     magnitude,
+    uniform,
+    unstructured,
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -36,7 +36,7 @@ SCHEDULE = Schedule(final=0.9, begin=0.1, end=0.8)
 
 
 def make_model(device, *, whole=False):
-    """The same weights on every device; `whole` numbers tie, and their sums are exact."""
+    """The same weights on every device; `whole` gives integers, with ties and exact sums."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64))
     if whole:
@@ -58,11 +58,11 @@ def loss_of(model, step):
     return model(batch_of(step)).square().mean()
 
 
-@pytest.mark.parametrize("allocation", [layerwise, Global(), Global(normalized=True), ERK()])
-@pytest.mark.parametrize("select", [exact, Block(rows=2, columns=4), Rows()])
+@pytest.mark.parametrize("allocation", [uniform, Global(), Global(normalized=True), ERK()])
+@pytest.mark.parametrize("granularity", [unstructured, Block(rows=2, columns=4), Rows()])
 @pytest.mark.parametrize("whole", [False, True])
-def test_masks_are_those_of_the_cpu(select, allocation, whole):
-    if not whole and (select is not exact or allocation == Global(normalized=True)):
+def test_cuda_masks_equal_cpu_masks(granularity, allocation, whole):
+    if not whole and (granularity is not unstructured or allocation == Global(normalized=True)):
         pytest.skip("sums are rounded in another order there")
     there, here = (
         Pruner(
@@ -71,7 +71,7 @@ def test_masks_are_those_of_the_cpu(select, allocation, whole):
             total_steps=STEPS,
             updates=5,
             allocation=allocation,
-            select=select,
+            granularity=granularity,
         )
         for device in ("cuda", "cpu")
     )
@@ -84,9 +84,9 @@ def test_masks_are_those_of_the_cpu(select, allocation, whole):
             assert torch.equal(there.masks[name].cpu(), mask), (step, name)
 
 
-def test_2_of_4_is_that_of_the_cpu():
+def test_cuda_nm_masks_equal_cpu_masks():
     there, here = (
-        Pruner(matrices(make_model(d)), Schedule(final=0.5), total_steps=2, select=NM())
+        Pruner(matrices(make_model(d)), Schedule(final=0.5), total_steps=2, granularity=NM())
         for d in ("cuda", "cpu")
     )
     for pruner in (there, here):
@@ -97,19 +97,19 @@ def test_2_of_4_is_that_of_the_cpu():
 
 @pytest.mark.parametrize("size", [1_000, 3_000_000])
 @pytest.mark.parametrize("tied", [False, True])
-def test_exact_of_many_weights(size, tied):
+def test_cuda_unstructured_many_weights_equals_cpu(size, tied):
     scores = torch.randn(size, generator=torch.Generator().manual_seed(0))
     scores = (scores * 8).round() if tied else scores
     kept = torch.rand(size, generator=torch.Generator().manual_seed(1)) > 0.4
     for sparsity in (0.41, 0.6, 0.95, 0.9999):
         count = round(sparsity * size)
-        found = exact(scores.cuda(), count, kept.cuda())
-        assert torch.equal(found.cpu(), exact(scores, count, kept))
+        found = unstructured(scores.cuda(), count, kept.cuda())
+        assert torch.equal(found.cpu(), unstructured(scores, count, kept))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
-def test_project_zeroes_whatever_is_there(value, dtype):
+def test_project_any_value_becomes_zero(value, dtype):
     model = make_model("cuda").to(dtype)
     pruner = Pruner(matrices(model), Schedule(final=0.5), total_steps=1, updates=1)
     pruner.update(1)
@@ -120,12 +120,12 @@ def test_project_zeroes_whatever_is_there(value, dtype):
     assert pruner.sparsity == 0.5
 
 
-def test_nan_is_refused_by_name():
+def test_update_nan_weight_raises_with_its_name():
     model = make_model("cuda")
     pruner = Pruner(matrices(model), Schedule(final=0.5), total_steps=1, updates=1)
     with torch.no_grad():
         model[2].weight[1, 2] = float("nan")
-    with pytest.raises(ValueError, match=r"2\.weight holds NaN at step 1, .* diverged"):
+    with pytest.raises(ValueError, match=r"2\.weight contains NaN at step 1, .* diverged"):
         pruner.update(1)
 
 
@@ -136,7 +136,7 @@ def test_nan_is_refused_by_name():
         {"criterion": Taylor()},
         {"criterion": Movement()},
         {"criterion": SoftMovement(rate=1.0, penalty=10.0), "allocation": Threshold()},
-        {"criterion": Platon()},
+        {"criterion": PLATON()},
         {"criterion": DiagonalFisher()},
         {"criterion": BlockFisher(block=16)},
         {"regrow": True},
@@ -144,7 +144,7 @@ def test_nan_is_refused_by_name():
     ],
     ids=repr,
 )
-def test_a_plain_loop_with_every_criterion(settings):
+def test_attach_plain_loop_every_criterion_reaches_final(settings):
     model = make_model("cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     pruner = Pruner(matrices(model), SCHEDULE, total_steps=STEPS, updates=5, **settings)
@@ -159,7 +159,7 @@ def test_a_plain_loop_with_every_criterion(settings):
         assert pruner.sparsity == pytest.approx(0.9, abs=1e-4)
 
 
-def test_steps_that_a_scaler_skips_are_not_made():
+def test_attach_steps_skipped_by_scaler_do_not_count():
     model = make_model("cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0)
@@ -179,7 +179,7 @@ def test_steps_that_a_scaler_skips_are_not_made():
     assert pruner.sparsity == pytest.approx(0.9, abs=1e-4)
 
 
-def test_masks_follow_a_model_that_moves():
+def test_masks_follow_a_moved_model():
     model = make_model("cpu")
     pruner = Pruner(matrices(model), SCHEDULE, total_steps=STEPS, updates=5)
     for step in range(1, STEPS + 1):
@@ -191,7 +191,7 @@ def test_masks_follow_a_model_that_moves():
     assert pruner.sparsity == pytest.approx(0.9, abs=1e-4)
 
 
-def test_a_state_travels_between_devices():
+def test_state_dict_loads_on_another_device():
     model = make_model("cuda")
     pruner = Pruner(matrices(model), SCHEDULE, total_steps=STEPS, updates=5)
     pruner.update(STEPS)
@@ -202,8 +202,8 @@ def test_a_state_travels_between_devices():
     assert other.sparsity == pytest.approx(0.9, abs=1e-4)
 
 
-@pytest.mark.filterwarnings("default")  # the compiler's own, about itself
-def test_compiled_by_the_default_backend():
+@pytest.mark.filterwarnings("default")  # raised by the compiler
+def test_compiled_model_is_pruned():
     model = make_model("cuda")
     compiled = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -214,5 +214,5 @@ def test_compiled_by_the_default_backend():
         loss_of(compiled, step).backward()
         optimizer.step()
     assert pruner.sparsity == pytest.approx(0.9, abs=1e-4)
-    # What was compiled sees the pruned weights.
+    # The compiled model uses the pruned weights.
     torch.testing.assert_close(compiled(batch_of(0)), model(batch_of(0)), rtol=1e-4, atol=1e-4)

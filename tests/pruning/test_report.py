@@ -19,7 +19,7 @@ def model():
     return model
 
 
-def test_counts(model):
+def test_report_counts(model):
     report = SparsityReport.count(model, ["0.weight", "1.weight"])
     assert [tensor.zeros for tensor in report.tensors] == [10, 0, 0, 1]
     assert report.sparsity == 10 / 30
@@ -28,31 +28,31 @@ def test_counts(model):
     assert report.nonzero == 26
 
 
-def test_shared_parameters_count_once(model):
+def test_report_shared_parameters_count_once(model):
     model.append(model[1])
     assert SparsityReport.count(model, ["1.weight"]).parameters == 37
 
 
-def test_buffers_do_not_count(model):
+def test_report_buffers_do_not_count(model):
     model.register_buffer("zeros", torch.zeros(100))
     assert SparsityReport.count(model, []).model_sparsity == 11 / 37
 
 
-def test_an_empty_scope_has_no_sparsity(model):
+def test_report_empty_scope_has_sparsity_0(model):
     assert SparsityReport.count(model, []).sparsity == 0.0
 
 
-def test_an_empty_tensor_has_no_sparsity():
+def test_report_empty_tensor_has_sparsity_0():
     model = nn.ParameterDict({"empty": nn.Parameter(torch.zeros(0, 3))})
     assert SparsityReport.count(model, ["empty"]).tensors[0].sparsity == 0.0
 
 
-def test_a_scope_of_another_model_raises(model):
+def test_report_unknown_name_in_scope_raises(model):
     with pytest.raises(ValueError, match=r"no parameter 'student.0.weight'"):
         SparsityReport.count(model, ["0.weight", "student.0.weight"])
 
 
-def test_csv(model, tmp_path):
+def test_report_csv(model, tmp_path):
     SparsityReport.count(model, ["0.weight"]).write_csv(tmp_path / "report.csv")
     with (tmp_path / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""RigL: the exchange against its restatement, and in a Pruner."""
+"""RigL: the exchange against a reimplementation, and in a Pruner."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kd_prune.pruning import Pruner, RigL, Schedule, linear, steady_plan, update_plan
+from kd_prune.errors import ConfigError
+from kd_prune.pruning import Pruner, RigL, Schedule, linear, periodic_updates, ramp_updates
 
 
 @given(st.integers(2, 60), st.floats(0.05, 0.95), st.floats(0, 1), st.integers(0, 1000))
-def test_exchange_against_its_restatement(size, fraction, progress, seed):
+def test_drop_and_grow_against_reimplementation(size, fraction, progress, seed):
     rng = np.random.default_rng(seed)
     mask = rng.random(size) < 0.5
     scores, gradient = rng.random(size), rng.normal(size=size)
@@ -26,30 +27,30 @@ def test_exchange_against_its_restatement(size, fraction, progress, seed):
     others = [i for i in range(size) if i not in stay]
     come = sorted(others, key=lambda i: -abs(gradient[i]))[:moved]
     expected = sorted(stay | set(come))
-    found = RigL(fraction=fraction).exchange(
+    found = RigL(fraction=fraction).drop_and_grow(
         torch.from_numpy(mask), torch.from_numpy(scores), torch.from_numpy(gradient), progress
     )
     assert found.nonzero().flatten().tolist() == expected
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 30])
-def test_a_fraction_out_of_range(fraction):
-    with pytest.raises(ValueError, match=rf"fraction={fraction}: expected a fraction in \(0, 1\)"):
+def test_rigl_fraction_out_of_range_raises(fraction):
+    with pytest.raises(ConfigError, match=rf"fraction={fraction}: expected a fraction in \(0, 1\)"):
         RigL(fraction=fraction)
 
 
-def test_the_share_falls_from_the_ramps_beginning_to_its_end(monkeypatch):
+def test_rigl_progress_rises_from_ramp_begin_to_end(monkeypatch):
     seen = []
-    exchange = RigL.exchange
+    drop_and_grow = RigL.drop_and_grow
 
     def noted(self, mask, scores, gradient, progress):
         seen.append(progress)
-        return exchange(self, mask, scores, gradient, progress)
+        return drop_and_grow(self, mask, scores, gradient, progress)
 
-    monkeypatch.setattr(RigL, "exchange", noted)
+    monkeypatch.setattr(RigL, "drop_and_grow", noted)
     layer = nn.Linear(8, 4, bias=False)
-    schedule = Schedule(final=0.75, initial=0.75, begin=0.5, shape=linear)
-    options = {"updates": 4, "plan": steady_plan, "regrow": RigL()}
+    schedule = Schedule(final=0.75, initial=0.75, begin=0.5, ramp=linear)
+    options = {"updates": 4, "update_schedule": periodic_updates, "regrow": RigL()}
     pruner = Pruner({"weight": layer.weight}, schedule, total_steps=16, **options)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     pruner.attach(optimizer)
@@ -59,16 +60,16 @@ def test_the_share_falls_from_the_ramps_beginning_to_its_end(monkeypatch):
     assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-def test_in_a_pruner_weights_come_from_zero_without_momentum():
+def test_rigl_in_pruner_weights_return_from_zero_without_momentum():
     torch.manual_seed(0)
     layer = nn.Linear(8, 4, bias=False)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
     pruner = Pruner(
         {"weight": layer.weight},
-        Schedule(final=0.75, initial=0.75, shape=linear, end=0.75),
+        Schedule(final=0.75, initial=0.75, ramp=linear, end=0.75),
         total_steps=20,
         updates=5,
-        plan=steady_plan,
+        update_schedule=periodic_updates,
         regrow=RigL(),
     )
     pruner.attach(optimizer)
@@ -95,12 +96,12 @@ def test_in_a_pruner_weights_come_from_zero_without_momentum():
 
 
 @given(st.floats(0, 0.99), st.floats(0, 1), st.integers(1, 30), st.integers(5, 200))
-def test_a_steady_plan_has_the_updates_of_the_other(final, part, updates, steps):
+def test_periodic_updates_include_ramp_updates(final, part, updates, steps):
     schedule = Schedule(final=final, initial=part * final)
-    plan = steady_plan(schedule, total_steps=steps, updates=updates)
+    plan = periodic_updates(schedule, total_steps=steps, updates=updates)
     assert list(plan) == sorted(plan)
     assert list(plan.values()) == sorted(plan.values())
-    rising = update_plan(schedule, total_steps=steps, updates=updates)
+    rising = ramp_updates(schedule, total_steps=steps, updates=updates)
     assert rising.items() <= plan.items()
     assert max(plan) == steps
     assert plan[steps] == final

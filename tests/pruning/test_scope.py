@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from kd_prune.pruning.scope import Scope, default_scope
+from kd_prune.errors import ConfigError
+from kd_prune.pruning.report import SparsityReport
+from kd_prune.pruning.scope import Scope, default_scope, named_parameters
 
 
 def encoder():
@@ -39,11 +41,11 @@ QUERIES = ["layer.0.query.weight", "layer.1.query.weight"]
         (["*norm.weight"], [], None),
     ],
 )
-def test_select(include, exclude, expected):
+def test_scope_select(include, exclude, expected):
     model = encoder()
     scope = Scope(include=include, exclude=exclude)
     if expected is None:
-        with pytest.raises(ValueError, match="leaves no floating-point parameter of two"):
+        with pytest.raises(ConfigError, match="leaves no floating-point parameter of two"):
             scope.select(model)
         return
     selected = scope.select(model)
@@ -62,13 +64,13 @@ def test_select(include, exclude, expected):
         (["layer.*.query"], [], "query"),
     ],
 )
-def test_a_pattern_without_a_match_raises(include, exclude, pattern):
-    with pytest.raises(ValueError, match=rf"{pattern}.*matches no parameter.*embeddings.weight"):
+def test_scope_pattern_without_match_raises(include, exclude, pattern):
+    with pytest.raises(ConfigError, match=rf"{pattern}.*matches no parameter.*embeddings.weight"):
         Scope(include=include, exclude=exclude).select(encoder())
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
-def test_a_lone_string_raises(argument):
+def test_scope_string_raises(argument):
     with pytest.raises(TypeError, match=rf"{argument}='\*.weight': expected a list"):
         Scope(**{"include": ["*"], argument: "*.weight"})
 
@@ -80,23 +82,23 @@ def tied():
 
 
 @pytest.mark.parametrize("include", [["inner.*"], ["outer.*"]])
-def test_weights_tied_across_the_boundary_raise(include):
-    with pytest.raises(ValueError, match=r"tied to (inner|outer).weight, which is not"):
+def test_scope_tied_to_excluded_weight_raises(include):
+    with pytest.raises(ConfigError, match=r"tied to (inner|outer).weight, which is not"):
         Scope(include=include).select(tied())
 
 
-def test_tied_weights_in_scope_count_once():
+def test_scope_tied_weights_are_selected_once():
     assert list(Scope(include=["*"]).select(tied())) == ["inner.weight"]
 
 
-def test_convolutions_are_in():
+def test_scope_selects_convolutions():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert list(Scope(include=["*"]).select(model)) == ["0.weight"]
     assert model[0].weight.shape == torch.Size([4, 3, 3, 3])
 
 
 class Tied(nn.Module):
-    """Embedding and head share a weight, as do two layers; a parameter of the module's own."""
+    """A weight shared by embedding and head, one by two layers, and a direct parameter."""
 
     def __init__(self):
         super().__init__()
@@ -113,17 +115,17 @@ class Tied(nn.Module):
 
 def test_default_scope_with_tied_and_frozen_weights():
     scope = default_scope(Tied())
-    assert list(scope.taken) == ["first.weight", "last.weight"]
-    assert scope.left == {
-        "embed.weight": "tied to no layer",
+    assert list(scope.included) == ["first.weight", "last.weight"]
+    assert scope.excluded == {
+        "embed.weight": "tied to another module",
         "positions": "no layer's weight",
-        "frozen.weight": "does not train",
-        "head.weight": "tied to no layer",
+        "frozen.weight": "not trained",
+        "head.weight": "tied to another module",
     }
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-def test_default_scope_knows_layers_by_what_they_are():
+def test_default_scope_selects_layers_by_class():
     empty = nn.Linear(4, 1)
     empty.weight = nn.Parameter(torch.empty(0, 4))
     model = nn.ModuleDict(
@@ -143,7 +145,7 @@ def test_default_scope_knows_layers_by_what_they_are():
         }
     )
     scope = default_scope(model)
-    assert list(scope.taken) == [
+    assert list(scope.included) == [
         "conv.weight",
         "up.weight",
         "lstm.weight_ih_l0",
@@ -154,12 +156,12 @@ def test_default_scope_knows_layers_by_what_they_are():
         "rnn.weight_ih_l0",
         "bilinear.weight",
     ]
-    assert set(scope.left) == {
+    assert set(scope.excluded) == {
         "norm.weight",
         "norm.bias",
         "attention.bias_k",
         "attention.bias_v",
-        "halves.weight_g",  # an emptied row of it would be divided by its length, 0
+        "halves.weight_g",  # divided by the norm of a row: 0 if pruned
         "halves.weight_v",
         "rnn.weight_hh_l0_g",
         "rnn.weight_hh_l0_v",
@@ -168,7 +170,7 @@ def test_default_scope_knows_layers_by_what_they_are():
         "embed.weight",
         "out.weight",
     }
-    assert scope.left["complex.weight"] == "of complex64"
+    assert scope.excluded["complex.weight"] == "of complex64"
     assert Scope(include=["*.weight"], exclude=["norm*", "embed*"]).select(model).keys() == {
         "conv.weight",
         "up.weight",
@@ -178,26 +180,76 @@ def test_default_scope_knows_layers_by_what_they_are():
     }
 
 
-def test_a_lazy_layer_has_to_be_made_first():
+def test_scope_lazy_layer_raises():
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4), nn.Linear(4, 2))
     for choose in (default_scope, Scope(include=["1.weight"]).select):
-        with pytest.raises(ValueError, match=r"^0\.weight: a lazy layer's, .*run one through"):
+        with pytest.raises(ValueError, match=r"^0\.weight: belongs to a lazy layer .*run one"):
             choose(model)
     model(torch.ones(1, 3))
-    assert list(default_scope(model).taken) == ["0.weight", "1.weight"]
+    assert list(default_scope(model).included) == ["0.weight", "1.weight"]
 
 
-def test_default_scope_finds_a_head_for_each_network():
+def test_default_scope_excludes_head_of_each_network():
     model = nn.ModuleDict({n: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for n in "ab"})
     scope = default_scope(model, [list(model[n].parameters()) for n in "ab"])
-    assert list(scope.taken) == ["a.0.weight", "b.0.weight"]
+    assert list(scope.included) == ["a.0.weight", "b.0.weight"]
     only_a = default_scope(model, [list(model["a"].parameters())])
-    assert list(only_a.taken) == ["a.0.weight"]
-    assert only_a.left["b.1.weight"] == "does not train"
+    assert list(only_a.included) == ["a.0.weight"]
+    assert only_a.excluded["b.1.weight"] == "not trained"
 
 
-def test_default_scope_with_nothing_but_a_head():
-    with pytest.raises(
-        ValueError, match=r"no layer to prune \(left: weight \(output head\)\); say what"
-    ):
+def test_default_scope_only_head_raises():
+    message = r"^scope: no layer to prune found \(excluded: weight \(output head\)\); say what"
+    with pytest.raises(ConfigError, match=message):
         default_scope(nn.Linear(3, 3))
+
+
+class Projection(nn.Module):
+    """Marked like an objective, whose parameters train with the student and are never pruned."""
+
+    never_pruned = True
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+
+def with_projection():
+    return nn.ModuleDict(
+        {"first": nn.Linear(4, 4), "projection": Projection(), "last": nn.Linear(4, 4)}
+    )
+
+
+def test_named_parameters_never_pruned_module_is_skipped():
+    model = with_projection()
+    expected = ["first.weight", "first.bias", "last.weight", "last.bias"]
+    assert list(named_parameters(model)) == expected
+    assert list(named_parameters(torch.compile(model, backend="eager"))) == expected
+    assert not named_parameters(model["projection"])
+
+
+def test_scope_never_pruned_module_is_not_selected():
+    model = with_projection()
+    assert list(Scope(include=["*.weight"]).select(model)) == ["first.weight", "last.weight"]
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        Scope(include=["projection.*"]).select(model)
+    scope = default_scope(model)
+    assert (list(scope.included), list(scope.excluded)) == (["first.weight"], ["last.weight"])
+
+
+def test_scope_weight_shared_with_never_pruned_module_is_not_selected():
+    model = with_projection()
+    model["first"].weight = model["projection"].inner.weight
+    assert list(Scope(include=["*.weight"]).select(model)) == ["last.weight"]
+
+
+def test_never_pruned_false_is_pruned():
+    class Ordinary(Projection):
+        never_pruned = False
+
+    model = nn.ModuleDict({"first": Ordinary(), "last": nn.Linear(4, 4)})
+    assert list(default_scope(model).included) == ["first.inner.weight"]
+
+
+def test_sparsity_report_never_pruned_module_does_not_count():
+    assert SparsityReport.count(with_projection(), ["first.weight"]).parameters == 40

@@ -7,11 +7,12 @@ from torch import nn
 
 from kd_prune.pruning import sparsebert_official
 from kd_prune.pruning.pruner import Pruner
-from kd_prune.pruning.schedule import Schedule, linear
+from kd_prune.pruning.ramps import linear
+from kd_prune.pruning.schedule import Schedule
 
 
 class Prune:
-    """The reference's class of that name, restated in numpy.
+    """The reference's class Prune in numpy.
 
     Ours departs from it where its frequency is 0 or it would keep more weights than are left.
     """
@@ -61,7 +62,7 @@ def noise(rng, name, scale):
         (0.25, 0.75, 0.0, 0.5, 7),
     ],
 )
-def test_200_steps_equal_the_reference(begin, end, initial, final, updates):
+def test_sparsebert_official_200_steps_equal_reference(begin, end, initial, final, updates):
     rng = np.random.default_rng(0)
     weights = {name: noise(rng, name, 1.0) for name in SHAPES}
     weights["tied"] += np.float32(0.5)
@@ -79,9 +80,9 @@ def test_200_steps_equal_the_reference(begin, end, initial, final, updates):
         Schedule(final=final, initial=initial, begin=begin, end=end),
         total_steps=STEPS,
         updates=updates,
-        plan=sparsebert_official.plan,
-        allocation=sparsebert_official.layerwise,
-        select=sparsebert_official.at_least,
+        update_schedule=sparsebert_official.update_schedule,
+        allocation=sparsebert_official.uniform,
+        granularity=sparsebert_official.at_least,
     )
     updated = 0
     for t in range(1, STEPS + 1):
@@ -107,36 +108,36 @@ def test_200_steps_equal_the_reference(begin, end, initial, final, updates):
 
 
 @given(st.integers(0, 63), st.integers(1, 64), st.integers(1, 2000), st.integers(1, 150))
-def test_plan_against_every_step_of_the_reference(begin, length, total_steps, updates):
+def test_update_schedule_against_every_step_of_reference(begin, length, total_steps, updates):
     end = min(64, begin + length)
     first, last = round(begin / 64 * total_steps), round(end / 64 * total_steps)
     schedule = Schedule(final=0.95, initial=0.1, begin=begin / 64, end=end / 64)
     if first == last:
         with pytest.raises(ValueError, match="no step of this run"):
-            sparsebert_official.plan(schedule, total_steps=total_steps, updates=updates)
+            sparsebert_official.update_schedule(schedule, total_steps=total_steps, updates=updates)
         return
     reference = Prune({}, first=first, ramp=last - first, initial=0.1, final=0.95, updates=updates)
     reference.frequency = max(1, reference.frequency)
     expected = {t: reference.sparsity_at(t) for t in range(1, total_steps + 1)}
     expected = {t: s for t, s in expected.items() if s is not None}
-    plan = sparsebert_official.plan(schedule, total_steps=total_steps, updates=updates)
+    plan = sparsebert_official.update_schedule(schedule, total_steps=total_steps, updates=updates)
     assert plan == expected
 
 
-def test_the_readme_run():
-    plan = sparsebert_official.plan(Schedule(final=0.95), total_steps=84_612)
+def test_update_schedule_of_the_readme_run():
+    plan = sparsebert_official.update_schedule(Schedule(final=0.95), total_steps=84_612)
     assert len(plan) == 100
     assert min(plan) == 846
     assert max(plan) == 84_600
     assert plan[84_600] == 0.95
 
 
-def test_the_plan_is_for_the_cubic_only():
-    with pytest.raises(ValueError, match="shape=cubic without"):
-        sparsebert_official.plan(Schedule(final=0.9, shape=linear), total_steps=100)
+def test_update_schedule_other_ramp_raises():
+    with pytest.raises(ValueError, match="ramp=cubic without"):
+        sparsebert_official.update_schedule(Schedule(final=0.9, ramp=linear), total_steps=100)
 
 
-def test_every_tie_is_kept():
+def test_at_least_keeps_all_ties():
     kept = torch.ones(2, 3, dtype=torch.bool)
     scores = torch.tensor([[1.0, 1.0, 2.0], [2.0, 2.0, 3.0]])
     mask = sparsebert_official.at_least(scores, 4, kept)
@@ -144,7 +145,7 @@ def test_every_tie_is_kept():
     assert sparsebert_official.at_least(scores, 6, kept).tolist() == [[False] * 3] * 2
 
 
-def test_fewer_weights_than_it_would_keep_stay():
+def test_at_least_fewer_weights_than_kept_stay():
     kept = torch.tensor([True, False, False])
     mask = sparsebert_official.at_least(torch.ones(3), 1, kept)
     assert torch.equal(mask, kept)

@@ -1,4 +1,4 @@
-"""Run folders as a run leaves them, with figures that a test chooses."""
+"""Run folders as a run writes them, with figures chosen by a test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 from typing import Any
+
+from kd_prune.sweep import Collection, Summary, collect, summarize_runs
 
 SIZE = 1000
 
@@ -32,11 +34,12 @@ def config_of(**changes: Any) -> dict[str, Any]:
 def student_of(sparsity: float, **metrics: float) -> dict[str, Any]:
     zeros = round(sparsity * SIZE)
     return {
-        "student": metrics,
+        "metrics": metrics,
         "sparsity": zeros / SIZE,
         "model_sparsity": zeros / (2 * SIZE),
         "parameters": 2 * SIZE,
         "nonzero": 2 * SIZE - zeros,
+        "bytes": 8000,
     }
 
 
@@ -53,6 +56,8 @@ def write_run(
     tensors: int = 3,
     seconds: float = 60.0,
     ended: str = "2026-01-01T00:00:00+00:00",
+    stages: dict[str, Any] | None = None,
+    refused: bool = False,
     **changes: Any,
 ) -> Path:
     """One run folder.
@@ -63,12 +68,14 @@ def write_run(
         reason: Why it is not finished.
         accuracy: The student's.
         teacher: The teacher's.
-        milestones: Sparsity → accuracy of the students on the way.
+        milestones: Sparsity → accuracy of the students saved at milestones.
         choices: Hydra's group choices.
         steps: Rows of ``metrics.csv``.
         tensors: Rows of ``sparsity.csv``.
         seconds: Of the student's fit.
         ended: When it ended.
+        stages: Further stages between teacher and student, as in ``result.json``.
+        refused: Whether a setting was refused; nothing was trained.
         changes: To the configuration (see `config_of`).
     """
     folder.mkdir(parents=True)
@@ -87,8 +94,10 @@ def write_run(
         "ended": None if state == "running" else ended,
         "host": "host",
         "pid": 1,
+        "refused": refused,
     }
     (folder / "status.json").write_text(json.dumps(status))
+    steps = 0 if refused else steps
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "train/loss", "sparsity/counted", "val/accuracy"])
@@ -97,18 +106,27 @@ def write_run(
             writer.writerow([step, 1 / step, final * step / steps, value])
     if state != "finished":
         return folder
+    of_task = {"task": config["task"]["name"], "monitor": config["task"]["monitor"]}
     result = {
-        "task": config["task"]["name"],
+        **of_task,
         "seed": config["seed"],
-        "teacher": {"accuracy": teacher, "path": "cache/teachers/1"},
-        **student_of(final, accuracy=accuracy),
+        "data": "",
+        "stages": {
+            "teacher": {
+                **student_of(0.0, accuracy=teacher),
+                **of_task,
+                "seconds": 2.0,
+                "path": "cache/teachers/1",
+            },
+            **(stages or {}),
+            "student": {**student_of(final, accuracy=accuracy), **of_task, "seconds": seconds},
+        },
         "milestones": [
             {"target": target, "step": 5, "path": f"milestones/{target}"}
             | student_of(target, accuracy=value)
             for target, value in (milestones or {}).items()
         ],
-        "bytes": 8000,
-        "seconds": {"data": 1.0, "teacher": 2.0, "student": seconds, "evaluation": 1.0},
+        "seconds": {"data": 1.0, "evaluation": 1.0},
         "versions": {},
         "config": config,
     }
@@ -121,3 +139,9 @@ def write_run(
             writer.writerow([name, "10x100", True, SIZE, round(final * SIZE), f"{final:.6f}"])
         writer.writerow(["classifier.bias", "2", False, 2, 0, "0.000000"])
     return folder
+
+
+def collected(folder: Path) -> tuple[Collection, Summary]:
+    """All runs below a folder, and their statistics."""
+    collection = collect([folder])
+    return collection, summarize_runs(collection.runs)

@@ -7,8 +7,7 @@ import json
 import pytest
 from filelock import FileLock
 
-from kd_prune.sweep import collect
-from kd_prune.sweep.summary import summarize_runs
+from kd_prune.sweep import collect, summarize_runs
 
 from .runs import write_run
 
@@ -22,11 +21,11 @@ def test_what_a_run_left_is_what_is_read(tmp_path):
     (run,) = collect([tmp_path]).runs
     assert (run.state, run.task, run.seed, run.monitor) == ("finished", "mrpc", 3, "accuracy")
     assert run.teacher == {"accuracy": 0.9}
-    way, last = run.points
-    assert (way.target, way.milestone, way.student) == (0.5, True, {"accuracy": 0.85})
-    assert (last.target, last.milestone, last.student) == (0.9, False, {"accuracy": 0.75})
-    assert (last.sparsity, last.nonzero, run.bytes) == (0.9, 1100, 8000)
-    assert run.seconds["student"] == 60.0
+    saved, last = run.students
+    assert (saved.target, saved.milestone, saved.result.metrics) == (0.5, True, {"accuracy": 0.85})
+    assert (last.target, last.milestone, last.result.metrics) == (0.9, False, {"accuracy": 0.75})
+    assert (last.result.sparsity, last.result.nonzero, last.result.bytes) == (0.9, 1100, 8000)
+    assert run.result.student.seconds == 60.0
     assert len(run.curves) == 10
     assert "val/accuracy" not in run.curves[0]
     assert run.curves[4]["val/accuracy"] == pytest.approx(0.375)
@@ -54,7 +53,7 @@ def test_states(tmp_path):
     write_run(tmp_path / "interrupted", state="interrupted", reason="SIGTERM")
     write_run(tmp_path / "killed", state="running")
     write_run(tmp_path / "alive", state="running")
-    write_run(tmp_path / "pruned", state="pruned", reason="below the median")
+    write_run(tmp_path / "stopped", state="stopped", reason="below the median")
     (tmp_path / "killed" / "run.lock").touch()
     with FileLock(tmp_path / "alive" / "run.lock"):
         found = collect([tmp_path])
@@ -63,10 +62,10 @@ def test_states(tmp_path):
         "failed": "failed",
         "interrupted": "interrupted",
         "killed": "interrupted",
-        "pruned": "pruned",
+        "stopped": "stopped",
     }
     assert found.broken == []
-    assert not any(run.points for run in found.runs)
+    assert not any(run.students for run in found.runs)
     reasons = {run.folder.name: run.reason for run in found.runs}
     assert reasons["failed"] == "sparsity.final=95: no"
     assert "killed" in reasons["killed"]
@@ -94,46 +93,91 @@ def test_looking_does_not_stand_in_the_way_of_a_run(tmp_path):
     FileLock(tmp_path / "a" / "run.lock").acquire(timeout=0).lock.release()
 
 
-def change(file, **values):
+def change(file, *path, **values):
+    """Change values of the object below `path`."""
     content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | values))
+    node = content
+    for part in path:
+        node = node[part]
+    node.update(values)
+    file.write_text(json.dumps(content))
 
 
-NAN = {"accuracy": float("nan")}
+def change_stage(name, **values):
+    return lambda file: change(file, "stages", name, **values)
+
+
+def change_metric(value):
+    return change_stage("student", metrics={"accuracy": value})
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "why"),
+    ("spoil", "why"),
     [
-        ("result.json", lambda f: f.write_text(f.read_text()[:200]), "half-written or no JSON"),
-        ("result.json", lambda f: f.write_bytes(b"\xff\xfe\x00"), "it is no text"),
-        ("result.json", lambda f: f.write_text("[]"), "it holds no JSON object"),
-        ("result.json", lambda f: f.write_text("{}"), "it has no 'student'"),
-        ("result.json", lambda f: change(f, student={"accuracy": None}), "no finite number"),
-        ("result.json", lambda f: change(f, student=NAN), "no finite number"),
-        ("result.json", lambda f: change(f, student={"accuracy": True}), "no finite number"),
-        ("result.json", lambda f: change(f, student={}), "it has no metric"),
-        ("result.json", lambda f: change(f, student="good"), "AttributeError"),
-        ("result.json", lambda f: change(f, teacher={}), "it has no metric"),
-        ("result.json", lambda f: change(f, milestones=[{"target": 0.5}]), "it has no 'student'"),
-        ("result.json", lambda f: change(f, seconds=None), "AttributeError"),
-        ("result.json", lambda f: f.unlink(), None),
+        (lambda f: f.write_text(f.read_text()[:200]), "half-written or no JSON"),
+        (lambda f: f.write_bytes(b"\xff\xfe\x00"), "it is no text"),
+        (lambda f: f.write_text("[]"), "it holds no JSON object"),
+        (lambda f: f.write_text("{}"), "it has no 'stages'"),
+        (lambda f: change(f, stages={}), "it has no stage named student"),
+        (change_metric(None), "accuracy is None, no number"),
+        (change_metric(float("nan")), "no finite number"),
+        (change_metric(True), "accuracy is True, no number"),
+        (change_stage("student", metrics={}), "its student has no metric"),
+        (lambda f: change(f, "stages", student="good"), "it holds 'good' where a StageResult"),
+        (change_stage("student", metrics="good"), "mapping"),
+        (change_stage("teacher", metrics={"accuracy": None}), "accuracy is None, no number"),
+        (lambda f: change(f, milestones=[{"target": 0.5}]), "metrics"),
+        (lambda f: change(f, milestones=None), "not iterable"),
+        (change_stage("student", seconds=None), "seconds is None, no number"),
+        (change_stage("student", bytes="many"), "bytes is 'many', no number"),
+        (lambda f: f.unlink(), None),
     ],
 )  # fmt: skip
-def test_a_result_that_is_not_whole_never_counts(tmp_path, name, spoil, why):
+def test_collect_broken_result_counts_as_failed(tmp_path, spoil, why):
     write_run(tmp_path / "good")
-    spoil(write_run(tmp_path / "spoilt", seed=2) / name)
+    spoil(write_run(tmp_path / "spoilt", seed=2) / "result.json")
     found = collect([tmp_path])
     assert states(found) == {"good": "finished", "spoilt": "failed"}
     spoilt = found.runs[1]
-    assert spoilt.points == ()
+    assert spoilt.students == ()
     assert "result.json" in spoilt.reason
     if why is None:
         assert found.broken == []
     else:
         ((path, reason),) = found.broken
-        assert path == tmp_path / "spoilt" / name
+        assert path == tmp_path / "spoilt" / "result.json"
         assert why in reason
+
+
+def test_collect_result_of_the_old_schema_is_named_in_one_line(tmp_path):
+    folder = write_run(tmp_path / "a")
+    old = {"task": "mrpc", "seed": 1, "student": {"accuracy": 0.8}, "teacher": {"accuracy": 0.9}}
+    (folder / "result.json").write_text(json.dumps(old))
+    found = collect([tmp_path])
+    assert states(found) == {"a": "failed"}
+    ((path, reason),) = found.broken
+    assert path == folder / "result.json"
+    assert reason == (
+        "written by an older version of kd_prune (it has no 'stages'); run the job again"
+    )
+
+
+def test_collect_unknown_state_is_named(tmp_path):
+    folder = write_run(tmp_path / "a", state="pruned")
+    found = collect([tmp_path])
+    assert states(found) == {"a": "failed"}
+    ((path, reason),) = found.broken
+    assert path == folder / "status.json"
+    assert "its state is 'pruned', none of running, finished" in reason
+
+
+def test_collect_run_without_teacher_has_no_difference(tmp_path):
+    folder = write_run(tmp_path / "a")
+    content = json.loads((folder / "result.json").read_text())
+    del content["stages"]["teacher"]
+    (folder / "result.json").write_text(json.dumps(content))
+    (row,) = summarize_runs(collect([tmp_path]).runs).rows
+    assert (row.student.mean, row.teacher, row.delta) == (0.8, None, None)
 
 
 @pytest.mark.parametrize("name", ["status.json", "metrics.csv", "sparsity.csv"])
@@ -143,14 +187,14 @@ def test_a_file_beside_the_result_is_named_and_the_result_counts(tmp_path, name,
     (folder / name).write_bytes(content)
     found = collect([tmp_path])
     assert states(found) == {"a": "finished"}
-    assert found.runs[0].points[0].student == {"accuracy": 0.8}
+    assert found.runs[0].students[0].result.metrics == {"accuracy": 0.8}
     assert [path for path, _ in found.broken] == [folder / name] or content == b"{"
 
 
 def test_folders_that_hold_nothing(tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         collect([tmp_path / "nowhere"])
-    with pytest.raises(ValueError, match="no run in there"):
+    with pytest.raises(ValueError, match="contains no run"):
         collect([tmp_path])
 
 
@@ -283,3 +327,65 @@ def test_runs_with_milestones_are_a_method_of_their_own(tmp_path):
         "a": "sparsebert, sparsity.milestones=[]",
         "b": "sparsebert, sparsity.milestones=[0.5, 0.8]",
     }
+
+
+BASE = {
+    "_target_": "kd_prune.pipeline.Stage",
+    "optimizer": {"lr": 1e-3, "betas": None},
+    "sparsity": {"final": 0.5},
+}
+
+
+@pytest.mark.parametrize("ordinary", [{}, {"more": {}}])
+def test_label_names_a_part_that_others_lack_in_one_difference(tmp_path, ordinary):
+    write_run(tmp_path / "a", **ordinary)
+    write_run(tmp_path / "b", more={"base": BASE})
+    assert labels(tmp_path) == {"a": "sparsebert", "b": "sparsebert, more=base"}
+    write_run(tmp_path / "c", more={"base": BASE | {"max_epochs": 3}})
+    assert labels(tmp_path) == {
+        "a": "sparsebert",
+        "b": "sparsebert, more=base",
+        "c": "sparsebert, more=base, more.base.max_epochs=3",
+    }
+
+
+def test_label_says_nothing_of_a_setting_that_is_missing(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", optimizer__warmup=0.1)
+    assert labels(tmp_path) == {"a": "sparsebert", "b": "sparsebert, optimizer.warmup=0.1"}
+
+
+def test_label_names_a_class_by_its_name_and_none_of_its_settings(tmp_path):
+    for name, settings in (("First", {"decay": 0.5}), ("Second", {"seed": 3})):
+        criterion = {"_target_": f"package.module.{name}", **settings}
+        write_run(tmp_path / name, sparsity__criterion=criterion)
+    write_run(tmp_path / "none", sparsity__criterion=None)
+    assert labels(tmp_path) == {
+        "First": "sparsebert, sparsity.criterion=First",
+        "Second": "sparsebert, sparsity.criterion=Second",
+        "none": "sparsebert, sparsity.criterion=null",
+    }
+
+
+def test_labels_with_many_differences_are_short_and_all_different(tmp_path):
+    for i in range(16):
+        settings = {f"key{k}": "x" * 100 + str(i >> k & 1) for k in range(4)}
+        write_run(tmp_path / f"{i}", student=settings)
+        write_run(tmp_path / f"{i}-again", student=settings, seed=2)
+    found = labels(tmp_path)
+    assert len(set(found.values())) == 16
+    assert all(found[f"{i}"] == found[f"{i}-again"] for i in range(16))
+    assert all(label.count("student.") == 3 and "+1 more" in label for label in found.values())
+    assert max(map(len, found.values())) < 200
+
+
+def test_labels_of_classes_of_the_same_name_are_different(tmp_path):
+    for module in "ab":
+        write_run(tmp_path / module, sparsity__criterion={"_target_": f"{module}.Magnitude"})
+    assert len(set(labels(tmp_path).values())) == 2
+
+
+def test_refused_run_changes_no_label_of_others(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", optimizer__lr="fast", state="failed", refused=True)
+    assert labels(tmp_path)["a"] == "sparsebert"

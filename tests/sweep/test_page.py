@@ -9,16 +9,16 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_prune.sweep import collect
-from kd_prune.sweep.page import as_script, page_data, thinned, write_page
+from kd_prune.sweep.page import as_script, write_page
+from kd_prune.sweep.page_data import downsample, page_data
 
-from .runs import write_run
+from .runs import collected, write_run
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
 
 def written(folder, **settings):
-    write_page(collect([folder]), folder / "report.html", **settings)
+    write_page(*collected(folder), folder / "report.html", **settings)
     return (folder / "report.html").read_text()
 
 
@@ -49,9 +49,9 @@ def test_the_page_holds_what_was_collected(tmp_path):
     write_run(tmp_path / "a", milestones={0.5: 0.85}, optimizer__lr=1e-3)
     write_run(tmp_path / "b", seed=2, optimizer__lr=2e-3)
     (tmp_path / "b" / "sparsity.csv").write_text("x\ny\n")
-    found = page_data(collect([tmp_path]))
+    found = page_data(*collected(tmp_path))
     a, b = found["runs"]
-    assert [point["milestone"] for point in a["points"]] == [True, False]
+    assert a["targets"] == [0.5, 0.9]
     assert (a["config"]["optimizer.lr"], b["config"]["optimizer.lr"]) == ("0.001", "0.002")
     assert found["common"]["sparsity.criterion"] == "magnitude"
     assert a["zeros"] == [900] * 3
@@ -64,14 +64,14 @@ def test_the_page_holds_what_was_collected(tmp_path):
 def test_a_target_that_is_no_number_costs_nobody_the_page(tmp_path):
     write_run(tmp_path / "a", sparsity__final=float("nan"), state="failed", reason="no number")
     write_run(tmp_path / "b")
-    assert [run["target"] for run in page_data(collect([tmp_path]))["runs"]] == [None, 0.9]
-    write_page(collect([tmp_path]), tmp_path / "report.html", title="t")
+    assert [run["target"] for run in page_data(*collected(tmp_path))["runs"]] == [None, 0.9]
+    write_page(*collected(tmp_path), tmp_path / "report.html", title="t")
 
 
 def test_values_are_written_as_a_configuration_has_them(tmp_path):
     write_run(tmp_path / "a", student={"dropout": None}, model={"path": None, "tied": True})
     write_run(tmp_path / "b", student={"dropout": 0.1}, model={"path": None, "tied": True}, seed=2)
-    found = page_data(collect([tmp_path]))
+    found = page_data(*collected(tmp_path))
     assert [run["config"]["student.dropout"] for run in found["runs"]] == ["null", "0.1"]
     assert (found["common"]["model.path"], found["common"]["model.tied"]) == ("null", "true")
 
@@ -80,9 +80,9 @@ def test_values_are_written_as_a_configuration_has_them(tmp_path):
     st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=500),
     st.integers(4, 50),
 )
-def test_a_thinned_curve_keeps_its_ends_and_its_extremes(values, points):
+def test_a_downsampled_curve_keeps_its_ends_and_its_extremes(values, points):
     series = list(enumerate(values))
-    steps, kept = thinned(series, points)
+    steps, kept = downsample(series, points)
     assert len(steps) == len(kept) <= max(points, 4)
     assert steps == sorted(set(steps))
     assert (steps[0], steps[-1]) == (0, len(values) - 1)
@@ -97,3 +97,17 @@ def test_five_hundred_runs_in_seconds(tmp_path):
     page = written(tmp_path)
     assert time.perf_counter() - start < 10
     assert len(page) < 15e6
+
+
+def test_less_of_a_loss_is_better(tmp_path):
+    for name, loss, final in (("good", 0.5, 0.8), ("bad", 0.7, 0.5), ("small", 0.6, 0.9)):
+        folder = write_run(tmp_path / name, task__monitor="loss", sparsity__final=final)
+        text = (folder / "result.json").read_text()
+        (folder / "result.json").write_text(re.sub(r'"accuracy": [\d.]+', f'"loss": {loss}', text))
+    found = page_data(*collected(tmp_path))
+    by_target = {row["target"]: row for row in found["rows"]}
+    ids = {target: found["rows"].index(row) for target, row in by_target.items()}
+    assert found["losses"] == ["loss"]
+    assert by_target[0.8]["metrics"]["loss"]["nonzero"] == []
+    assert by_target[0.9]["metrics"]["loss"]["nonzero"] == []
+    assert set(by_target[0.5]["metrics"]["loss"]["nonzero"]) == {ids[0.8], ids[0.9]}

@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 
-from kd_prune.sweep import collect
 from kd_prune.sweep.page import write_page
 
-from .runs import write_run
+from .runs import collected, write_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="no browser: apt-get install chromium chromium-driver"
@@ -57,14 +58,16 @@ def sweep(tmp_path_factory):
         sparsity__final=95,
         distillation={"terms": {"sparsebert": 1.0}},
     )
-    write_page(collect([folder]), folder / "report.html", title=f"sweep {EVIL}")
+    write_page(*collected(folder), folder / "report.html", title=f"sweep {EVIL}")
     return folder / "report.html"
 
 
 @pytest.fixture
 def page(browser, sweep):
     browser.get(f"file://{sweep}")
-    assert browser.execute_script("return document.documentElement.dataset.drawn") == "yes"
+    drawn = "return document.documentElement.dataset.drawn === 'yes'"
+    # Chromium may report the page as loaded before its scripts have run.
+    WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(drawn))
     return browser
 
 
@@ -141,6 +144,33 @@ def test_filters_act_on_figures_and_tables(page):
     assert "No finished run in view." in page.find_element("css selector", "#sparsity").text
     assert column(page, "#runs table", 1) == ["bad"]
     assert page.get_log("browser") == []
+
+
+def test_a_row_with_hidden_seeds_is_shown_seed_by_seed(page):
+    def seeds():
+        return column(page, "#summary table", 9)
+
+    assert set(seeds()) == {"2"}
+    click(page, "seed", "1")
+    assert set(seeds()) == {"seed 2"}
+    # Students of one seed are compared with each other.
+    ((_, traces), _) = drawn(page, "front")
+    assert sorted(set(traces[0]["y"])) == pytest.approx([78.5, 80.0, 88.0])
+    click(page, "seed", "1")
+    assert set(seeds()) == {"2"}
+
+
+def test_the_front_is_that_of_the_students_in_view(page):
+    ((_, before), _) = drawn(page, "front")
+    click(page, "target", "0.5")  # these beat all others in the metric
+    ((_, after), _) = drawn(page, "front")
+    assert max(before[0]["y"]) == pytest.approx(88.0)
+    assert max(after[0]["y"]) == pytest.approx(80.5)
+
+
+def test_every_run_lists_its_stages(page):
+    (text,) = set(column(page, "#runs table", 13)[1:2])
+    assert text.startswith("teacher: accuracy 90.0, 2 s; student: accuracy ")
 
 
 def test_none_all_and_search(page):

@@ -1,0 +1,38 @@
+"""``kd-prune eval <folder>``: evaluate a saved model, as ``kd-prune train eval=<folder>`` does."""
+
+from __future__ import annotations
+
+import sys
+
+from kd_prune.cli import train
+from kd_prune.cli.arguments import quoted
+
+HELP = """\
+usage: kd-prune eval <folder> [key=value ...]
+
+Evaluate a saved model: its metrics on the validation splits and its zeros, as counted. Nothing is
+trained. A run folder, or the student in it, is evaluated on the task of that run; with any other
+model folder or hub id name the task. The result is printed and written to evaluation.json.
+
+examples:
+  kd-prune eval outputs/mrpc/<run>
+  kd-prune eval outputs/mrpc/<run>/milestones/0.5
+  kd-prune eval outputs/mrpc/<run> task.validation=[test]
+  kd-prune eval textattack/bert-base-uncased-MRPC task=mrpc
+  kd-prune eval outputs/mrpc/<run> task.path=<folder with other rows>
+
+main keys:
+  task, task.path, task.validation, task.metrics    what the model is evaluated on
+  task.eval_batch_size, trainer.accelerator         how it is evaluated
+  hydra.run.dir                                     the folder for evaluation.json"""
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate the model that the first argument names."""
+    if {"-h", "--help"}.intersection(arguments):
+        print(HELP)
+        return
+    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+        sys.exit("error: kd-prune eval: name the model first, kd-prune eval <folder or hub id>")
+    folder, *overrides = arguments
+    train.main([f"eval={quoted(folder)}", *overrides])

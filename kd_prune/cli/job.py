@@ -1,0 +1,146 @@
+"""Check a composed configuration, build its job and describe the job for its record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd_prune.cli import launch, validation
+from kd_prune.cli.build import build, one_line
+from kd_prune.cli.locations import CONF
+from kd_prune.errors import UNSET, ConfigError
+from kd_prune.results import Status, run_of
+from kd_prune.sweep import status
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from kd_prune.pipeline import Job
+
+COMMAND_KEYS = ("eval", "search", "sweep", "hydra")
+"""Settings of the command that are not arguments of the job."""
+
+
+def make_job(config: DictConfig, out: Path) -> Job:
+    """Check a composed configuration and build its job.
+
+    Args:
+        config: The composed configuration.
+        out: The run folder.
+
+    Raises:
+        ConfigError: A setting cannot work; with the full key of the setting.
+    """
+    import torch
+
+    from kd_prune.pipeline import cache_folder
+
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.full_key or ""), UNSET, one_line(error)) from error
+    validation.check_groups(plain)
+    validation.check_missing(plain)
+    validation.check_types(plain)
+    cache_folder(plain["cache_dir"])
+    torch.manual_seed(plain["seed"])  # a module with weights is then the same in every process
+    job: Job = build({key: value for key, value in plain.items() if key not in COMMAND_KEYS})
+    return dataclasses.replace(job, out=out, config=plain)
+
+
+def check_command(config: DictConfig) -> None:
+    """Check the chosen options of the command that is running.
+
+    Raises:
+        ConfigError: See `validation.check_choices`.
+    """
+    hydra = HydraConfig.get()
+    folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
+    named = any(override.startswith("budget=") for override in hydra.overrides.task)
+    validation.check_choices(
+        config,
+        hydra.runtime.choices,
+        many=launch.is_sweep() or launch.is_child_rank(),
+        budgets=validation.options_of("budget", folders) if named else None,
+    )
+
+
+def trial_callbacks(config: DictConfig) -> dict[str, Callback]:
+    """Make the callback that ends a poor trial of a search early; none for other jobs."""
+    if config.search.trial is None:
+        return {}
+    from kd_prune.lit.trial_stopping import TrialStoppingCallback
+    from kd_prune.sweep.search import MedianStoppingRule
+
+    final = OmegaConf.select(config, "sparsity.final") or 0.0
+    rule = MedianStoppingRule(final=final, **config.search)
+    return {"search": TrialStoppingCallback(rule, f"val/{config.task.monitor}")}
+
+
+def with_recorded_task(config: DictConfig, folder: Path) -> DictConfig:
+    """Take the task from the run that saved a model, unless the command names a task.
+
+    Single settings of the task in the command (``task.validation=[test]``) still apply.
+
+    Args:
+        config: The composed configuration.
+        folder: A run folder, or a student in one.
+
+    Raises:
+        ConfigError: The record names another `_target_` than the configuration; a folder may come
+            from an untrusted source, so no other target is called.
+    """
+    record = status.read(run_of(folder))
+    given = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
+    if "task" in given or record is None or not record.config:
+        return config
+    kinds = {OmegaConf.load(file)._target_ for file in (CONF / "task" / "kind").glob("*.yaml")}
+
+    def merged(ours: Any, theirs: Any, key: str) -> Any:
+        if not isinstance(theirs, dict):
+            return theirs
+        ours = ours if isinstance(ours, dict) else {}
+        if theirs.get("_target_") not in (kinds if key == "task.kind" else {ours.get("_target_")}):
+            raise ConfigError(
+                "eval",
+                folder,
+                f"its {key} is made by {theirs.get('_target_')}",
+                "name its task, as in the command that made it",
+            )
+        return ours | {k: merged(ours.get(k), v, f"{key}.{k}") for k, v in theirs.items()}
+
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)  # noqa: S101  it is a DictConfig
+    plain["task"] = merged(plain["task"], record.config["task"], "task")
+    both = OmegaConf.create(plain)
+    for key in given:
+        if key.startswith("task."):
+            OmegaConf.update(both, key, OmegaConf.select(config, key), force_add=True)
+    return both
+
+
+def describe(config: DictConfig) -> Status:
+    """Describe a job for its record, also a job that cannot be built."""
+    plain: Any = None
+    with contextlib.suppress(OmegaConfBaseException):
+        plain = OmegaConf.to_container(config, resolve=True)
+    hydra = HydraConfig.get()
+    return Status(
+        state="running",
+        task=OmegaConf.select(config, "task.name"),
+        seed=OmegaConf.select(config, "seed"),
+        monitor=OmegaConf.select(config, "task.monitor"),
+        choices={
+            group: option
+            for group, option in hydra.runtime.choices.items()
+            if not group.startswith("hydra")
+        },
+        overrides=list(hydra.overrides.task),
+        config=plain,
+    )

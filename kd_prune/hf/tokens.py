@@ -1,0 +1,116 @@
+"""Tokens of a split, cached under a hash of everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from kd_prune import atomic_io
+from kd_prune.hf.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+def rows_hash(texts: Dataset, targets: list[Any] | None) -> str:
+    """Hash texts and labels."""
+    digest = hashlib.sha256()
+    for name in texts.column_names:
+        column = texts.with_format("arrow")[:][name].combine_chunks()
+        digest.update(repr((name, str(column.type))).encode())
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, pa.schema([(name, column.type)])) as writer:
+            writer.write_batch(pa.record_batch([column], names=[name]))
+        digest.update(sink.getvalue())
+    digest.update(repr(targets).encode())
+    return digest.hexdigest()
+
+
+def data_hash(rows: str, tokenizer: PreTrainedTokenizerBase, inputs: list[str], task: Task) -> str:
+    """Hash everything that a task's tokens depend on.
+
+    Args:
+        rows: Hash of the rows of all splits.
+        tokenizer: The tokenizer.
+        inputs: Names of the token columns.
+        task: The task; its `kind` and `max_length` are part of the hash.
+    """
+    digest = hashlib.sha256(rows.encode())
+    digest.update(tokenizer_state(tokenizer))
+    # The state lacks these: BERT reads segments and DistilBERT does not, with equal vocabularies.
+    sides = tokenizer.truncation_side, tokenizer.padding_side
+    settings = (inputs, sides, tokenizer.split_special_tokens, task.max_length, task.kind)
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """Return a tokenizer's state without the truncation and padding set by its last call."""
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        state = json.loads(backend.to_str())
+        for set_by_use in ("truncation", "padding"):
+            state.pop(set_by_use, None)
+        return json.dumps(state, sort_keys=True).encode()
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer in Python has its state in files
+        files = [Path(file) for file in sorted(tokenizer.save_pretrained(folder))]
+        settings = Path(folder) / "tokenizer_config.json"
+        kept = json.loads(settings.read_text())
+        for set_by_loading in ("is_local", "local_files_only", "name_or_path"):
+            kept.pop(set_by_loading, None)
+        settings.write_text(json.dumps(kept, sort_keys=True))
+        return b"".join(file.read_bytes() for file in files if file.is_file())
+
+
+def warn_of_missing_texts(texts: Dataset, split: str) -> None:
+    """Warn of rows without a text, which are read as empty texts."""
+    table = texts.with_format("arrow")[:]
+    for column in texts.column_names:
+        if missing := table.column(column).null_count:
+            log.warning(
+                "task.text=%s: %d of %d rows of the %s split have none; it is read as empty",
+                column,
+                missing,
+                len(texts),
+                split,
+            )
+
+
+def tokenise(
+    texts: Dataset,
+    targets: list[Any] | None,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    segments: bool,
+    folder: Path,
+) -> Dataset:
+    """Return the token columns of a split, read from `folder` or computed and saved there.
+
+    Args:
+        texts: The text columns.
+        targets: One label per row, or None.
+        task: The task.
+        tokenizer: The tokenizer.
+        segments: Whether ``token_type_ids`` are among the columns.
+        folder: Cache folder of these tokens.
+    """
+    if folder.is_dir():
+        return Dataset.load_from_disk(str(folder))
+    rows = texts if targets is None else texts.add_column("labels", targets)
+    tokens = rows.map(
+        lambda batch: task.kind.encode(task, tokenizer, batch, segments),
+        batched=True,
+        remove_columns=rows.column_names,
+        keep_in_memory=True,
+        desc="tokenising",
+    )
+    with atomic_io.folder(folder) as scratch:
+        tokens.save_to_disk(str(scratch))
+    return Dataset.load_from_disk(str(folder))

@@ -1,0 +1,159 @@
+"""OptimizerHooks: pass a pruner every optimizer step, its gradients and the layers' inputs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as L
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from kd_prune.errors import ConfigError
+from kd_prune.pruning.optimizer_state import optimizer_parameters
+from kd_prune.pruning.pruner import Pruner
+
+NO_INPUT = (
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    NonDynamicallyQuantizableLinear,  # the output of MultiheadAttention, which never calls it
+    nn.Bilinear,
+    nn.Embedding,
+    nn.EmbeddingBag,
+)
+"""Layers whose input features do not correspond one by one to columns of their weight."""
+
+
+class OptimizerHooks:
+    """Hooks on optimizers that record real steps and zero pruned weights after each of them.
+
+    A gradient scaler that skips a step calls no optimizer, and manual loops step as they like, so
+    the hooks are on the optimizers themselves.
+
+    Attributes:
+        stepped: Whether any optimizer made a step; None before the first batch.
+    """
+
+    def __init__(self) -> None:
+        self.stepped: bool | None = None
+        self._step_pending = False
+        self._observed = set[int]()  # optimizers whose gradients for the next step were observed
+        self._optimizers: list[Optimizer] = []
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self, trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> None:
+        """Hook the trainer's optimizers and, where the criterion observes inputs, the layers.
+
+        Raises:
+            ConfigError: The criterion observes inputs, and a layer's input does not correspond to
+                its weight.
+        """
+
+        def before_step(
+            optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> None:
+            # Lightning passes a closure that computes the gradients and then calls
+            # `on_before_optimizer_step`. It calls no hook for steps of
+            # `self.optimizers(use_pl_optimizer=False)`: those have no closure.
+            if id(optimizer) not in self._observed and not any([*args[1:], *kwargs.values()]):
+                self.observe_gradients(trainer, pruner, optimizer)
+
+        def after_step(optimizer: Optimizer, *_: Any) -> None:
+            pruner.project(optimizer if moving else None)
+            self._step_pending = self.stepped = True
+            self._observed.discard(id(optimizer))
+
+        self.detach()
+        self._optimizers = list(trainer.optimizers)
+        pruner.track_optimizers(trainer.optimizers)
+        in_scope = {id(parameter) for parameter in pruner.parameters.values()}
+        moving = [
+            optimizer
+            for optimizer in trainer.optimizers
+            if in_scope & {id(p) for p in optimizer_parameters(optimizer)}
+        ]
+        for optimizer in moving or trainer.optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(before_step))
+            self._handles.append(optimizer.register_step_post_hook(after_step))
+        if getattr(pruner.criterion, "observes", None) == "input":
+            self._handles += observe_inputs(module, pruner)
+
+    def begin_batch(self, trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> None:
+        """Hook optimizers that replaced earlier ones."""
+        self.stepped = bool(self.stepped)
+        self._observed.clear()  # left by a step that a scaler skipped
+        if [*map(id, trainer.optimizers)] != [*map(id, self._optimizers)]:
+            self.attach(trainer, module, pruner)
+
+    def observe_gradients(self, trainer: L.Trainer, pruner: Pruner, optimizer: Optimizer) -> None:
+        """Pass the pruner the gradients of the step that `optimizer` is about to make."""
+        self._observed.add(id(optimizer))
+        if not pruner.observes_gradients:
+            return
+        scaler, scale = getattr(trainer.precision_plugin, "scaler", None), 1.0
+        if scaler:
+            gradients = [p.grad for p in optimizer_parameters(optimizer) if p.grad is not None]
+            if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+                return  # the scaler is going to skip this step
+            if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused one unscales
+                scale = scaler.get_scale()
+        pruner.observe_gradients(optimizer, scale)
+
+    def consume_step(self) -> bool:
+        """Return whether a step was made since the last call."""
+        pending, self._step_pending = self._step_pending, False
+        return pending
+
+    def detach(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._optimizers = [], []
+
+
+def observe_inputs(module: nn.Module, pruner: Pruner) -> list[RemovableHandle]:
+    """Hook every layer in scope: the criterion observes its inputs during training.
+
+    Raises:
+        ConfigError: The model is compiled, or a layer's input does not correspond to its weight.
+    """
+    criterion = pruner.criterion
+    if any("_orig_mod" in name for name, _ in module.named_modules()):
+        raise ConfigError(
+            "criterion",
+            criterion,
+            "it observes layers' inputs, which a compiled model does not give",
+            "fit the model without torch.compile, or take another criterion",
+        )
+    names = {id(parameter): name for name, parameter in pruner.parameters.items()}
+
+    def observe(
+        name: str, layer: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+    ) -> None:
+        if layer.training:
+            pruner.observe({name: next(iter((*inputs, *kwargs.values()))).detach()})
+
+    handles = []
+    for layer in module.modules():
+        for parameter in layer.parameters(recurse=False):
+            name = names.get(id(parameter))
+            if name and _input_differs_from_columns(layer):
+                raise ConfigError(
+                    "criterion",
+                    criterion,
+                    f"it observes a layer's input, and the input of {name}'s "
+                    f"{type(layer).__name__} does not correspond to the weight's columns",
+                    "leave it out of the scope, or take another criterion",
+                )
+            if name:
+                hook = partial(observe, name)
+                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+    return handles
+
+
+def _input_differs_from_columns(layer: nn.Module) -> bool:
+    """Return whether the layer's input features do not correspond to its weight's columns."""
+    transposed = getattr(layer, "transposed", False) or type(layer).__name__ == "Conv1D"
+    return isinstance(layer, NO_INPUT) or transposed or getattr(layer, "groups", 1) != 1

@@ -1,0 +1,181 @@
+"""RunLength: how long a run is and which step it has reached."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.utilities import CombinedLoader
+
+from kd_prune.errors import ConfigError
+
+UNITS = {"steps": "optimizer steps", "batches": "batches", "seconds": "seconds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLength:
+    """The limits that end a run, counted in the unit of the first known limit.
+
+    With automatic optimization the unit is optimizer steps. With manual optimization the module
+    itself decides how many steps a batch takes, so batches are counted. If several limits are
+    known, the current step is computed from the one of which the largest share is used up.
+
+    Attributes:
+        steps: Optimizer steps.
+        batches: Batches.
+        seconds: Seconds of training (`Trainer(max_time=…)`).
+    """
+
+    steps: int | None = None
+    batches: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def from_fit(cls, trainer: L.Trainer) -> RunLength:
+        """Read the limits of a trainer whose fit has begun.
+
+        Raises:
+            ConfigError: No limit is known.
+        """
+        estimate = trainer.estimated_stepping_batches
+        steps = int(estimate) if 0 < estimate < math.inf else None
+        batches = None
+        if not trainer.lightning_module.automatic_optimization:
+            steps = trainer.max_steps if trainer.max_steps > 0 else None
+            batches = _product(trainer.max_epochs, trainer.num_training_batches)
+        return cls._with_max_time(steps, batches, trainer)
+
+    @classmethod
+    def from_trainer_config(
+        cls, trainer: L.Trainer, per_epoch: float, *, automatic: bool = True
+    ) -> RunLength:
+        """Compute the limits of a fit before it begins; `from_fit` will find the same.
+
+        Args:
+            trainer: The trainer of the fit.
+            per_epoch: Batches of the training loader; infinite if it has no length.
+            automatic: Whether Lightning does the optimization.
+
+        Raises:
+            ConfigError: As in `from_fit`, or an epoch has no batch.
+        """
+        limit = trainer.limit_train_batches
+        per_epoch = limited(per_epoch, limit)
+        if per_epoch == 0:
+            raise ConfigError(
+                "trainer.limit_train_batches", limit, "leaves no batch of an epoch", "raise it"
+            )
+        steps = trainer.max_steps if trainer.max_steps > 0 else None
+        if not automatic:
+            batches = _product(trainer.max_epochs, per_epoch)
+            return cls._with_max_time(steps, batches, trainer)
+        if per_epoch < math.inf:
+            per_epoch = math.ceil(per_epoch / trainer.accumulate_grad_batches)
+        in_epochs = _product(trainer.max_epochs, per_epoch)
+        steps = min(filter(None, (steps, in_epochs)), default=None)
+        return cls._with_max_time(steps, None, trainer)
+
+    @classmethod
+    def _with_max_time(
+        cls, steps: int | None, batches: int | None, trainer: L.Trainer
+    ) -> RunLength:
+        timer = _timer(trainer)
+        seconds = timer.time_elapsed() + timer.time_remaining() if timer else None
+        length = cls(steps=steps, batches=batches, seconds=seconds)
+        if not length.limits:
+            raise ConfigError(
+                "trainer.max_epochs",
+                trainer.max_epochs,
+                "a run needs an end for a ramp to fit it",
+                "set it, or max_steps or max_time; a loader without a length needs one of the "
+                "latter two",
+            )
+        return length
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Limits that are known, by attribute name."""
+        return {name: limit for name, limit in asdict(self).items() if limit is not None}
+
+    @property
+    def total(self) -> int:
+        """Length of the run, in `unit`."""
+        return math.ceil(next(iter(self.limits.values()), 0))
+
+    @property
+    def unit(self) -> str:
+        """Unit of `total` and `step`."""
+        return UNITS[next(iter(self.limits), "steps")]
+
+    def step(self, trainer: L.Trainer) -> int:
+        """Return the step that the run has reached, the current batch included, in `unit`."""
+        timer = _timer(trainer)
+        return self.step_after(
+            steps=trainer.global_step,
+            batches=trainer.fit_loop.total_batch_idx + 1,
+            seconds=timer.time_elapsed() if timer else 0.0,
+        )
+
+    def step_after(self, **done: float) -> int:
+        """Return the step for completed work: ``⌊total · max_l done_l / limit_l⌋``, ≤ `total`.
+
+        Args:
+            **done: Completed `steps`, `batches` and `seconds`.
+
+        >>> length = RunLength(steps=100, seconds=60.0)
+        >>> length.step_after(steps=10, seconds=3.0), length.step_after(steps=10, seconds=30.0)
+        (10, 50)
+        """
+        # Multiplied before divided: whole numbers stay exact.
+        reached = (self.total * done[name] // limit for name, limit in self.limits.items())
+        return min(int(max(reached)), self.total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the limits as plain numbers."""
+        return asdict(self)
+
+
+def limited(batches: float, limit: float) -> float:
+    """Apply `limit_train_batches` to an epoch: a float is a fraction of it, an int a maximum.
+
+    >>> limited(10, 0.5), limited(10, 4), limited(math.inf, 0.5)
+    (5, 4, inf)
+    """
+    if isinstance(limit, int):
+        return min(batches, limit)
+    return batches if math.isinf(batches) else int(batches * limit)
+
+
+def batches_of(loaders: Any) -> float:
+    """Count the batches in an epoch of the loaders given to ``trainer.fit``; infinite if unknown.
+
+    >>> batches_of([range(3), range(5)]), batches_of(iter([]))
+    (5, inf)
+    """
+    if loaders is None:
+        return math.inf
+    if hasattr(loaders, "train_dataloader"):  # a data module
+        loaders.prepare_data()
+        loaders.setup("fit")
+        loaders = loaders.train_dataloader()
+    if not isinstance(loaders, CombinedLoader):
+        loaders = CombinedLoader(loaders, "max_size_cycle")  # as fit does
+    lengths = [sized_len(loader) for loader in loaders.flattened]
+    ends = min if loaders._mode == "min_size" else max
+    return ends(math.inf if length is None else length for length in lengths)
+
+
+def _timer(trainer: L.Trainer) -> Any:
+    """Find the callback of `Trainer(max_time=…)`; Lightning and pytorch_lightning have one each."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in its __init__
+        if type(callback).__name__ == "Timer" and callback.time_remaining() is not None:
+            return callback
+    return None
+
+
+def _product(epochs: int | None, per_epoch: float) -> int | None:
+    """Return the batches or steps of all epochs; None if their number or length is unknown."""
+    return epochs * int(per_epoch) if epochs and epochs > 0 and per_epoch < math.inf else None

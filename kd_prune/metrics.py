@@ -1,0 +1,112 @@
+"""Metrics by name, as GLUE's official script computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+)
+from torchmetrics.utilities import dim_zero_cat
+
+from kd_prune.errors import ConfigError
+
+
+class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
+    """Matthews correlation; 0 for constant predictions or labels, as in scikit-learn.
+
+    torchmetrics gives other values there, and pruned students do collapse to one class.
+    """
+
+    def compute(self) -> Tensor:
+        """Compute the coefficient, in [-1, 1]."""
+        confusion = self.confmat
+        if (confusion.sum(0) > 0).sum() < 2 or (confusion.sum(1) > 0).sum() < 2:
+            return torch.zeros((), device=confusion.device)
+        return super().compute()
+
+
+class PearsonCorrCoef(Metric):
+    """Pearson correlation over all rows; 0 for constant predictions or labels.
+
+    torchmetrics gives NaN there, and pruned students do collapse to one value.
+    """
+
+    full_state_update = False
+    predictions: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("predictions", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        """Keep predictions and labels, (rows,) each."""
+        self.predictions.append(predictions)
+        self.labels.append(labels)
+
+    def compute(self) -> Tensor:
+        """Compute the coefficient, in [-1, 1]."""
+        columns = (dim_zero_cat(self.predictions), dim_zero_cat(self.labels))
+        device = columns[0].device
+        x, y = (self.transform(column.cpu()).double() for column in columns)  # MPS has no float64
+        if (x == x[0]).all() or (y == y[0]).all():
+            return torch.zeros((), device=device)
+        return torch.corrcoef(torch.stack([x, y]))[0, 1].float().to(device)
+
+    @staticmethod
+    def transform(column: Tensor) -> Tensor:
+        """Return the values that are correlated: unchanged."""
+        return column
+
+
+class SpearmanCorrCoef(PearsonCorrCoef):
+    """Spearman correlation: Pearson's of the ranks; 0 for constant predictions or labels."""
+
+    @staticmethod
+    def transform(column: Tensor) -> Tensor:
+        """Return the ranks; ties share their mean rank."""
+        _, index, counts = torch.unique(column, return_inverse=True, return_counts=True)
+        ranks: Tensor = counts.cumsum(0) - (counts.double() - 1) / 2
+        return ranks[index]
+
+
+def metric_collection(names: Sequence[str], num_labels: int) -> MetricCollection:
+    """Make metrics that take predictions (class indices, or values) and labels.
+
+    Args:
+        names: Some of `accuracy` (share of rows that are right), `f1` (of class 1 of two),
+            `macro_f1` (mean over classes), `matthews`, `pearson`, `spearman`.
+        num_labels: Outputs of the model; 1 is a regression.
+
+    Raises:
+        ConfigError: A name is unknown, or does not suit the number of outputs.
+    """
+    regression = num_labels == 1
+    makers: dict[str, Callable[[], Metric]] = {
+        "accuracy": lambda: MulticlassAccuracy(num_labels, average="micro"),
+        "f1": BinaryF1Score,
+        "macro_f1": lambda: MulticlassF1Score(num_labels, average="macro"),
+        "matthews": lambda: MatthewsCorrCoef(num_labels),
+        "pearson": PearsonCorrCoef,
+        "spearman": SpearmanCorrCoef,
+    }
+    suitable = [name for name in makers if (name in ("pearson", "spearman")) == regression]
+    if num_labels > 2:
+        suitable.remove("f1")
+    for name in names:
+        if name not in makers:
+            raise ConfigError("metrics", name, "unknown metric", f"known: {', '.join(makers)}")
+        if name not in suitable:
+            kind = "a regression" if regression else f"{num_labels} classes"
+            raise ConfigError(
+                "metrics", name, f"does not suit {kind}", f"take some of {', '.join(suitable)}"
+            )
+    return MetricCollection({name: makers[name]() for name in names}, compute_groups=False)

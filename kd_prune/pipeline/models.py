@@ -1,0 +1,139 @@
+"""Models of a stage: the initial student and the teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+from transformers import PreTrainedModel
+
+from kd_prune import hf
+from kd_prune.errors import ConfigError, key_prefix
+from kd_prune.hf.changes import new_model, with_layers
+from kd_prune.pipeline.context import Context, GivenModel
+from kd_prune.pipeline.stage import PRETRAINED, ChainStage
+
+
+def initial_model(
+    context: Context, stage: ChainStage, as_stage: ChainStage | None = None
+) -> PreTrainedModel:
+    """Load the initial model of a stage's fit, with the stage's seed.
+
+    If the stage begins with the outcome of a stage that is not finished yet, the initial model of
+    the latter is used instead: the shapes are the same, which is enough for checks before training.
+
+    Args:
+        context: The run.
+        stage: The stage.
+        as_stage: Stage whose head the model gets; None: `stage`.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or does not allow the stage's change of shape.
+    """
+    head = as_stage or stage
+    kind, num_outputs = head.task.kind, context.inputs[head.name].data.num_outputs
+    L.seed_everything(stage.seed, verbose=False)
+    given = context.given_source(stage)
+    if given is None and stage.init in context.chain and stage.init not in context.outcomes:
+        model = initial_model(context, context.chain[stage.init], head)
+        return change_encoder(model, stage, kind.auto_model)
+    if stage.init in context.outcomes:
+        source, key = context.outcomes[stage.init].path, f"{stage.key}.init"
+    elif given:
+        source, key = given.path, given.key
+    else:
+        source, key = PRETRAINED, "model.path"
+    return context.encoder(source).load(
+        kind=kind,
+        num_outputs=num_outputs,
+        key=key,
+        change=stage.encoder_change,
+        change_key=stage.key,
+    )
+
+
+def change_encoder(model: PreTrainedModel, stage: ChainStage, auto_model: Any) -> PreTrainedModel:
+    """Return the model with a stage's layers and width.
+
+    Raises:
+        ConfigError: The model does not allow them.
+    """
+    change = stage.encoder_change
+    with key_prefix(stage.key):
+        if change.new_weights:
+            return new_model(auto_model, change.config(model.config))
+        return model if change.layers is None else with_layers(model, change, auto_model)
+
+
+def teacher_model(context: Context, stage: ChainStage) -> PreTrainedModel | None:
+    """Load the teacher of a stage; before it is trained, a model of the same shape.
+
+    Raises:
+        ConfigError: The teacher cannot be loaded, was fine-tuned on another task, or has no head
+            although the stage learns from its outputs.
+    """
+    if stage.teacher is None:
+        return None
+    data, kind, key = context.inputs[stage.name].data, stage.task.kind, f"{stage.key}.teacher"
+    if given := context.given_teacher(stage):
+        return load_fine_tuned(given, stage.task, data)
+    if stage.teacher == PRETRAINED:
+        if stage.learns_outputs:
+            context.job.model.fine_tuned_config(kind, key)
+        L.seed_everything(stage.seed, verbose=False)
+        return context.job.model.load(
+            kind=kind, num_outputs=data.num_outputs, head=stage.learns_outputs, key=key
+        )
+    check_same_head(context, stage, context.chain[stage.teacher])
+    if stage.teacher not in context.outcomes:
+        return initial_model(context, context.chain[stage.teacher], stage)
+    L.seed_everything(stage.seed, verbose=False)  # a missing head, not used, is random
+    encoder = hf.PretrainedEncoder(path=context.outcomes[stage.teacher].path)
+    return encoder.load(kind=kind, num_outputs=data.num_outputs, head=stage.learns_outputs, key=key)
+
+
+def check_same_head(context: Context, stage: ChainStage, teacher: ChainStage) -> None:
+    """Refuse a teacher that is fitted with another head, if the stage learns from its outputs.
+
+    Raises:
+        ConfigError: The heads differ.
+    """
+    ours, theirs = (
+        (one.task.kind.auto_model, context.inputs[one.name].data.num_outputs)
+        for one in (stage, teacher)
+    )
+    if stage.learns_outputs and ours != theirs:
+        raise ConfigError(
+            f"{stage.key}.teacher",
+            teacher.name,
+            f"it is fitted on {teacher.task.name}, so its head is not one for {stage.task.name}",
+            "name a stage of the same task, or set the weights of terms over outputs to 0",
+        )
+
+
+def load_fine_tuned(given: GivenModel, task: hf.Task, data: hf.TaskData) -> PreTrainedModel:
+    """Load a model that was fine-tuned on the task.
+
+    Raises:
+        ConfigError: The model cannot be read, has no head for the task, or has other labels.
+    """
+    encoder = hf.PretrainedEncoder(path=given.path)
+    config = encoder.fine_tuned_config(task.kind, given.key)
+    if task.kind.uses_num_labels and config.num_labels != data.num_outputs:
+        raise ConfigError(
+            given.key,
+            given.path,
+            f"the model has {config.num_labels} labels, the task {data.num_outputs}",
+            "take one that was fine-tuned on this task",
+        )
+    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    ours, theirs = ([name.strip().casefold() for name in one] for one in (data.labels, names))
+    if set(theirs) == set(ours) and theirs != ours:
+        raise ConfigError(
+            given.key,
+            given.path,
+            f"the model's labels are in the order {names[:5]}, the task's in the order "
+            f"{list(data.labels)[:5]}",
+            "set task.labels to the model's",
+        )
+    return encoder.load(kind=task.kind, num_outputs=data.num_outputs, head=True, key=given.key)

@@ -1,0 +1,70 @@
+"""Evaluation of an existing model, ``kd-prune eval <folder>``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kd_prune import hf
+from kd_prune.errors import key_prefix
+from kd_prune.pipeline.context import GivenModel, Inputs
+from kd_prune.pipeline.evaluation import encoder_weights, evaluate, model_result
+from kd_prune.pipeline.job import Job, cache_folder
+from kd_prune.pipeline.models import load_fine_tuned
+from kd_prune.pipeline.preflight import check_student_task
+from kd_prune.pipeline.reporting import metric_text
+from kd_prune.pipeline.stage import STUDENT
+from kd_prune.results import ModelResult, recorded_scope, run_of, write_json
+
+
+def evaluate_saved(job: Job, path: str) -> ModelResult:
+    """Evaluate a fine-tuned model on the job's task; write ``evaluation.json`` to the run folder.
+
+    The scope is that of the run that saved the model; for other models, the encoder's Linear
+    weights.
+
+    Args:
+        job: The job, for its task and trainer; nothing is trained.
+        path: A run folder, a Hugging Face folder or a hub id.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or does not fit the task.
+    """
+    given, task, stage = GivenModel.of(path, "eval"), job.task, job.chain()[STUDENT]
+    path = given.path
+    check_student_task(task)
+    encoder = hf.PretrainedEncoder(path=path)
+    encoder.fine_tuned_config(task.kind, "eval")
+    tokenizer = encoder.tokenizer(key="eval")
+    with key_prefix("task"):
+        data = hf.load_data(task, tokenizer, cache_folder(job.cache_dir))
+    model = load_fine_tuned(given, task, data)
+    metrics = evaluate(job, stage, Inputs(tokenizer, data), model, role="model")
+    recorded = recorded_scope(run_of(Path(path)))
+    from_run = bool(recorded) and recorded <= {name for name, _ in model.named_parameters()}
+    scope = recorded if from_run else encoder_weights(model)
+    result = model_result(model, scope, metrics, path, path)
+    job.out.mkdir(parents=True, exist_ok=True)
+    record = {"task": task.name, **asdict(result)}
+    if not scope:
+        record["sparsity"] = None  # without a known scope there is no sparsity in scope
+    write_json(record, job.out / "evaluation.json")
+    title = f"{'/'.join(Path(path).parts[-2:])} on {task.name}"
+    table = Table(title=title, min_width=len(title), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, metric_text(name, value))
+    table.add_section()
+    if scope:
+        what = "in scope" if from_run else "of the encoder"
+        table.add_row(f"sparsity {what}", f"{100 * result.sparsity:.2f} %")
+    table.add_row("sparsity of the model", f"{100 * result.model_sparsity:.2f} %")
+    table.add_row("non-zero weights", f"{result.nonzero:,} of {result.parameters:,}")
+    console = Console()
+    console.print(table)
+    console.print(f"Results: {job.out / 'evaluation.json'}", soft_wrap=True, highlight=False)
+    return result

@@ -1,0 +1,155 @@
+"""Stage: one fit whose outcome is a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from kd_prune import hf
+from kd_prune.distillation import Objective
+from kd_prune.errors import ConfigError
+from kd_prune.lit import SparsityCallback
+
+TEACHER, STUDENT = "teacher", "student"
+PRETRAINED = "pretrained"
+"""Name of the job's pre-trained encoder; no stage may have this name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Settings of one fit.
+
+    Args:
+        task: Task to learn; None: the job's.
+        init: Where the encoder's weights come from: ``pretrained`` (the job's model), the name of
+            an earlier stage, or a folder or hub id.
+        layers: Encoder layers to keep: a number (the first layers) or a list of indices; None: all.
+        hidden_size: Width of the encoder; all weights are then new. None: the model's.
+        intermediate_size: Width of the feed-forward layers; all weights are then new. None: the
+            model's.
+        teacher: Model to learn from: ``pretrained``, the name of an earlier stage, a folder or hub
+            id, or None.
+        objective: What is minimised; None: the loss on the task's hard labels.
+        sparsity: Callback that prunes; None: nothing is pruned.
+        callbacks: Name → further Lightning callback.
+        optimizer: Optimizer and learning-rate schedule; None: the job's.
+        max_epochs: Epochs; None: the trainer's.
+        max_steps: Highest number of optimizer steps; None: no such limit.
+        batch_size: Rows per step; None: the task's.
+        dropout: Probability of every dropout during the fit; None: the model's own.
+        seed: Seed of the fit; None: the job's.
+        path: Finished model that replaces the fit: a folder, a run folder or a hub id.
+        min_retained: Of the student alone: the job fails if it has less than this share of its
+            teacher's value of the task's `monitor`; 0: no such check.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    task: hf.Task | None = None
+    init: str = PRETRAINED
+    layers: int | Sequence[int] | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    teacher: str | None = None
+    objective: Objective | None = None
+    sparsity: SparsityCallback | None = None
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
+    optimizer: hf.AdamWWithSchedule | None = None
+    max_epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int | None = None
+    dropout: float | None = None
+    seed: int | None = None
+    path: str | None = None
+    min_retained: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "max_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, value, "expected a number above 0")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise ConfigError("dropout", self.dropout, "expected a fraction in [0, 1)")
+        if not 0.0 <= self.min_retained <= 1.0:
+            raise ConfigError("min_retained", self.min_retained, "expected a share, 0 to 1")
+        _ = self.encoder_change  # checks its three settings
+        if not self.init:
+            raise ConfigError("init", self.init, f"expected {PRETRAINED}, a stage or a folder")
+
+    @property
+    def references(self) -> set[str]:
+        """Names, folders and hub ids that the stage begins from or learns from."""
+        return set() if self.path else {name for name in (self.init, self.teacher) if name}
+
+    @property
+    def learns_outputs(self) -> bool:
+        """Whether the stage learns from the outputs of its teacher's head."""
+        terms = self.objective.terms.values() if self.objective else ()
+        return any(term.needs_teacher and "logits" in term.requires for term in terms)
+
+    @property
+    def encoder_change(self) -> hf.EncoderChange:
+        """Change of the initial encoder's shape."""
+        return hf.EncoderChange(
+            layers=self.layers,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainStage(Stage):
+    """A named stage of a job's chain, with the job's settings filled in.
+
+    Args:
+        name: Name of the stage.
+        task_key: Prefix of the task's settings in a command.
+    """
+
+    name: str
+    task_key: str
+    task: hf.Task
+    optimizer: hf.AdamWWithSchedule
+    seed: int
+
+    @classmethod
+    def of(cls, stage: Stage, name: str, **filled_in: Any) -> ChainStage:
+        """Make a chain's stage from `stage`, its name and the settings taken from the job."""
+        own_task = stage.task is not None and name != STUDENT
+        settings = {f.name: getattr(stage, f.name) for f in fields(Stage)} | filled_in
+        if stage.batch_size:
+            settings["task"] = replace(settings["task"], batch_size=stage.batch_size)
+        task_key = f"{key_of_stage(name)}.task" if own_task else "task"
+        return cls(name=name, task_key=task_key, **settings)
+
+    @property
+    def key(self) -> str:
+        """Prefix of the stage's settings in a command."""
+        return key_of_stage(self.name)
+
+    @property
+    def title(self) -> str:
+        """Name of the stage in a sentence: ``the teacher``, ``stage base``."""
+        return f"the {self.name}" if self.name in (TEACHER, STUDENT) else f"stage {self.name}"
+
+    def setting_key(self, setting: str) -> str:
+        """Return the full key of one of the stage's settings in a command.
+
+        The student's `sparsity`, `optimizer` and objective (`distillation`) are the job's own.
+        """
+        if self.name == STUDENT and setting in ("sparsity", "optimizer", "objective"):
+            return "distillation" if setting == "objective" else setting
+        return f"{self.key}.{setting}"
+
+
+def key_of_stage(name: str) -> str:
+    """Return the prefix of a stage's settings in a command.
+
+     key_of_stage("teacher"), key_of_stage("base")
+    ('teacher', 'stages.base')
+    """
+    return name if name in (TEACHER, STUDENT) else f"stages.{name}"

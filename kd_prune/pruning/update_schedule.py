@@ -1,0 +1,144 @@
+"""Update schedules: the optimizer steps at which masks are updated, and their sparsities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from kd_prune.errors import ConfigError
+from kd_prune.pruning.schedule import Schedule
+
+UpdateSchedule = dict[int, float]
+"""Number of completed optimizer steps → sparsity of the mask update after that step."""
+
+
+def ramp_updates(schedule: Schedule, *, total_steps: int, updates: int = 100) -> UpdateSchedule:
+    """Return the updates of a ramp, without those that do not raise the sparsity.
+
+    The ramp extends from step ``first = round(begin · total_steps)`` to ``last = round(end ·
+    total_steps)``. Update k of ``0 … updates`` has the ramp progress ``u = k / updates``, the step
+    ``first + round((last - first) · u)``, at least 1, and the sparsity ``schedule.sparsity_at(u)``.
+    A ramp with `breakpoints` (`Stepwise`) is updated at these instead, and at 0 and 1. Of several
+    updates on one step the last counts. The last update gives exactly ``final`` and is made
+    at `last`, or earlier if the ramp reaches 1 earlier.
+
+    A milestone has an update of its own, at ``schedule.inverse(milestone)``; the next update comes
+    ``round(milestone_length · total_steps)`` steps later than it would otherwise, and the ramp in
+    between is shorter by as much.
+
+    Args:
+        schedule: The schedule.
+        total_steps: Optimizer steps of the run.
+        updates: Number of intervals between updates, at least 1; ignored for breakpoints.
+
+    Returns:
+        ``{step: sparsity}``, both increasing. Steps count completed optimizer steps, from 1.
+
+    Raises:
+        ConfigError: `updates` or `total_steps` below 1, or the ramp is shorter than one step.
+
+    >>> from kd_prune.pruning import linear
+    >>> ramp_updates(Schedule(final=0.8, ramp=linear), total_steps=10, updates=4)
+    {2: 0.2, 5: 0.4, 8: 0.6000000000000001, 10: 0.8}
+    """
+    result: UpdateSchedule = {}
+    highest = 0.0
+    for step, sparsity in _candidate_updates(schedule, total_steps, updates):
+        if sparsity > highest:
+            result[max(1, step)] = sparsity
+            highest = sparsity
+    return result
+
+
+def periodic_updates(schedule: Schedule, *, total_steps: int, updates: int = 100) -> UpdateSchedule:
+    """Return updates at regular steps of the ramp, also where the sparsity does not rise.
+
+    For methods that change masks at constant sparsity: regrowth and `RigL`. Otherwise like
+    `ramp_updates`.
+
+    Args:
+        schedule: The schedule.
+        total_steps: Optimizer steps of the run.
+        updates: Number of intervals between updates, at least 1.
+
+    Returns:
+        ``{step: sparsity}``, steps increasing, sparsities not decreasing.
+
+    Raises:
+        ConfigError: As `ramp_updates`.
+
+    >>> periodic_updates(Schedule(final=0.8, initial=0.8), total_steps=10, updates=2)
+    {1: 0.8, 5: 0.8, 10: 0.8}
+    """
+    candidates = _candidate_updates(schedule, total_steps, updates)
+    return {max(1, step): sparsity for step, sparsity in candidates}
+
+
+def _candidate_updates(
+    schedule: Schedule, total_steps: int, updates: int
+) -> Iterator[tuple[int, float]]:
+    """Yield step (from 0) and sparsity of every possible update, in order.
+
+    Ramp progress is an exact fraction, so that no step depends on rounding errors.
+    """
+    first, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
+    breakpoints = getattr(schedule.ramp, "breakpoints", None)
+    progress = [Fraction(k, updates) for k in range(updates + 1)]
+    if breakpoints is not None:
+        progress = [Fraction(0), *map(Fraction, breakpoints), Fraction(1)]
+    points = [(u, schedule.sparsity_at(float(u))) for u in progress]
+    points += [(Fraction(schedule.inverse(m)), m) for m in schedule.milestones]
+    milestone_steps = round(schedule.milestone_length * total_steps)
+    rising_steps = last - first - milestone_steps * len(schedule.milestones)
+    for u, sparsity in sorted(points):
+        passed = sum(milestone < sparsity for milestone in schedule.milestones)
+        yield first + round(rising_steps * u) + milestone_steps * passed, sparsity
+
+
+def ramp_steps(schedule: Schedule, *, total_steps: int, updates: int) -> tuple[int, int]:
+    """Return the first and last step of the ramp, both rounded.
+
+    Raises:
+        ConfigError: `updates` or `total_steps` below 1, or the ramp is shorter than one step.
+
+    >>> ramp_steps(Schedule(final=0.9, begin=0.1, end=0.5), total_steps=1000, updates=10)
+    (100, 500)
+    """
+    if updates < 1:
+        raise ConfigError("updates", updates, "expected at least one mask update")
+    if total_steps < 1:
+        raise ConfigError("total_steps", total_steps, "expected at least one optimizer step")
+    first, last = round(schedule.begin * total_steps), round(schedule.end * total_steps)
+    if first >= last:
+        raise ConfigError(
+            "begin",
+            schedule.begin,
+            f"between begin and end={schedule.end} lies no step of this run of {total_steps}",
+            "move them apart or train for more steps",
+        )
+    count = len(schedule.milestones)
+    milestone_steps = round(schedule.milestone_length * total_steps)
+    if count and not 2 * count <= milestone_steps * count < last - first:
+        raise ConfigError(
+            "milestone_length",
+            schedule.milestone_length,
+            f"{count} milestones of at least two steps do not fit into the {last - first} steps of "
+            f"the ramp (of {total_steps} in this run)",
+            "change milestone_length or train for more steps",
+        )
+    return first, last
+
+
+def milestone_window(schedule: Schedule, updates: UpdateSchedule, target: float) -> range | None:
+    """Return the steps from the update that reaches milestone `target` up to the next update.
+
+    None if `target` is no milestone.
+
+    >>> schedule = Schedule(final=0.8, milestones=[0.5], milestone_length=0.4)
+    >>> milestone_window(schedule, {2: 0.5, 10: 0.8}, target=0.5)
+    range(2, 10)
+    """
+    if target not in schedule.milestones:
+        return None
+    steps = [step for step, sparsity in updates.items() if sparsity == target]
+    return range(steps[0], min(step for step in updates if step > steps[-1]))

@@ -1,0 +1,294 @@
+"""Schema of a run's records, ``result.json`` and ``status.json``; without torch and Hydra."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kd_prune import atomic_io
+
+T = TypeVar("T")
+RESULT_FILE = "result.json"
+STATUS_FILE = "status.json"
+STATES = ("running", "finished", "failed", "interrupted", "stopped")
+"""States of a run; `stopped`: a search ended a trial that was not worth finishing."""
+
+
+class SchemaError(ValueError):
+    """A record that does not match its schema."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResult:
+    """Metrics and counted weights of one saved model.
+
+    Attributes:
+        metrics: Name → value, fractions.
+        sparsity: Share of the weights in scope that are zero.
+        model_sparsity: Share of all weights that are zero.
+        parameters: Number of weights.
+        nonzero: Number of weights that are not zero.
+        bytes: Size of the weights' files; None for a model that is not on this disk.
+        path: Folder or hub id of the model; relative to the run folder if it is inside.
+    """
+
+    metrics: Mapping[str, float]
+    sparsity: float = 0.0
+    model_sparsity: float = 0.0
+    parameters: int = 0
+    nonzero: int = 0
+    bytes: int | None = None
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that every figure is a finite number."""
+        numbers = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.type in ("float", "int")
+        }
+        if self.bytes is not None:
+            numbers["bytes"] = self.bytes
+        for name, value in {**self.metrics, **numbers}.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise SchemaError(f"{name} is {value!r}, no number")
+            if not math.isfinite(value):
+                raise SchemaError(f"{name} is {value!r}, no finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult(ModelResult):
+    """Outcome of one stage of a job.
+
+    Attributes:
+        task: Name of the stage's task.
+        monitor: The metric that models of the task are compared by.
+        seconds: Training time; 0 for a model that was given.
+        reused: Whether the model was found in the cache or given, so that this run did not train
+            it.
+    """
+
+    task: str = ""
+    monitor: str = ""
+    seconds: float = 0.0
+    reused: bool = False
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StageResult:
+        """Restore an outcome from the content of its file.
+
+        Raises:
+            SchemaError: A value is missing or of the wrong kind.
+        """
+        return _restore(cls, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MilestoneResult(ModelResult):
+    """Metrics and counted weights of a student that was saved at a milestone.
+
+    Attributes:
+        target: Sparsity in scope that was asked for.
+        step: Optimizer steps before the student was saved.
+    """
+
+    target: float
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Result of a finished run, the content of ``result.json``.
+
+    Attributes:
+        task: Name of the student's task.
+        seed: Seed of the run.
+        data: Short hash of the task's rows.
+        monitor: The metric that a sweep compares.
+        stages: Name → outcome of every stage, in the order in which they ran; the student is last.
+        milestones: Students saved at milestones.
+        seconds: Other times than training: ``data`` and ``evaluation``.
+        versions: Package → version.
+        config: The resolved configuration.
+    """
+
+    task: str
+    seed: int | None
+    data: str
+    monitor: str
+    stages: Mapping[str, StageResult]
+    milestones: Sequence[MilestoneResult] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that there is a student with metrics."""
+        if "student" not in self.stages:
+            raise SchemaError("it has no stage named student")
+        if not self.student.metrics:
+            raise SchemaError("its student has no metric")
+
+    @property
+    def student(self) -> StageResult:
+        """Outcome of the student's stage, the last one."""
+        return self.stages["student"]
+
+    @property
+    def teacher(self) -> StageResult | None:
+        """Outcome of the teacher's stage; None for a job without one."""
+        return self.stages.get("teacher")
+
+    def write(self, folder: Path) -> None:
+        """Write ``result.json`` atomically."""
+        write_json(asdict(self), folder / RESULT_FILE)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunResult:
+        """Restore a result from the content of its file.
+
+        Raises:
+            SchemaError: A value is missing or of the wrong kind.
+        """
+        stages = _mapping(values, "stages")
+        return _restore(
+            cls,
+            values,
+            stages={name: _restore(StageResult, stage) for name, stage in stages.items()},
+            milestones=tuple(_restore(MilestoneResult, m) for m in values.get("milestones", ())),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> RunResult:
+        """Read ``result.json`` of a run folder.
+
+        Raises:
+            OSError: The file cannot be read.
+            SchemaError: The file contains no result, or an incomplete one.
+        """
+        return cls.from_json(read_json(folder / RESULT_FILE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """State of a run, in ``status.json``.
+
+    Attributes:
+        state: One of `STATES`.
+        reason: Why the run is not finished.
+        task: Name of the student's task.
+        seed: Seed of the run.
+        monitor: The metric that a sweep compares.
+        choices: Hydra's group → option.
+        overrides: Overrides of the command.
+        config: The resolved configuration; None where it cannot be resolved.
+        started: Time when the run began, ISO 8601.
+        ended: Time when the run ended, ISO 8601.
+        host: Machine that the run uses.
+        pid: Id of the run's process on that machine.
+        refused: Whether the run failed because a setting cannot work (`ConfigError`).
+    """
+
+    state: str
+    reason: str | None = None
+    task: str | None = None
+    seed: int | None = None
+    monitor: str | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    config: Mapping[str, Any] | None = None
+    started: str | None = None
+    ended: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    refused: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Write ``status.json`` atomically."""
+        write_json(asdict(self), folder / STATUS_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Status | None:
+        """Read ``status.json`` of a run folder; None where there is none.
+
+        Raises:
+            OSError: The file cannot be read.
+            SchemaError: The file contains no status, or an incomplete one.
+        """
+        try:
+            return _restore(cls, read_json(folder / STATUS_FILE))
+        except FileNotFoundError:
+            return None
+
+
+def run_of(path: Path) -> Path:
+    """Return the run folder of ``<run>/student`` or ``<run>/milestones/0.5``, else the path.
+
+    >>> run_of(Path("/runs/a/milestones/0.5")) == run_of(Path("/runs/a/student"))
+    True
+    """
+    path = path.expanduser().resolve()
+    if path.name == "student":
+        return path.parent
+    return path.parent.parent if path.parent.name == "milestones" else path
+
+
+def recorded_scope(run: Path) -> set[str]:
+    """Read the names of a run's parameters in scope from ``sparsity.csv``; none without it."""
+    try:
+        with (run / "sparsity.csv").open(newline="") as rows:
+            return {row["name"] for row in csv.DictReader(rows) if row["in_scope"] == "True"}
+    except (OSError, KeyError, ValueError, csv.Error):
+        return set()
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file atomically."""
+    atomic_io.write(path, json.dumps(values, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        OSError: The file cannot be read.
+        SchemaError: The file contains no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise SchemaError("it is no text") from error
+    except json.JSONDecodeError as error:
+        raise SchemaError(f"half-written or no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise SchemaError("it holds no JSON object")
+    return values
+
+
+def _mapping(values: Any, key: str) -> Mapping[str, Any]:
+    found = values.get(key) if isinstance(values, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise SchemaError(f"it has no {key!r}")
+    return found
+
+
+def _restore(kind: type[T], values: Any, **parts: Any) -> T:
+    """Make an object of a schema's class from plain values; unknown keys are ignored."""
+    if not isinstance(values, Mapping):
+        raise SchemaError(f"it holds {values!r} where a {kind.__name__} belongs")
+    given = {f.name: values[f.name] for f in schema_fields(kind) if f.name in values} | parts
+    required = [f.name for f in schema_fields(kind) if f.default is f.default_factory is MISSING]
+    if lacking := [name for name in required if name not in given]:
+        raise SchemaError(f"it has no {', '.join(map(repr, lacking))}")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise SchemaError(f"a value is of another type ({error})") from error
+
+
+def schema_fields(kind: type) -> tuple[Field[Any], ...]:
+    """Return the fields of a schema's class."""
+    return fields(kind)

@@ -1,0 +1,269 @@
+"""Mutants: faults that the tests must notice, area by area."""
+
+from __future__ import annotations
+
+from mutation import Assume, Drop, Mutant, Replace
+
+SCHEDULE = "tests/pruning/test_schedule.py"
+UPDATES = "tests/pruning/test_update_schedule.py"
+PRUNER = "tests/pruning/test_pruner.py"
+PRUNER_STATE = "tests/pruning/test_pruner_state.py"
+PRUNER_REFUSALS = "tests/pruning/test_pruner_refusals.py"
+REGROW = "tests/pruning/test_regrow.py"
+NM = "tests/pruning/granularity/test_nm.py"
+SELECTION = "tests/pruning/test_selection.py"
+CALLBACK = "tests/lit/test_callback.py"
+PLUG_IN = "tests/lit/test_plug_in.py"
+ODD_LOOPS = "tests/lit/test_odd_loops.py"
+LOSSES = "tests/distillation/test_losses.py"
+MILESTONES = "tests/pipeline/test_milestones.py"
+
+PRUNING = [
+    Mutant(
+        "the last update of the ramp is missing",
+        "pruning", "_candidate_updates", Replace(r"range\(updates \+ 1\)", "range(updates)"),
+        UPDATES,
+    ),
+    Mutant(
+        "the ramp is quadratic instead of cubic",
+        "pruning", "cubic", Replace(r"\*\* 3$", "** 2"),
+        SCHEDULE,
+    ),
+    Mutant(
+        "the ramp begins one step late",
+        "pruning", "Schedule.__call__", Replace(
+            r"progress < self\.begin", "progress <= self.begin"
+        ),
+        SCHEDULE,
+    ),
+    Mutant(
+        "the ramp does not pause at milestones",
+        "pruning", "_candidate_updates", Replace(r"milestone_steps \* passed", "0"),
+        UPDATES,
+    ),
+    Mutant(
+        "NaN weights are ranked",
+        "pruning", "compute_scores", Assume(r"contains_nan\(magnitudes\)", False),
+        PRUNER_REFUSALS,
+    ),
+    Mutant(
+        "a state resumes with any ramp",
+        "pruning", "Pruner._load_update_schedule", Assume("isclose", False),
+        PRUNER_STATE,
+    ),
+    Mutant(
+        "a resumed run makes a ramp of its own",
+        "pruning", "Pruner._load_update_schedule", Replace(
+            r"_schedule_updates\(state\['total_steps'\]\)", "_schedule_updates(self.total_steps)"
+        ),
+        PRUNER_STATE,
+    ),
+    Mutant(
+        "an n:m pattern prunes more than it can",
+        "pruning", "NM.__call__", Drop(r"count = self\.reachable"),
+        NM,
+    ),
+    Mutant(
+        "an allocation is checked with the present scores only",
+        "pruning", "Pruner._validate_reachable", Replace(
+            r"worst = self\._counts\(.*\)", "worst = self._counts(final)"
+        ),
+        NM,
+    ),
+    Mutant(
+        "of tied scores the lower indices are kept",
+        "pruning", "unstructured", Replace(r"ties\[-(\w+):\]", r"ties[:\1]"),
+        SELECTION,
+    ),
+    Mutant(
+        "tied scores at the threshold are all kept",
+        "pruning", "unstructured", Replace(
+            r"(stay = \w+\(values, operator\.)gt", r"\1ge"
+        ),
+        SELECTION,
+    ),
+    Mutant(
+        "a sample that misses the threshold is believed",
+        "pruning", "unstructured", Assume(r"0 <= \w+ <= len\(inside\)", True),
+        SELECTION,
+    ),
+    Mutant(
+        "counts are truncated instead of rounded",
+        "pruning", "num_pruned", Replace(r"round\(", "int("),
+        SELECTION,
+    ),
+    Mutant(
+        "pruned weights return",
+        "pruning", "Pruner._combine_masks", Drop(r"mask = mask & self\.masks"),
+        REGROW,
+    ),
+    Mutant(
+        "the largest weights are pruned",
+        "pruning", "magnitude", Replace(r"return weight\.abs\(\)", "return -weight.abs()"),
+        PRUNER,
+    ),
+    Mutant(
+        "an update is made twice",
+        "pruning", "Pruner.update", Replace(r" or self\._\w+\[due - 1\] <= self\._updated_at", ""),
+        PRUNER,
+    ),
+    Mutant(
+        "an update is one step late",
+        "pruning", "Pruner.update", Replace(r"(bisect_right\(self\._\w+, step)\)", r"\1 - 1)"),
+        PRUNER,
+    ),
+    Mutant(
+        "masks are not loaded",
+        "pruning", "MaskedParameters.load_state_dict", Drop(r"mask\.copy_"),
+        PRUNER_STATE,
+    ),
+    Mutant(
+        "regrown weights keep their momentum",
+        "pruning", "MaskedParameters._apply_new_mask", Drop(r"^reset_optimizer_state"),
+        REGROW,
+    ),
+    Mutant(
+        "gradients that are not finite are observed",
+        "pruning", "MaskedParameters.observe", Replace(
+            r"(grad_or_input\[name\])\.nan_to_num\([^)]*\)", r"\1"
+        ),
+        REGROW,
+    ),
+    Mutant(
+        "parameters that no optimizer holds are pruned",
+        "pruning", "default_scope", Replace(r" & set\[int\]\(\)\.union\(\*groups\)", ""),
+        "tests/pruning/test_scope.py",
+    ),
+]  # fmt: skip
+
+LIGHTNING = [
+    Mutant(
+        "projection comes before the optimizer step",
+        "lit", "OptimizerHooks.attach", Replace("step_post_hook", "step_pre_hook"),
+        f"{CALLBACK} {PLUG_IN}",
+    ),
+    Mutant(
+        "there is no projection between two updates",
+        "lit", "OptimizerHooks.attach.after_step", Drop(r"pruner\.project"),
+        CALLBACK,
+    ),
+    Mutant(
+        "a step projects weights that a pending backward pass of another network needs",
+        "lit", "OptimizerHooks.attach.after_step", Replace(
+            r"pruner\.project\(.*\)", "pruner.project()"
+        ),
+        ODD_LOOPS,
+    ),
+    Mutant(
+        "a fit takes masks of an earlier fit for those of a checkpoint",
+        "lit", "AveragedWeights.setup", Drop(r"self\.pruner = None"),
+        ODD_LOOPS,
+    ),
+    Mutant(
+        "a skipped optimizer step updates the masks",
+        "lit", "SparsityCallback.on_train_batch_end", Replace(
+            r" or not self\._hooks\.consume_step\(\)", ""
+        ),
+        PLUG_IN,
+    ),
+    Mutant(
+        "a skipped last step is not made up for",
+        "lit", "SparsityCallback.on_train_end", Drop(r"self\._update\(self\.pruner"),
+        PLUG_IN,
+    ),
+    Mutant(
+        "every process has masks of its own",
+        "lit", "broadcast_mask", Drop(r"dist\.broadcast"),
+        "tests/lit/test_ddp.py",
+    ),
+    Mutant(
+        "averaged weights stay dense",
+        "lit", "AveragedWeights.on_fit_end", Drop(r"self\.pruner\.project"),
+        PLUG_IN,
+    ),
+    Mutant(
+        "the steps of every optimizer count",
+        "lit", "RunLength.from_fit", Assume("automatic_optimization", False),
+        PLUG_IN,
+    ),
+    Mutant(
+        "the teacher has dropout",
+        "lit", "DistillModule._prepare_teacher", Replace(r"\.eval\(\)", ""),
+        "tests/lit/test_module.py",
+    ),
+    Mutant(
+        "a checkpoint is not saved before the user's signal handler runs",
+        "lit", "SignalListener.act", Assume("not in self._user_handlers", True),
+        "tests/lit/test_checkpointing.py -k process_handles",
+    ),
+]  # fmt: skip
+
+DISTILLATION = [
+    Mutant(
+        "padding counts in hidden states",
+        "distillation", "_masked_mse", Replace(r"\.masked_fill_\(~keep, 0\.0\)", ""),
+        LOSSES,
+    ),
+    Mutant(
+        "soft targets lack the factor T²",
+        "distillation/losses.py", "soft_cross_entropy", Replace(r" \* temperature \*\* 2", ""),
+        LOSSES,
+    ),
+]  # fmt: skip
+
+PIPELINE = [
+    Mutant(
+        "training continues from the mean weights of a milestone",
+        "pipeline", "Milestones._on_milestone", Drop(r"weight\.copy_\(\w+\[name\]\)"),
+        MILESTONES,
+    ),
+    Mutant(
+        "a milestone is almost the weights of its last step",
+        "pipeline", "Milestones._add", Replace(r"1 / self\._count", "0.9"),
+        MILESTONES,
+    ),
+    Mutant(
+        "a job takes itself for a process of the job before",
+        "pipeline", "distributed_fit", Drop(r"os\.environ\.pop"),
+        "tests/cli/test_ddp.py -k sweep",
+    ),
+]  # fmt: skip
+
+SWEEP = [
+    Mutant(
+        "the difference to the teacher has the wrong sign",
+        "sweep", "compare", Replace(r"s - t for", "t - s for"),
+        "tests/sweep/test_summary.py",
+    ),
+    Mutant(
+        "a seed counts twice",
+        "sweep", "summarize_runs", Replace(
+            r"group\[run\.seed\] = Member", "group[len(group)] = Member"
+        ),
+        "tests/sweep/test_summary.py",
+    ),
+    Mutant(
+        "NaN counts as a metric",
+        "results.py", "ModelResult.__post_init__", Assume("isfinite", False),
+        "tests/sweep/test_collect.py",
+    ),
+    Mutant(
+        "a failure is recorded as a success",
+        "sweep", "run_lock", Replace("'state', 'failed'", "'state', 'finished'"),
+        "tests/sweep/test_status.py",
+    ),
+    Mutant(
+        "a finished job runs again",
+        "sweep", "run_sweep_job", Assume("finished_result", False),
+        "tests/sweep/test_runner.py",
+    ),
+    Mutant(
+        "a trial is compared with others while its sparsity still rises",
+        "sweep", "MedianStoppingRule.__call__", Replace(
+            r"sparsity < self\.final - 0\.001", "False"
+        ),
+        "tests/sweep/test_search.py",
+    ),
+]  # fmt: skip
+
+MUTANTS = PRUNING + LIGHTNING + DISTILLATION + PIPELINE + SWEEP
