@@ -21,6 +21,7 @@ def states(sweep):
     return sorted((status["state"], status["config"]["optimizer"]["lr"]) for status in found)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_jobs_with_two_processes_each(cache, tmp_path):
     """The second job diverges; the third goes its way, with processes of its own."""
     sweep = tmp_path / "sweep"

@@ -124,6 +124,7 @@ def test_by_id_and_then_without_the_hub(call, hub, tmp_path):
     assert results[0]["config"]["task"]["path"] == "nyu-mll/glue"
 
 
+@pytest.mark.slow
 def test_the_sweep_of_the_readme(call, tmp_path):
     (command,) = [command for command in ON_REAL_TASKS if command.startswith("-m ")]
     found = call(*command.split(), f"hydra.sweep.dir={tmp_path}/out")

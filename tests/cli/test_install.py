@@ -100,6 +100,7 @@ def test_kd_prune_train_reads_a_task_of_ones_own(installed):
     assert "write <folder>/task/reviews.yaml and add --config-dir <folder>" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_kd_prune_train_on_two_devices_starts_itself_again(installed):
     done = installed("train", *SMALL, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,9 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
+)
 def test_jobs_side_by_side(launcher, tmp_path):
     plugin, setting = LAUNCHERS[launcher]
     try:

@@ -21,6 +21,7 @@ def no_file_above_limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
 
 
+@pytest.mark.slow
 def test_a_job_without_room_fails_and_says_so(tmp_path):
     sweep = tmp_path / "sweep"
     command = ("-m", *SMALL, "model.path.hidden_size=16,96", f"hydra.sweep.dir={sweep}")
