@@ -95,6 +95,7 @@ class ResumePoint(Resumable, Checkpoint):
             self._save_if_needed(trainer)
 
     def _validation_follows(self, trainer: L.Trainer) -> bool:
+        """Whether Lightning validates after this batch."""
         epoch, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
         return fetcher is not None and epoch._should_check_val_fx(fetcher)
 

@@ -82,6 +82,7 @@ class RunLength:
     def _with_max_time(
         cls, steps: int | None, batches: int | None, trainer: L.Trainer
     ) -> RunLength:
+        """Add the trainer's `max_time`, if it has one, to the other limits of a run."""
         timer = _timer(trainer)
         seconds = timer.time_elapsed() + timer.time_remaining() if timer else None
         length = cls(steps=steps, batches=batches, seconds=seconds)

@@ -157,6 +157,7 @@ class MaskedParameters:
 
     @property
     def _is_grouped(self) -> bool:
+        """Whether the granularity prunes groups of weights, not single weights or a function's."""
         return isinstance(self.granularity, Granularity | CrossTensorGranularity)
 
     def _candidates(self) -> Masks:

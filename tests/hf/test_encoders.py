@@ -104,9 +104,8 @@ def test_forward_of_an_encoder_with_a_decoder_gives_logits():
 )
 def test_load_expands_a_tilde(folder, monkeypatch, load_it):
     monkeypatch.setenv("HOME", str(Path(folder).parent))
-    load_it(
-        PretrainedEncoder(path=f"~/{Path(folder).name}")
-    )  # raises ValueError unless it is found
+    loaded = load_it(PretrainedEncoder(path=f"~/{Path(folder).name}"))
+    assert loaded.name_or_path == str(folder)
 
 
 def test_encoder_scope_without_layers_raises():
