@@ -15,7 +15,7 @@ DEV := $(VENV)/.installed-dev
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test faults lint types format clean \
-	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-sweep
+	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study bench-sweep
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
@@ -65,6 +65,9 @@ bench-peers: $(RUN)  ## comparison with Lightning's, torch.ao's and torchao's pr
 
 bench-recipe: need-DATA $(RUN)  ## effect of single settings on MRPC at 95 %, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/recipe.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench-study: need-DATA $(RUN)  ## what helps at 95 %, one change per row, days: DATA= and MODEL=
+	$(BIN)/python benchmarks/study.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task>/train.parquet, MODEL= optional
 	$(BIN)/python benchmarks/padding.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

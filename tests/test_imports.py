@@ -33,10 +33,12 @@ TABLE = import_table()
 ALONE = {
     "kd_prune.pruning.checks": {"kd_prune.errors"},
     "kd_prune.pruning.criteria.base": set(),
+    "kd_prune.pruning.pauses": {"kd_prune.errors", "kd_prune.pruning.checks"},
     "kd_prune.pruning.ramps": {"kd_prune.errors", "kd_prune.pruning.checks"},
     "kd_prune.pruning.schedule": {
         "kd_prune.errors",
         "kd_prune.pruning.checks",
+        "kd_prune.pruning.pauses",
         "kd_prune.pruning.ramps",
     },
     "kd_prune.pruning.scope": {"kd_prune.errors"},

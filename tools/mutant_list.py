@@ -38,7 +38,7 @@ PRUNING = [
     ),
     Mutant(
         "the ramp does not pause at milestones",
-        "pruning", "_candidate_updates", Replace(r"milestone_steps \* passed", "0"),
+        "pruning", "_candidate_updates", Replace(r"\+ paused_steps", ""),
         UPDATES,
     ),
     Mutant(

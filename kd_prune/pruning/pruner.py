@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kd_prune.errors import ConfigError, ConfigTypeError
+from kd_prune.errors import ConfigTypeError
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checks import check_kinds
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
@@ -24,7 +24,7 @@ from kd_prune.pruning.preview import PruningPreview, TensorPreview
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.selection import Counts, Selection, count_pruned, unstructured
-from kd_prune.pruning.update_schedule import UpdateSchedule, milestone_window, ramp_updates
+from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 from kd_prune.pruning.validated_calls import check_mask_shape
 
 
@@ -168,14 +168,8 @@ class Pruner(MaskedParameters):
             else {}
         )
         self._update_steps = sorted(self.update_schedule)
-        milestones = self.schedule.milestones if self.schedule else ()
-        if missing := set(milestones) - {*self.update_schedule.values()}:
-            raise ConfigError(
-                "milestones",
-                list(milestones),
-                f"{self._make_update_schedule} plans no update at {min(missing):g}",
-                "take update_schedule=ramp_updates",
-            )
+        if self.schedule:
+            self.schedule.pauses.check_updates(self.update_schedule, self._make_update_schedule)
 
     @torch.no_grad()
     def update(self, step: int, sync_mask: Callable[[Tensor], None] | None = None) -> bool:
@@ -295,7 +289,7 @@ class Pruner(MaskedParameters):
         """
         if not self.schedule:
             return None
-        return milestone_window(self.schedule, self.update_schedule, self.target)
+        return self.schedule.pauses.window(self.update_schedule, self.target)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, criterion state, dormant weights and position on the ramp as plain data.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 
 from kd_prune.errors import ConfigError
 from kd_prune.pruning.checks import check_fraction, check_function
+from kd_prune.pruning.pauses import Pauses
 from kd_prune.pruning.ramps import Ramp, cubic
 
 
@@ -74,54 +75,33 @@ class Schedule:
                 f"is above final={self.final}",
                 "masks only lose weights, so initial must not exceed final",
             )
-        self._check_milestones()
+        self.pauses.check_ramp(
+            initial=self.initial, final=self.final, begin=self.begin, end=self.end
+        )
         # Plain types: numpy's scalars do not belong into checkpoints.
-        object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
+        object.__setattr__(self, "milestones", self.pauses.milestones)
         for name in ("final", "initial", "begin", "end", "milestone_length"):
             object.__setattr__(self, name, float(getattr(self, name)))
 
-    def _check_milestones(self) -> None:
-        if isinstance(self.milestones, int | float):
-            expected = f"expected a list, [{self.milestones}]"
-            raise ConfigError("milestones", self.milestones, expected)
-        for milestone in self.milestones:
-            check_fraction("milestones", milestone, closed=False)
-        levels = (self.initial, *self.milestones, self.final)
-        if self.milestones and any(one >= other for one, other in pairwise(levels)):
-            raise ConfigError(
-                "milestones",
-                list(self.milestones),
-                f"expected sparsities that increase between initial={self.initial} and "
-                f"final={self.final}",
-                "leave these two out of the list",
-            )
-        check_fraction("milestone_length", self.milestone_length, closed=False)
-        if self.milestones and self.ramp_fraction <= 0.0:
-            raise ConfigError(
-                "milestone_length",
-                self.milestone_length,
-                f"{len(self.milestones)} milestones of this length take up the ramp from "
-                f"begin={self.begin} to end={self.end}",
-                "make them shorter or the ramp longer",
-            )
+    @cached_property
+    def pauses(self) -> Pauses:
+        """The ramp's pauses at `milestones`."""
+        return Pauses(self.milestones, self.milestone_length)
 
     @property
     def ramp_fraction(self) -> float:
         """Fraction of training in which the sparsity rises: the ramp without its pauses."""
-        return self.end - self.begin - self.milestone_length * len(self.milestones)
+        return self.end - self.begin - self.pauses.total
 
     def __call__(self, progress: float) -> float:
         """Return the sparsity at `progress`, a fraction of training."""
         if progress < self.begin:
             return 0.0
-        elapsed = progress - self.begin
-        for milestone in self.milestones:
-            reached_at = self.inverse(milestone) * self.ramp_fraction
-            if elapsed < reached_at:
-                break
-            if elapsed <= reached_at + self.milestone_length:
-                return milestone
-            elapsed -= self.milestone_length
+        elapsed, milestone = self.pauses.remove(
+            progress - self.begin, lambda m: self.inverse(m) * self.ramp_fraction
+        )
+        if milestone is not None:
+            return milestone
         return self.sparsity_at(min(elapsed / self.ramp_fraction, 1.0))
 
     def sparsity_at(self, u: float) -> float:

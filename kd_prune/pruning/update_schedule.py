@@ -88,11 +88,10 @@ def _candidate_updates(
         progress = [Fraction(0), *map(Fraction, breakpoints), Fraction(1)]
     points = [(u, schedule.sparsity_at(float(u))) for u in progress]
     points += [(Fraction(schedule.inverse(m)), m) for m in schedule.milestones]
-    milestone_steps = round(schedule.milestone_length * total_steps)
-    rising_steps = last - first - milestone_steps * len(schedule.milestones)
+    rising_steps = schedule.pauses.rising_steps(last - first, total_steps)
     for u, sparsity in sorted(points):
-        passed = sum(milestone < sparsity for milestone in schedule.milestones)
-        yield first + round(rising_steps * u) + milestone_steps * passed, sparsity
+        paused_steps = schedule.pauses.steps_before(sparsity, total_steps)
+        yield first + round(rising_steps * u) + paused_steps, sparsity
 
 
 def ramp_steps(schedule: Schedule, *, total_steps: int, updates: int) -> tuple[int, int]:
@@ -116,29 +115,4 @@ def ramp_steps(schedule: Schedule, *, total_steps: int, updates: int) -> tuple[i
             f"between begin and end={schedule.end} lies no step of this run of {total_steps}",
             "move them apart or train for more steps",
         )
-    count = len(schedule.milestones)
-    milestone_steps = round(schedule.milestone_length * total_steps)
-    if count and not 2 * count <= milestone_steps * count < last - first:
-        raise ConfigError(
-            "milestone_length",
-            schedule.milestone_length,
-            f"{count} milestones of at least two steps do not fit into the {last - first} steps of "
-            f"the ramp (of {total_steps} in this run)",
-            "change milestone_length or train for more steps",
-        )
     return first, last
-
-
-def milestone_window(schedule: Schedule, updates: UpdateSchedule, target: float) -> range | None:
-    """Return the steps from the update that reaches milestone `target` up to the next update.
-
-    None if `target` is no milestone.
-
-    >>> schedule = Schedule(final=0.8, milestones=[0.5], milestone_length=0.4)
-    >>> milestone_window(schedule, {2: 0.5, 10: 0.8}, target=0.5)
-    range(2, 10)
-    """
-    if target not in schedule.milestones:
-        return None
-    steps = [step for step, sparsity in updates.items() if sparsity == target]
-    return range(steps[0], min(step for step in updates if step > steps[-1]))
