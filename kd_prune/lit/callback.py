@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 from kd_prune.errors import ConfigError
 from kd_prune.lit.argument_checks import check_name, check_scope
 from kd_prune.lit.averaged_weights import AveragedWeights
+from kd_prune.lit.callback_settings import CallbackSettings
 from kd_prune.lit.distributed import (
     broadcast_mask,
     first_process_number,
@@ -22,7 +22,6 @@ from kd_prune.lit.distributed import (
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
 from kd_prune.lit.progress import RunLength, batches_of
 from kd_prune.lit.ramp_warnings import warn_if_ramp_has_begun, warn_if_ramp_was_cut
-from kd_prune.lit.settings import plain_settings
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checks import check_kinds
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
@@ -41,7 +40,7 @@ from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 OnMilestone = Callable[[L.LightningModule, float], None]
 
 
-class SparsityCallback(AveragedWeights):
+class SparsityCallback(CallbackSettings, AveragedWeights):
     """Raises the sparsity of a module's weights from `initial` to `final` during training.
 
     After every optimizer step pruned weights are set to zero; at the schedule's steps the masks
@@ -74,6 +73,10 @@ class SparsityCallback(AveragedWeights):
         granularity: `unstructured`, `NM()`, `Block()`, `Rows()`, `Heads()`, or your own.
         update_schedule: `ramp_updates`, `periodic_updates`, or your own.
         regrow: False, True or `RigL()`.
+        keep_zeros: Whether weights that are zero when the fit begins stay zero. None: with
+            ``final=None``, and in a scope that is at `initial` already, as that of a pruned model
+            pruned further; other zeros train and are pruned like any weight, with a warning.
+        allow_empty: Whether a tensor may lose all its weights; otherwise it keeps one.
         verbose: Print the preview before training and the counted sparsity of every tensor after.
         name: Distinguishes several of these callbacks in one Trainer: all but one need a name. It
             is part of the checkpoint's key and of logged names (``sparsity/<name>/counted``).
@@ -81,8 +84,9 @@ class SparsityCallback(AveragedWeights):
     Raises:
         ConfigTypeError: A name or a class was given instead of a function or an object.
         ConfigError: A fraction is out of range (see `Schedule`); at the start of a fit: the ramp
-            does not fit the run, nothing is left to prune, there is no module `submodule`, or the
-            strategy shards parameters.
+            does not fit the run, nothing is left to prune, there is no module `submodule`, the
+            strategy shards parameters, or another callback has the same name or prunes the same
+            parameters.
     """
 
     def __init__(
@@ -104,6 +108,8 @@ class SparsityCallback(AveragedWeights):
         granularity: Selection | CrossTensorGranularity = unstructured,
         update_schedule: Callable[..., UpdateSchedule] = ramp_updates,
         regrow: bool | RigL = False,
+        keep_zeros: bool | None = None,
+        allow_empty: bool = False,
         verbose: bool = True,
         name: str | None = None,
     ) -> None:
@@ -132,6 +138,8 @@ class SparsityCallback(AveragedWeights):
             "granularity": granularity,
             "update_schedule": update_schedule,
             "regrow": regrow,
+            "keep_zeros": keep_zeros,
+            "allow_empty": allow_empty,
         }
         self.schedule: Schedule | None = None
         if final is not None:
@@ -148,32 +156,6 @@ class SparsityCallback(AveragedWeights):
         self._started_here = True  # False in a run resumed with this callback's state
         self._counted = 0.0
         self.step = 0  # step that the run has reached, in the unit of `preview`
-
-    @property
-    def state_key(self) -> str:
-        """Key of the state in checkpoints: the class's name, and the callback's if it has one."""
-        return f"{super().state_key}[{self.name}]" if self.name else super().state_key
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the constructor arguments that make an equal callback."""
-        return {
-            "final": self.schedule.final if self.schedule else None,
-            **self._schedule_settings,
-            **self._pruner_settings,
-            "scope": self.scope,
-            "submodule": self.submodule,
-            "on_milestone": self.on_milestone,
-            "verbose": self.verbose,
-            "name": self.name,
-        }
-
-    def replace(self, **changes: Any) -> SparsityCallback:
-        """Make a callback with some arguments changed, without any state of a fit."""
-        return type(self)(**(self.arguments() | changes))
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor arguments as plain data (see `plain_settings`)."""
-        return {name: plain_settings(value) for name, value in self.arguments().items()}
 
     def check(
         self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
@@ -223,19 +205,19 @@ class SparsityCallback(AveragedWeights):
         scope = self._choose_scope(pl_module, trainer.optimizers)
         resumed = self.take_resumed()
         self._length = RunLength(**resumed["length"]) if resumed else RunLength.from_fit(trainer)
-        with warnings.catch_warnings():
-            if resumed:  # the loaded masks tell new tensors from pruned ones
-                warnings.filterwarnings("ignore", ".*zero altogether")
-            self.pruner = self._make_pruner(trainer, scope.included, self._length)
+        self.pruner = self._make_pruner(trainer, scope.included, self._length)
+        self.refuse_overlap(trainer, self.pruner)
         self._counted = self.pruner.sparsity
         if resumed:
             self.pruner.load_state_dict(resumed["pruner"])
             self._counted = resumed["counted"]
+        self.pruner.warn_of_initial_zeros()
         self._weights_dirty, self._started_here = False, not resumed
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)
         if self.verbose and trainer.is_global_zero:
-            print(self.pruner.preview(self._length.unit, scope.excluded), flush=True)
+            preview = self.pruner.preview(self._length.unit, scope.excluded)
+            print(self.labelled(preview), flush=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn when resuming from a checkpoint without this callback's state."""
@@ -324,7 +306,8 @@ class SparsityCallback(AveragedWeights):
         self._hooks.detach()
         super().on_fit_end(trainer, pl_module)
         if self.verbose and trainer.is_global_zero:
-            print(SparsityReport.count(self._model(pl_module), self.pruner.parameters), flush=True)
+            report = SparsityReport.count(self._model(pl_module), self.pruner.parameters)
+            print(self.labelled(report), flush=True)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
