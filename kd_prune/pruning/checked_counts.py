@@ -10,8 +10,8 @@ from kd_prune.pruning.allocation import Allocation
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion
 from kd_prune.pruning.granularity import CrossTensorGranularity, reachable_counts
 from kd_prune.pruning.granularity.base import check_reachable, warn_if_distant
+from kd_prune.pruning.granularity.on_rows import on_rows
 from kd_prune.pruning.last_weights import LastWeights, noting
-from kd_prune.pruning.layout import on_rows
 from kd_prune.pruning.masked_parameters import MaskedParameters
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.selection import Counts, Masks, Score, Selection, count_pruned

@@ -18,8 +18,8 @@ from kd_prune.pruning.checked_counts import CheckedCounts
 from kd_prune.pruning.checks import check_kinds
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import CrossTensorGranularity, compute_masks
+from kd_prune.pruning.granularity.on_rows import prunes_groups
 from kd_prune.pruning.initial_zeros import InitialZerosWarning, set_initial_masks
-from kd_prune.pruning.layout import prunes_groups
 from kd_prune.pruning.preview import PruningPreview, TensorPreview
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.saved_settings import (
