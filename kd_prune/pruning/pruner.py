@@ -45,7 +45,8 @@ class Pruner(CheckedCounts):
 
     Args:
         parameters: Parameters that may be pruned, name → parameter (see `Scope.select`,
-            `default_scope`), loaded and on their device.
+            `default_scope`), loaded and on their device. A plain dict of them is taken to hold
+            weights stored as (output, input, …); these two know transposed layers.
         schedule: Sparsity over progress; None: the zeros present at construction stay zero, and
             nothing else is pruned.
         total_steps: Optimizer steps of the run.
