@@ -89,6 +89,8 @@ class RampPosition:
 
     def replan(self, trainer: L.Trainer) -> None:
         """Fit the rest of the ramp to the run, after an epoch, where it turns out shorter."""
+        if trainer.should_stop:  # in the middle of the epoch, so its batches say nothing
+            return
         planned, self.length = self.length, self.length.replan(trainer)
         if planned.replanned or not self.length.replanned:
             return
