@@ -318,7 +318,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             report = SparsityReport.count(self._model(pl_module), self.pruner.parameters)
             print(self.labelled(report), flush=True)
         if self.schedule and trainer.is_global_zero:
-            warn_of_files_on_the_ramp(trainer, self.state_key, self.schedule.final)
+            warn_of_files_on_the_ramp(trainer, self.state_key, self.schedule.final, self.label)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

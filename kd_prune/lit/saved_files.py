@@ -11,13 +11,14 @@ import lightning.pytorch as L
 import torch
 
 
-def warn_of_files_on_the_ramp(trainer: L.Trainer, key: str, final: float) -> None:
+def warn_of_files_on_the_ramp(trainer: L.Trainer, key: str, final: float, label: str) -> None:
     """Warn of checkpoints that the fit leaves as its best or last and that are less sparse.
 
     Args:
         trainer: The trainer, after the fit.
         key: Key of the callback in checkpoints.
         final: Sparsity at the end of the ramp.
+        label: The callback as messages call it.
     """
     short = {
         f"{path} ({role})": target
@@ -27,8 +28,8 @@ def warn_of_files_on_the_ramp(trainer: L.Trainer, key: str, final: float) -> Non
     if short:
         files = ", ".join(f"{path} at {target:.4g}" for path, target in short.items())
         warnings.warn(
-            f"saved on the ramp, below sparsity {final:g}: {files}; a ModelCheckpoint without "
-            "monitor keeps the model of the end, and EarlyStopping has to wait for the ramp",
+            f"saved on the ramp of {label}, below sparsity {final:g}: {files}; a ModelCheckpoint "
+            "without monitor keeps the model of the end; EarlyStopping has to wait for the ramp",
             stacklevel=3,
         )
 

@@ -226,7 +226,8 @@ def test_loader_that_is_shorter_than_it_says_ends_the_ramp_before_the_file(tmp_p
 def test_files_of_a_run_that_was_stopped_on_its_ramp_are_named(tmp_path):
     module = Validated()
     stop = EarlyStopping("loss", patience=1, mode="min")
-    says = r"^saved on the ramp, below sparsity 0\.9: \S+last\.ckpt \(the last\) at 0\.\d+"
+    of = r"^saved on the ramp of SparsityCallback, below sparsity 0\.9"
+    says = rf"{of}: \S+last\.ckpt \(the last\) at 0\.\d+"
     with (
         pytest.warns(UserWarning, match=r"the fit was stopped: .*ramp of SparsityCallback"),
         pytest.warns(UserWarning, match=says),
@@ -243,7 +244,8 @@ def test_best_file_of_an_early_epoch_is_named(tmp_path):
     )
     # Lightning (2.6) saves last.ckpt only together with a best one.
     files = r"\S+last\.ckpt \(the last\) at 0\.\d+, \S+best\.ckpt \(the best by loss\) at 0\.\d+"
-    says = rf"^saved on the ramp, below sparsity 0\.9: {files}; a ModelCheckpoint without monitor"
+    of = r"^saved on the ramp of SparsityCallback\(name='mine'\), below sparsity 0\.9"
+    says = rf"{of}: {files}; a ModelCheckpoint without monitor"
     with pytest.warns(UserWarning, match=says):
         trainer.fit(module, module.batches(), module.batches())
     assert_exact(module, pruning)
