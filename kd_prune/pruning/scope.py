@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from kd_prune.errors import ConfigError, ConfigTypeError
+from kd_prune.pruning.layout import LaidOutParameters
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -111,7 +112,7 @@ class Scope:
                 expected=f"include={list(self.include)} exclude={list(self.exclude)} leaves no "
                 "floating-point parameter of two or more dimensions to prune",
             )
-        return selected
+        return LaidOutParameters(model, selected)
 
     def _matches(self, name: str) -> bool:
         included = any(fnmatchcase(name, pattern) for pattern in self.include)
@@ -192,7 +193,7 @@ def default_scope(
             f"{more})",
             hint='say what may be pruned, for example Scope(include=["*.weight"])',
         )
-    return scope
+    return DefaultScope(LaidOutParameters(model, scope.included), scope.excluded)
 
 
 def _unprunable_reason(parameter: nn.Parameter) -> str | None:
