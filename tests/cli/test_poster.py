@@ -171,6 +171,15 @@ def test_rows_differ_in_nothing_but_their_method():
             assert {key: chosen[key] for key in compared} == {key: plain[key] for key in compared}
 
 
+def test_model_with_a_head_takes_the_place_of_the_stages_that_train_one(run):
+    _, result = run("poster/distilbert6")
+    path = result["stages"]["words"]["path"]
+    _, given = run("poster/compressbert", f"pretraining.model={path}", "seed=1")
+    assert given["stages"].keys() == {"words", "pruned", "teacher", "student"}
+    assert given["stages"]["words"]["path"] == path
+    assert given["stages"]["words"]["metrics"] == result["stages"]["words"]["metrics"]
+
+
 def test_setting_of_a_stage_is_named_where_it_is_set(call, tmp_path):
     for row in ("poster/distilbert6", "poster/minilm6"):
         code, _, stderr = call(f"experiment={row}", *TINY, f"pretraining.task.path={tmp_path}/no")
