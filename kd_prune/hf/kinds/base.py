@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -117,7 +118,11 @@ class TaskKind(Protocol):
         ...
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, pad_to: int | None) -> Collator:
-        """Return a function from encoded rows to a batch, padded to `pad_to` or the longest row."""
+        """Return a function from encoded rows to a batch, padded to `pad_to` or the longest row.
+
+        A function whose batches are random has a method `reseed(seed, epoch)`, called at the start
+        of every training epoch, and draws from nothing else: then a fit resumes exactly.
+        """
         ...
 
     def predict(self, outputs: Activations, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -143,6 +148,11 @@ class TaskKind(Protocol):
     def model_config(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the entries of ``config.json`` that describe a finished model of this task."""
         ...
+
+
+def kind_name(kind: TaskKind) -> str:
+    """Return the name of a kind as an option of `task/kind`: ``masked_words``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(kind).__name__).lower()
 
 
 def encode_texts(
