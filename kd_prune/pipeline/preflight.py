@@ -24,9 +24,13 @@ from kd_prune.pipeline.fitting import (
     stage_objective,
 )
 from kd_prune.pipeline.job import Job
-from kd_prune.pipeline.models import initial_model, load_fine_tuned, teacher_model
+from kd_prune.pipeline.models import (
+    initial_model,
+    load_fine_tuned,
+    stage_scope,
+    teacher_model,
+)
 from kd_prune.pipeline.stage import STUDENT, ChainStage
-from kd_prune.pruning import Scope
 
 log = logging.getLogger(__name__)
 
@@ -123,20 +127,6 @@ def check_trainer(context: Context, stage: ChainStage, student: PreTrainedModel)
         except ValueError as error:
             raise ConfigError(key, expected=str(error)) from error
     return length
-
-
-def stage_scope(context: Context, stage: ChainStage, student: PreTrainedModel) -> Scope:
-    """Return the scope of pruning, in parameter names of a stage's student.
-
-    Raises:
-        ConfigError: A pattern matches nothing.
-    """
-    sparsity, of_model = stage.sparsity, context.job.model.scope
-    own = sparsity.scope if sparsity else None
-    scope = own or of_model or hf.encoder_scope(student)
-    with key_prefix(stage.setting_key("sparsity") if own else "model"):
-        scope.select(student)
-    return scope
 
 
 def dry_run(

@@ -22,7 +22,7 @@ from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
 from kd_prune.pruning.selection import unstructured
-from kd_prune.pruning.update_schedule import periodic_updates, ramp_updates
+from kd_prune.pruning.update_schedule import last_update, periodic_updates, ramp_updates
 
 __all__ = [
     "ERK",
@@ -55,6 +55,7 @@ __all__ = [
     "cosine",
     "cubic",
     "default_scope",
+    "last_update",
     "linear",
     "magnitude",
     "one_shot",

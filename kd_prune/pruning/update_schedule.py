@@ -74,6 +74,30 @@ def periodic_updates(schedule: Schedule, *, total_steps: int, updates: int = 100
     return {max(1, step): sparsity for step, sparsity in candidates}
 
 
+def last_update(schedule: Schedule, *, total_steps: int, updates: int = 100) -> UpdateSchedule:
+    """Return a single update, to the final sparsity at the end of the ramp.
+
+    For methods that make weights small along the ramp (`ReweightedL1`), and for rounds of training
+    that end with a mask update. `updates` is not used.
+
+    Args:
+        schedule: The schedule; of its ramp only the end matters.
+        total_steps: Optimizer steps of the run.
+        updates: Not used.
+
+    Returns:
+        ``{round(end · total_steps): final}``.
+
+    Raises:
+        ConfigError: As `ramp_updates`.
+
+    >>> last_update(Schedule(final=0.8, end=0.5), total_steps=10)
+    {5: 0.8}
+    """
+    _, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
+    return {last: schedule.final}
+
+
 def _candidate_updates(
     schedule: Schedule, total_steps: int, updates: int
 ) -> Iterator[tuple[int, float]]:
