@@ -67,6 +67,9 @@ def check_stage(context: Context, stage: ChainStage) -> RunLength | None:
         return None
     student = initial_model(context, stage)
     length = check_trainer(context, stage, student)
+    if isinstance(stage.optimizer, hf.AdamWWithSchedule):  # it may be a function of the user's
+        with key_prefix(stage.setting_key("optimizer")):
+            stage.optimizer(student, length.total)
     teacher = teacher_model(context, stage)
     rows = inputs.data.splits[task.train]
     check_tokenizers(context, stage, student, teacher)

@@ -123,7 +123,7 @@ def test_interrupted_rounds_are_resumed_to_the_same_bytes(found, make_job, tmp_p
 
 
 def test_stage_with_other_masks_is_another_stage(found, make_job, tmp_path):
-    job, result = found
+    _, result = found
     after = Stage(max_epochs=1)
 
     def place(masks):
