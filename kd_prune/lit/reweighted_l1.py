@@ -38,8 +38,8 @@ class ReweightedL1(Resumable):
 
     The loss moves weights meanwhile; the next round's λ makes up for the difference.
 
-    Source: Guo et al. 2019 (arXiv 1909.12486), reweighted proximal pruning; Candès et al. 2008 (arXiv
-    0711.1612), section 2, for the reweighting. λ there is set by hand.
+    Source: Guo et al. 2019 (arXiv 1909.12486), reweighted proximal pruning; Candès et al. 2008
+    (arXiv 0711.1612), section 2, for the reweighting. In both λ is set by hand.
 
     Args:
         rounds: Rounds of the ramp, in each of which α and λ are constant.
@@ -165,8 +165,9 @@ class ReweightedL1(Resumable):
 def strength_for(sizes: Mapping[str, Tensor], sparsity: float, steps: int, epsilon: float) -> float:
     """Return the λ at which a share of weights is zero after some steps without a gradient.
 
-    >>> strength_for({"w": torch.tensor([0.1, 0.2, 0.3, 0.4])}, 0.5, steps=10, epsilon=0.1)
-    0.006
+    >>> sizes = {"w": torch.tensor([0.25, 0.5, 0.75, 1.0])}
+    >>> strength_for(sizes, 0.5, steps=2, epsilon=0.5)
+    0.25
     """
     count = num_pruned(sparsity, sum(size.numel() for size in sizes.values()))
     if not count:
