@@ -20,7 +20,7 @@ from kd_prune.cli.build import build
 from kd_prune.cli.job import COMMAND_KEYS
 from kd_prune.cli.validation import check_types
 from kd_prune.distillation import Objective
-from kd_prune.hf import Classification, Regression, Task, Text
+from kd_prune.hf import Classification, MaskedWords, Regression, Task, Text
 from kd_prune.pipeline import Job
 from kd_prune.pruning import Global, linear, one_shot, ramp_updates, uniform
 from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
@@ -31,7 +31,7 @@ OPTIONS = sorted(
     str(file.relative_to(CONF).with_suffix("")) for file in FILES if file.parent != CONF
 )
 GROUPS = {"task", "model", "sparsity", "distillation", "optimizer", "trainer", "callbacks"}
-GROUPS |= {"logger", "budget", "experiment", "hparams_search", "debug", "hydra"}
+GROUPS |= {"logger", "budget", "experiment", "hparams_search", "debug", "hydra", "stage"}
 NEEDS_A_PACKAGE = {"logger/tensorboard", "logger/wandb", "logger/mlflow"}
 # What no file can know: where a model lies, and that heads are cut by the model's size of one.
 NEEDS = {
@@ -39,11 +39,14 @@ NEEDS = {
     "sparsity/granularity/attention_heads": ["sparsity.granularity.size=16"],
     "sparsity/heads": ["sparsity.granularity.size=16"],
     "task/corpus": ["task.path=folder"],
+    "task/corpus_words": ["task.path=folder"],
     "task/kind/regression": ["task.metrics=[pearson]", "task.monitor=pearson"],
+    "task/kind/masked_words": ["task.text=[things]"],
     "task/kind/text": ["task.metrics=[]", "task.monitor=loss"],
     "model/pretrained": ["model.path=folder"],
 }
 KINDS = {"stsb": Regression, "corpus": Text, "tiny_text": Text}
+KINDS |= {"corpus_words": MaskedWords, "tiny_words": MaskedWords}
 TERMS = ("embeddings", "hidden_states", "attention_scores", "soft_targets")
 
 
@@ -63,15 +66,20 @@ def composed(*overrides: str) -> DictConfig:
     config.hydra.runtime.output_dir = "out"
     HydraConfig.instance().set_config(config)
     with open_dict(config):
-        for key in COMMAND_KEYS:
+        for key in set(COMMAND_KEYS) - {"pretraining"}:  # stages refer to it
             del config[key]
     if config.task.name == "tiny":
         config.task.path.train, config.task.path.validation = 8, 4
     return config
 
 
+def built(config: DictConfig) -> Job:
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return build({key: value for key, value in plain.items() if key not in COMMAND_KEYS})
+
+
 def made(*overrides: str) -> Job:
-    return build(OmegaConf.to_container(composed(*overrides), resolve=True))
+    return built(composed(*overrides))
 
 
 def targets(node: Any):
@@ -223,15 +231,16 @@ def test_every_option_composes_and_is_made(option):
     group, _, name = option.rpartition("/")
     if option.startswith("experiment/"):  # of which there are folders, and one option is chosen
         group, _, name = option.partition("/")
-    config = composed(f"{group}={name}", *NEEDS.get(option, []))
+    package = "+stage@stages.one" if group == "stage" else group  # only experiments choose stages
+    config = composed(f"{package}={name}", *NEEDS.get(option, []))
     check_types(OmegaConf.to_container(config, resolve=True))
-    nodes = list(targets(config))
+    nodes = [node for node in targets(config) if "pretraining" not in node]  # without the root
     assert len(nodes) >= 10
     for node in nodes:
         bind(node, whole=True)
     if option in NEEDS_A_PACKAGE:
         pytest.importorskip(name)
-    job = build(OmegaConf.to_container(config, resolve=True))
+    job = built(config)
     assert isinstance(job, Job)
     assert isinstance(job.distillation, Objective)
     if group == "task":

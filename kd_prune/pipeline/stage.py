@@ -30,10 +30,15 @@ class Stage:
             the name of an earlier stage, or a folder or hub id; None: no masks.
         rounds: Number of fits; above 1, every one begins from `init` with the masks of the one
             before, and prunes at its end (see `kd_prune.pipeline.rounds`).
-        layers: Encoder layers to keep: a number (the first layers) or a list of indices; None: all.
-        hidden_size: Width of the encoder; all weights are then new. None: the model's.
-        intermediate_size: Width of the feed-forward layers; all weights are then new. None: the
-            model's.
+        layers: Encoder layers to keep: a number, a fraction of the encoder's, or a list of indices;
+            None: all.
+        layer_choice: Layers that a number or fraction keeps: the `first` ones, or `spaced` ones.
+        hidden_size: Width of the encoder, or a fraction of the model's; all weights are then new.
+            None: the model's.
+        intermediate_size: Width of the feed-forward layers, or a fraction of the model's; all
+            weights are then new. None: the model's.
+        freeze: Parts that are not trained: ``embeddings``, ``layers`` or some of them as
+            ``layers[:-1]``, ``head``, or globs over parameter names.
         teacher: Model to learn from: ``pretrained``, the name of an earlier stage, a folder or hub
             id, or None.
         objective: What is minimised; None: the loss on the task's hard labels.
@@ -57,9 +62,11 @@ class Stage:
     init: str = PRETRAINED
     masks_from: str | None = None
     rounds: int = 1
-    layers: int | Sequence[int] | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
+    layers: int | float | Sequence[int] | None = None
+    layer_choice: str = "first"
+    hidden_size: int | float | None = None
+    intermediate_size: int | float | None = None
+    freeze: Sequence[str] = ()
     teacher: str | None = None
     objective: Objective | None = None
     sparsity: SparsityCallback | None = None
@@ -82,7 +89,7 @@ class Stage:
             raise ConfigError("dropout", self.dropout, "expected a fraction in [0, 1)")
         if not 0.0 <= self.min_retained <= 1.0:
             raise ConfigError("min_retained", self.min_retained, "expected a share, 0 to 1")
-        _ = self.encoder_change  # checks its three settings
+        _ = self.encoder_change  # checks its settings
         if not self.init:
             raise ConfigError("init", self.init, f"expected {PRETRAINED}, a stage or a folder")
 
@@ -103,6 +110,7 @@ class Stage:
         """Change of the initial encoder's shape."""
         return hf.EncoderChange(
             layers=self.layers,
+            layer_choice=self.layer_choice,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
         )
@@ -165,3 +173,7 @@ def key_of_stage(name: str) -> str:
     ('teacher', 'stages.base')
     """
     return name if name in (TEACHER, STUDENT) else f"stages.{name}"
+
+
+def dense(**_settings: Any) -> None:
+    """Return None in the place of a `SparsityCallback`: nothing is pruned, whatever is set."""
