@@ -23,6 +23,7 @@ SMALL = (
 KEPT = {
     "poster/bert_tickets": 0.5,
     "poster/bert_tickets_oneshot": 0.5,
+    "poster/rpp": 0.116,
     "poster/rpp_downstream": 0.116,
     "later/gmp_star": 0.05,
     "later/movement": 0.05,
@@ -30,9 +31,11 @@ KEPT = {
     "later/platon": 0.05,
     "later/obert": 0.05,
     "later/smp": 0.05,
+    "later/spd": 0.05,
 }
 SHORTER = {
     "poster/bert_tickets": ["stages.tickets.rounds=2", "stages.tickets.max_epochs=1"],
+    "poster/rpp": ["stages.pruned.callbacks.reweighted_l1.rounds=3", "pretraining.max_steps=12"],
     "poster/rpp_downstream": ["callbacks.reweighted_l1.rounds=3"],
 }
 POOLER = ("poster/bert_tickets", "poster/bert_tickets_oneshot")
@@ -101,3 +104,24 @@ def test_student_of_tickets_has_the_masks_of_the_last_round(finished):
     ticket = load_file(f"{stages['tickets']['path']}/model.safetensors")
     for name, weight in scoped(out, pooler=True).items():
         np.testing.assert_array_equal(weight == 0, ticket[name] == 0)
+
+
+def test_student_of_rpp_has_the_masks_of_its_pretraining(finished):
+    out = finished("poster/rpp")
+    stages = json.loads((out / "result.json").read_text())["stages"]
+    pruned = load_file(f"{stages['pruned']['path']}/model.safetensors")
+    for name, weight in scoped(out, pooler=False).items():
+        np.testing.assert_array_equal(weight == 0, pruned[name] == 0)
+
+
+def test_parts_of_spd_that_are_not_grafted_are_the_teachers(finished):
+    out = finished("later/spd")
+    stages = json.loads((out / "result.json").read_text())["stages"]
+    teacher = load_file(f"{stages['teacher']['path']}/model.safetensors")
+    changed = {
+        name
+        for name, weight in load_file(out / "student" / "model.safetensors").items()
+        if not np.array_equal(weight, teacher[name])
+    }
+    assert changed
+    assert all(".layer." in name for name in changed)
