@@ -17,7 +17,6 @@ from kd_prune.errors import ConfigError
 from kd_prune.lit.progress import RunLength
 from kd_prune.pruning.checks import check_fraction
 
-
 HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 """Attributes of a module that hold its forward hooks."""
 
