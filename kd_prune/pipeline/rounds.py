@@ -10,6 +10,19 @@ from kd_prune.lit import SparsityCallback
 from kd_prune.pipeline.stage import Stage, key_of_stage
 from kd_prune.pruning import Schedule, last_update
 
+ROUND = "{stage}_round_{number}"
+"""Name of a round's stage; that of the last one is the name of the stage."""
+
+
+def is_round(name: str) -> bool:
+    """Return whether a stage of this name is one of several rounds, and not the last.
+
+    >>> is_round("tickets_round_1"), is_round("tickets")
+    (True, False)
+    """
+    stage, _, number = name.rpartition("_round_")
+    return bool(stage) and number.isdigit()
+
 
 def with_rounds(stages: Mapping[str, Stage]) -> tuple[dict[str, Stage], dict[str, str]]:
     """Replace every stage of several rounds by a stage per round.
@@ -66,10 +79,10 @@ def rounds_of(name: str, stage: Stage) -> dict[str, Stage]:
             )
     fits: dict[str, Stage] = {}
     for k in range(1, stage.rounds + 1):
-        fits[name if k == stage.rounds else f"{name}_round_{k}"] = replace(
+        fits[name if k == stage.rounds else ROUND.format(stage=name, number=k)] = replace(
             stage,
             rounds=1,
-            masks_from=f"{name}_round_{k - 1}" if k > 1 else stage.masks_from,
+            masks_from=ROUND.format(stage=name, number=k - 1) if k > 1 else stage.masks_from,
             sparsity=_of_round(sparsity, schedule, k / stage.rounds),
         )
     return fits
