@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kd_prune.errors import ConfigError
-from kd_prune.hf.kinds import Classification, TaskKind, Text
+from kd_prune.hf.kinds import Classification, TaskKind, Text, kind_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Task:
 
     def _check_metrics(self) -> None:
         """Raise ConfigError unless metrics and monitor suit the kind and each other."""
-        suitable, kind = self.kind.metrics, type(self.kind).__name__.lower()
+        suitable, kind = self.kind.metrics, kind_name(self.kind)
         monitors = list(self.metrics) or ["loss"]
         if unsuitable := [name for name in self.metrics if name not in suitable]:
             raise ConfigError(

@@ -1,6 +1,13 @@
 """Kinds of task, one file each: head, labels, collator, predictions, loss and metrics of a kind."""
 
-from kd_prune.hf.kinds.base import Labels, PaddingCollator, TaskFields, TaskKind, encode_texts
+from kd_prune.hf.kinds.base import (
+    Labels,
+    PaddingCollator,
+    TaskFields,
+    TaskKind,
+    encode_texts,
+    kind_name,
+)
 from kd_prune.hf.kinds.classification import Classification
 from kd_prune.hf.kinds.masked_words import MaskedWords
 from kd_prune.hf.kinds.regression import Regression
@@ -16,4 +23,5 @@ __all__ = [
     "TaskKind",
     "Text",
     "encode_texts",
+    "kind_name",
 ]
