@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 PRUNED_BEFORE = "stages.pruned.sparsity.final"
 # The shape that keeps 18 % of all-MiniLM-L6-v2's encoder: a third of the layers, narrower ones.
-NARROW = [f"++stages.general.{k}" for k in ("hidden_size=0.75", "intermediate_size=0.71875")]
+NARROW = [f"stages.general.{k}" for k in ("hidden_size=0.75", "intermediate_size=0.71875")]
 
 ROWS = {
     "poster/bert": Row(1.0, None, poster=(88.6, 91.8)),
@@ -117,7 +117,7 @@ def overrides(row: str, task: str, kept: float, epochs: int, pretraining_steps: 
         f"trainer.max_epochs={max(1, epochs - part) if system.halved else epochs}",
     ]
     if system.halved:
-        found.append(f"++stages.{system.halved}.max_epochs={part}")
+        found.append(f"stages.{system.halved}.max_epochs={part}")
     if system.text:
         found.append(f"pretraining.max_steps={pretraining_steps}")
     if row == "poster/bert_tickets":  # a tenth of all weights per round

@@ -42,14 +42,15 @@ class ReweightedL1(Resumable):
     (arXiv 0711.1612), section 2, for the reweighting. In both λ is set by hand.
 
     Args:
-        rounds: Rounds of the ramp, in each of which α and λ are constant.
+        rounds: Rounds of the ramp, in each of which α and λ are constant; in a ramp of fewer steps
+            one per step.
         epsilon: ε, in the unit of the weights: the smaller, the sooner weights near zero become
             zero, and the longer they stay zero.
         name: `name` of the `SparsityCallback`, where a fit has several.
 
     Raises:
-        ConfigError: `rounds` below 1, `epsilon` not above 0; at the start of a fit: it has no such
-            `SparsityCallback` with a ramp, or the ramp has fewer steps than rounds.
+        ConfigError: `rounds` below 1, `epsilon` not above 0; at the start of a fit: no such
+            `SparsityCallback` with a ramp comes before this callback.
     """
 
     def __init__(self, rounds: int = 20, *, epsilon: float = 1e-3, name: str | None = None) -> None:
@@ -77,14 +78,7 @@ class ReweightedL1(Resumable):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the ramp, and restore the checkpoint's state if the fit resumes."""
-        begin, end = self._steps(self._pruner(trainer))
-        if end - begin < self.rounds:
-            raise ConfigError(
-                "rounds",
-                self.rounds,
-                f"the ramp has {end - begin} steps before its last one",
-                "take fewer rounds, or train for more steps",
-            )
+        self._pruner(trainer)
         if resumed := self.take_resumed():
             self.strength, self._round = resumed["strength"], resumed["round"]
             self._reference, self._zeros = dict(resumed["reference"]), resumed["zeros"]
@@ -132,10 +126,12 @@ class ReweightedL1(Resumable):
         self._step = step
         begin, end = self._steps(pruner)
         if begin < step <= end:
-            ends = [begin + (end - begin) * k // self.rounds for k in range(1, self.rounds + 1)]
+            rounds = min(self.rounds, end - begin)
+            ends = [begin + (end - begin) * k // rounds for k in range(1, rounds + 1)]
             due = bisect_left(ends, step)
             if due >= self._round:
-                self._begin_round(pruner, due, ends[due] - step + 1)
+                self._round = due + 1
+                self._begin_round(pruner, self._round / rounds, ends[due] - step + 1)
             shrink(pruner.parameters, self._reference, self.strength, self.epsilon)
         else:
             if self._reference:
@@ -145,11 +141,11 @@ class ReweightedL1(Resumable):
         pl_module.log(f"{prefix}/strength", self.strength)
         pl_module.log(f"{prefix}/zeros", self._zeros)
 
-    def _begin_round(self, pruner: Pruner, due: int, steps: int) -> None:
-        """Take α from the weights, and the λ that reaches the ramp's sparsity in `steps` steps."""
-        self._round, self._zeros = due + 1, pruner.sparsity
+    def _begin_round(self, pruner: Pruner, u: float, steps: int) -> None:
+        """Take α from the weights, and the λ for the sparsity at ramp progress `u`."""
+        self._zeros = pruner.sparsity
         self._reference = {n: w.detach().abs() for n, w in pruner.parameters.items()}
-        wanted = cast("Schedule", pruner.schedule).sparsity_at(self._round / self.rounds)
+        wanted = cast("Schedule", pruner.schedule).sparsity_at(u)
         self.strength = strength_for(self._reference, wanted, steps, self.epsilon)
 
     def state_dict(self) -> dict[str, Any]:
