@@ -15,7 +15,8 @@ DEV := $(VENV)/.installed-dev
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test faults lint types format clean \
-	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study bench-sweep bench-compatibility
+	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study \
+	bench-poster bench-sweep bench-compatibility
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
@@ -73,6 +74,9 @@ bench-recipe: need-DATA $(RUN)  ## effect of single settings on MRPC at 95 %, ho
 
 bench-study: need-DATA $(RUN)  ## what helps at 95 %, one change per row, days: DATA= and MODEL=
 	$(BIN)/python benchmarks/study.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench-poster: need-DATA $(RUN)  ## the poster's table, days: DATA=, MODEL= and TEXT= (a file or folder)
+	$(BIN)/python benchmarks/poster.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(if $(TEXT),--text "$(TEXT)") $(ARGS)
 
 bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task>/train.parquet, MODEL= optional
 	$(BIN)/python benchmarks/padding.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def run_job(overrides: Sequence[str], out: Path) -> RunResult:
 
 def figures(result: RunResult, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the figures of a run that are kept: no paths, one form for all runs ever made."""
-    paths = ("task.path", "model.path", "cache_dir")
+    paths = ("task.path", "model.path", "pretraining.task.path", "cache_dir")
     stages = {name: stage.seconds for name, stage in result.stages.items()}
     return {
         "overrides": [o for o in overrides if not o.startswith(paths)],
@@ -102,8 +102,17 @@ def figures(result: RunResult, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def run_once(result: Path, overrides: Sequence[str], work: Path, **extra: Any) -> None:
+def run_once(
+    result: Path,
+    overrides: Sequence[str],
+    work: Path,
+    *,
+    measure: Callable[[RunResult, Path], dict[str, Any]] | None = None,
+    **extra: Any,
+) -> None:
     """Run a job and write its figures to `result`, unless they exist or another process runs it.
+
+    `measure` returns further figures, given the run's result and its folder, which is then removed.
 
     An interrupted job resumes from its last checkpoint, so a table is completed by running its
     command again, or several times at once.
@@ -116,7 +125,8 @@ def run_once(result: Path, overrides: Sequence[str], work: Path, **extra: Any) -
                 return
             last = out / "last.ckpt"
             resume = [f"ckpt_path={last}"] if last.is_file() else []
-            found = figures(run_job([*overrides, *resume], out), overrides)
+            done = run_job([*overrides, *resume], out)
+            found = figures(done, overrides) | (measure(done, out) if measure else {})
             result.parent.mkdir(parents=True, exist_ok=True)
             kept = found | {"resumed": bool(resume)} | extra
             result.write_text(json.dumps(kept, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -10,11 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from kd_prune.hf.tiny import make_model, sentences
 from kd_prune.results import RunResult, StageResult
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+CONF = FOLDER.parent / "conf"
 COLUMNS = {"mrpc": ("sentence1", "sentence2"), "sst2": ("sentence",)}
 
 
@@ -119,6 +124,75 @@ def test_the_sweep(bench, data, model, tmp_path):
     lines = (results / "sweep" / "runs.csv").read_text().splitlines()
     assert len(lines) == 3
     assert str(tmp_path) not in "".join(lines)
+
+
+def test_the_posters_table(bench, data, tmp_path, capsys, monkeypatch):
+    """A smaller student, as it is and pruned further; the page has both."""
+    monkeypatch.setenv("COLUMNS", "160")
+    model = make_model(str(tmp_path / "model"), layers=2, hidden_size=24, heads=2)
+    given = [*real(data, model, tmp_path), "--tasks", "mrpc", "--seeds", 1]
+    given += ["--rows", "poster/theseus6", "poster/rpp"]
+    settings = ["teacher.max_epochs=1", "trainer.max_epochs=1"]
+    given += ["--settings", *settings]
+    results = bench("poster", *given) / "poster"
+    runs = [json.loads(file.read_text()) for file in results.glob("*.json")]
+    found = {(run["row"], run["kept_in_table"]): run for run in runs}
+    assert found.keys() == {("poster/theseus6", 0.5), ("poster/theseus6", 0.05)}
+    for (_, kept), run in found.items():
+        assert run["kept"] == pytest.approx(kept, abs=2e-3)
+        assert run["teacher"]["test/accuracy"] == runs[0]["teacher"]["test/accuracy"]
+    trials = [json.loads(file.read_text()) for file in (results / "rates").glob("*.json")]
+    assert len(trials) == 4
+    assert all(trial["student"].keys() == {"accuracy", "f1"} for trial in trials)
+    best = {}
+    for trial in trials:
+        rate = dict(given.split("=", 1) for given in trial["overrides"])["optimizer.lr"]
+        of_row = best.setdefault((trial["row"], trial["kept_in_table"]), {})
+        of_row[rate] = trial["student"]["accuracy"]
+    for key, run in found.items():
+        assert best[key][run["rate"]] == max(best[key].values())
+    said = capsys.readouterr().out
+    assert "poster/rpp: left out, as there is no --text" in said
+    assert "mrpc: poster/theseus6" in said
+    page = (tmp_path / "work" / "poster.html").read_text()
+    assert '"method":"poster/theseus6"' in page
+    assert '"kept":0.5' in page
+
+
+def test_held_out_rows_are_a_third_of_the_training_rows(bench, data, tmp_path):
+    bench("poster", "--table", "--work", tmp_path / "work")
+    module = sys.modules["bench_poster"]
+    arguments = argparse.Namespace(data=data, work=tmp_path / "work")
+    given = module.held_out("mrpc", arguments)
+    assert given == ["task=mrpc", "task.subset=null", f"task.path={tmp_path}/work/held_out/mrpc"]
+    folder = tmp_path / "work" / "held_out" / "mrpc"
+    parts = {
+        split: pq.read_table(folder / f"{split}.parquet")["idx"].to_pylist()
+        for split in ("train", "validation")
+    }
+    assert sorted(parts["train"] + parts["validation"]) == list(range(64))
+    assert parts["validation"] == list(range(0, 64, 3))
+
+
+def test_every_row_of_the_posters_table_composes(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from poster_rows import ROWS, overrides, shares
+
+    experiments = {str(f.relative_to(CONF / "experiment").with_suffix("")) for f in
+                   (CONF / "experiment").glob("*/*.yaml")}  # fmt: skip
+    assert ROWS.keys() <= experiments
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for row in ROWS:
+            kept = shares(row, "mrpc")[-1]
+            given = [*overrides(row, "mrpc", kept, 4, 100), "task=mrpc", "model=minilm"]
+            config = compose("train", overrides=given)
+            final = ROWS[row].final
+            if final:
+                assert OmegaConf.select(config, final) == pytest.approx(1 - kept)
+            budget = ROWS[row].halved
+            epochs = OmegaConf.select(config, f"stages.{budget}.max_epochs") if budget else 0
+            assert epochs + config.trainer.max_epochs == 4
 
 
 def test_padding(bench, data, model):

@@ -74,7 +74,6 @@ def make_encoder() -> BertModel:
             num_attention_heads=4,
             intermediate_size=128,
         ),
-        add_pooling_layer=False,
     )
 
 

@@ -6,6 +6,7 @@ from kd_prune.lit.csv_history import History
 from kd_prune.lit.module import DistillModule, NonFiniteError
 from kd_prune.lit.progress_log import ProgressLog
 from kd_prune.lit.replacement import LayerReplacement
+from kd_prune.lit.reweighted_l1 import ReweightedL1
 from kd_prune.lit.rewind import RewindCallback
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "NonFiniteError",
     "ProgressLog",
     "ResumePoint",
+    "ReweightedL1",
     "RewindCallback",
     "SparsityCallback",
 ]

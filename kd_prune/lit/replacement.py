@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ from kd_prune.distillation.layer_map import layer_pairs
 from kd_prune.errors import ConfigError
 from kd_prune.lit.progress import RunLength
 from kd_prune.pruning.checks import check_fraction
+
+HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+"""Attributes of a module that hold its forward hooks."""
 
 
 class LayerReplacement(L.Callback):
@@ -89,6 +93,8 @@ class LayerReplacement(L.Callback):
         self._length = RunLength.from_fit(trainer)
         self._takes_part = [True] * len(ours)
         copied = copy.deepcopy(theirs).requires_grad_(False)
+        for module in copied.modules():
+            module._forward_hooks = OrderedDict()  # of the predecessor's own outputs
         frozen = list(
             trainer.precision_plugin.convert_module(copied).to(pl_module.device).children()
         )
@@ -132,6 +138,7 @@ class LayerReplacement(L.Callback):
         def forward(hidden: Any, *args: Any, **settings: Any) -> Any:
             if self._takes_part[index] or not successor.training:
                 return own(hidden, *args, **settings)
+            share_hooks(successor, group[-1])
             outputs = hidden
             for layer in group:
                 hidden = outputs[0] if isinstance(outputs, tuple) else outputs
@@ -171,6 +178,19 @@ class LayerReplacement(L.Callback):
         for layer in self._replaced:
             vars(layer).pop("forward", None)
         self._replaced, self._takes_part = [], []
+
+
+def share_hooks(successor: nn.Module, predecessor: nn.Module) -> None:
+    """Let the hooks on a successor's inner modules see those of the layer that runs in its place.
+
+    transformers collects attention scores by such hooks, which it adds in the first forward pass.
+    The hooks on the layer itself see it in any case.
+    """
+    inner = dict(predecessor.named_modules())
+    for name, module in successor.named_modules():
+        if name and name in inner:
+            for kind in HOOKS:
+                setattr(inner[name], kind, getattr(module, kind))
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

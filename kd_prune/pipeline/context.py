@@ -99,6 +99,15 @@ class Context:
             return GivenModel.of(earlier.path, f"{earlier.key}.path") if earlier.path else None
         return GivenModel.of(stage.teacher, f"{stage.key}.teacher")
 
+    def given_masks(self, stage: ChainStage) -> GivenModel | None:
+        """Return the model with a stage's masks; None if a stage of the run makes it, or none."""
+        if stage.masks_from is None:
+            return None
+        if stage.masks_from in self.chain:
+            earlier = self.chain[stage.masks_from]
+            return GivenModel.of(earlier.path, f"{earlier.key}.path") if earlier.path else None
+        return GivenModel.of(stage.masks_from, f"{stage.key}.masks_from")
+
     def load_inputs(self) -> None:
         """Read and tokenise the data of every stage.
 
@@ -109,7 +118,7 @@ class Context:
         loaded: list[tuple[tuple[hf.Task, str, bool], Inputs]] = []
         for name, stage in self.chain.items():
             source, key = self._tokenizer_source(stage)
-            with self._stage_names():
+            with self.stage_names():
                 if source not in tokenizers:
                     tokenizers[source] = self.encoder(source).tokenizer(key=key)
                 wanted = (stage.task, source, self._needs_segments(stage))
@@ -131,13 +140,17 @@ class Context:
         return self.job.model.tokenizer()
 
     @contextmanager
-    def _stage_names(self) -> Iterator[None]:
+    def stage_names(self) -> Iterator[None]:
         """Add the stages' names to the error of a missing model that may be a misspelt stage."""
         try:
             yield
         except ConfigError as error:
             setting, given = error.key.rpartition(".")[2], str(error.value)
-            if setting not in ("init", "teacher") or "/" in given or Path(given).exists():
+            if (
+                setting not in ("init", "masks_from", "teacher")
+                or "/" in given
+                or Path(given).exists()
+            ):
                 raise
             own = error.key.rpartition(".")[0]
             stages = [name for name in (TEACHER, *self.job.stages) if key_of_stage(name) != own]

@@ -79,7 +79,8 @@ def describe_stage(
     Raises:
         UnknownPartError: As in `describe_each`.
     """
-    left_out = {"task", "path", "min_retained", "batch_size", *leave_out}
+    # A stage of several rounds is several stages of one.
+    left_out = {"task", "path", "min_retained", "batch_size", "rounds", *leave_out}
     names = (
         f.name for f in fields(Stage) if f.name not in left_out
     )  # without the fields of ChainStage

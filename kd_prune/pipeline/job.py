@@ -18,6 +18,7 @@ from kd_prune import hf
 from kd_prune.distillation import Objective
 from kd_prune.errors import ConfigError
 from kd_prune.lit import SparsityCallback
+from kd_prune.pipeline.rounds import with_rounds
 from kd_prune.pipeline.stage import PRETRAINED, STUDENT, TEACHER, ChainStage, Stage, key_of_stage
 
 JOB_KEYS = {
@@ -112,16 +113,23 @@ class Job:
         for name, key in JOB_KEYS.items():
             if getattr(self.student, name):
                 raise ConfigError(f"student.{name}", expected=f"for the student it is {key}")
+        if self.student.rounds > 1:
+            raise ConfigError(
+                "student.rounds",
+                self.student.rounds,
+                "the student is one fit",
+                "find the masks in a stage of several rounds, and set student.masks_from to it",
+            )
 
     def chain(self) -> dict[str, ChainStage]:
         """Return name → stage, with the job's settings filled in, in the order in which they run.
 
         Every stage comes after those it refers to; the student is last. The teacher is always
         included, because the report compares the student with it. Stages that nothing refers to
-        are left out.
+        are left out. A stage of several rounds becomes a stage per round.
 
         Raises:
-            ConfigError: Stages refer to each other in a circle.
+            ConfigError: Stages refer to each other in a circle, or rounds do not suit a stage.
         """
         student = replace(
             self.student,
@@ -131,7 +139,8 @@ class Job:
             callbacks=self.callbacks,
             optimizer=self.optimizer,
         )
-        stages = {**self.stages, TEACHER: self.teacher, STUDENT: student}
+        given = {**self.stages, TEACHER: self.teacher, STUDENT: student}
+        stages, named_in_command = with_rounds(given)
         before = {name: stage.references & stages.keys() for name, stage in stages.items()}
         before[STUDENT] |= {TEACHER}
         try:
@@ -145,12 +154,17 @@ class Job:
         while needed:
             found |= needed
             needed = set[str]().union(*(before[name] for name in needed)) - found
-        return {name: self._filled_in(name, stages[name]) for name in order if name in found}
+        return {
+            name: self._filled_in(name, stages[name], named_in_command[name])
+            for name in order
+            if name in found
+        }
 
-    def _filled_in(self, name: str, stage: Stage) -> ChainStage:
+    def _filled_in(self, name: str, stage: Stage, named_in_command: str) -> ChainStage:
         return ChainStage.of(
             stage,
             name,
+            named_in_command=named_in_command,
             task=stage.task or self.task,
             optimizer=stage.optimizer or self.optimizer,
             seed=self.seed if stage.seed is None else stage.seed,

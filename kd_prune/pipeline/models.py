@@ -1,10 +1,11 @@
-"""Models of a stage: the initial student and the teacher."""
+"""Models of a stage: the initial student with its masks, and the teacher."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from transformers import PreTrainedModel
 
 from kd_prune import hf
@@ -12,15 +13,17 @@ from kd_prune.errors import ConfigError, key_prefix
 from kd_prune.hf.changes import new_model, with_layers
 from kd_prune.pipeline.context import Context, GivenModel
 from kd_prune.pipeline.stage import PRETRAINED, ChainStage
+from kd_prune.pruning import Scope
 
 
 def initial_model(
     context: Context, stage: ChainStage, as_stage: ChainStage | None = None
 ) -> PreTrainedModel:
-    """Load the initial model of a stage's fit, with the stage's seed.
+    """Load the initial model of a stage's fit, with the stage's seed, and apply its masks.
 
     If the stage begins with the outcome of a stage that is not finished yet, the initial model of
     the latter is used instead: the shapes are the same, which is enough for checks before training.
+    For the same reason there are no masks of a stage that is not finished yet.
 
     Args:
         context: The run.
@@ -28,8 +31,18 @@ def initial_model(
         as_stage: Stage whose head the model gets; None: `stage`.
 
     Raises:
-        ConfigError: The model cannot be loaded, or does not allow the stage's change of shape.
+        ConfigError: The model cannot be loaded, does not allow the stage's change of shape, or
+            does not fit the masks.
     """
+    model = unmasked_model(context, stage, as_stage)
+    apply_masks(context, stage, model)
+    return model
+
+
+def unmasked_model(
+    context: Context, stage: ChainStage, as_stage: ChainStage | None = None
+) -> PreTrainedModel:
+    """Load the initial model of a stage's fit, as `initial_model` does, without masks."""
     head = as_stage or stage
     kind, num_outputs = head.task.kind, context.inputs[head.name].data.num_outputs
     L.seed_everything(stage.seed, verbose=False)
@@ -50,6 +63,45 @@ def initial_model(
         change=stage.encoder_change,
         change_key=stage.key,
     )
+
+
+@torch.no_grad()
+def apply_masks(context: Context, stage: ChainStage, model: PreTrainedModel) -> None:
+    """Set the weights in scope to zero that are zero in the model that `Stage.masks_from` names.
+
+    Raises:
+        ConfigError: That model cannot be loaded, has no zeros in scope, or has tensors of other
+            shapes.
+    """
+    given, key = context.given_masks(stage), f"{stage.key}.masks_from"
+    if stage.masks_from in context.outcomes:
+        path = context.outcomes[stage.masks_from].path
+    elif given:
+        path, key = given.path, given.key
+    else:
+        return  # no masks, or a stage that is not finished
+    # Its head is not used, and may be drawn at random.
+    with context.stage_names(), torch.random.fork_rng(devices=[]):
+        other = context.encoder(path).load(
+            kind=stage.task.kind,
+            num_outputs=context.inputs[stage.name].data.num_outputs,
+            key=key,
+        )
+    theirs, zeros = dict(other.named_parameters()), 0
+    for name, weight in stage_scope(context, stage, model).select(model).items():
+        if name not in theirs or theirs[name].shape != weight.shape:
+            found = tuple(theirs[name].shape) if name in theirs else "missing there"
+            raise ConfigError(
+                key,
+                stage.masks_from,
+                f"its {name} does not fit one of shape {tuple(weight.shape)} ({found})",
+                "take a model with the same layers and widths",
+            )
+        pruned = theirs[name] == 0
+        zeros += int(pruned.sum())
+        weight.masked_fill_(pruned, 0.0)
+    if not zeros:
+        raise ConfigError(key, stage.masks_from, "it has no zeros among the weights in scope")
 
 
 def change_encoder(model: PreTrainedModel, stage: ChainStage, auto_model: Any) -> PreTrainedModel:
@@ -137,3 +189,17 @@ def load_fine_tuned(given: GivenModel, task: hf.Task, data: hf.TaskData) -> PreT
             "set task.labels to the model's",
         )
     return encoder.load(kind=task.kind, num_outputs=data.num_outputs, head=True, key=given.key)
+
+
+def stage_scope(context: Context, stage: ChainStage, student: PreTrainedModel) -> Scope:
+    """Return the scope of pruning, in parameter names of a stage's student.
+
+    Raises:
+        ConfigError: A pattern matches nothing.
+    """
+    sparsity, of_model = stage.sparsity, context.job.model.scope
+    own = sparsity.scope if sparsity else None
+    scope = own or of_model or hf.encoder_scope(student)
+    with key_prefix(stage.setting_key("sparsity") if own else "model"):
+        scope.select(student)
+    return scope

@@ -25,9 +25,13 @@ from kd_prune.pipeline.fitting import (
     stage_objective,
 )
 from kd_prune.pipeline.job import Job
-from kd_prune.pipeline.models import initial_model, load_fine_tuned, teacher_model
+from kd_prune.pipeline.models import (
+    initial_model,
+    load_fine_tuned,
+    stage_scope,
+    teacher_model,
+)
 from kd_prune.pipeline.stage import STUDENT, ChainStage
-from kd_prune.pruning import Scope
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,9 @@ def check_stage(context: Context, stage: ChainStage) -> RunLength | None:
     student = initial_model(context, stage)
     freeze_parts(stage, student)
     length = check_trainer(context, stage, student)
+    if isinstance(stage.optimizer, hf.AdamWWithSchedule):  # it may be a function of the user's
+        with key_prefix(stage.setting_key("optimizer")):
+            stage.optimizer(student, length.total)
     teacher = teacher_model(context, stage)
     rows = inputs.data.splits[task.train]
     check_tokenizers(context, stage, student, teacher)
@@ -125,20 +132,6 @@ def check_trainer(context: Context, stage: ChainStage, student: PreTrainedModel)
         except ValueError as error:
             raise ConfigError(key, expected=str(error)) from error
     return length
-
-
-def stage_scope(context: Context, stage: ChainStage, student: PreTrainedModel) -> Scope:
-    """Return the scope of pruning, in parameter names of a stage's student.
-
-    Raises:
-        ConfigError: A pattern matches nothing.
-    """
-    sparsity, of_model = stage.sparsity, context.job.model.scope
-    own = sparsity.scope if sparsity else None
-    scope = own or of_model or hf.encoder_scope(student)
-    with key_prefix(stage.setting_key("sparsity") if own else "model"):
-        scope.select(student)
-    return scope
 
 
 def dry_run(

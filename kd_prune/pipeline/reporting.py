@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from kd_prune.pipeline.rounds import is_round
 from kd_prune.results import MilestoneResult, ModelResult, RunResult, StageResult
 
 
@@ -91,8 +92,11 @@ def series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float],
 
 
 def print_summary(result: RunResult, out: Path) -> None:
-    """Print the run's table: metrics, sparsity, size and time of every stage and milestone."""
-    columns: dict[str, ModelResult] = dict(result.stages)
+    """Print the run's table: metrics, sparsity, size and time of every stage and milestone.
+
+    Of a stage of several rounds the last one is shown.
+    """
+    columns: dict[str, ModelResult] = {n: s for n, s in result.stages.items() if not is_round(n)}
     student = columns.pop("student")
     columns |= {f"at {milestone.target:g}": milestone for milestone in result.milestones}
     columns["student"] = student

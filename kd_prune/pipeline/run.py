@@ -23,8 +23,8 @@ from kd_prune.pipeline.fitting import Fit, fit_stage
 from kd_prune.pipeline.job import Job, cache_folder
 from kd_prune.pipeline.messages import say
 from kd_prune.pipeline.milestones import Milestones, copy_milestones, milestone_folder
-from kd_prune.pipeline.models import initial_model, teacher_model
-from kd_prune.pipeline.preflight import check_stage, check_student_task, stage_scope
+from kd_prune.pipeline.models import initial_model, stage_scope, teacher_model
+from kd_prune.pipeline.preflight import check_stage, check_student_task
 from kd_prune.pipeline.reporting import draw_curves, print_summary
 from kd_prune.pipeline.resume_check import (
     check_resume_step,

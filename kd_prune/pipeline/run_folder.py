@@ -32,7 +32,7 @@ def clear_results(job: Job, checkpoint: Mapping[str, Any] | None) -> None:
     """
     out = job.out.resolve()
     chain = job.chain().values()
-    models = {path for stage in chain for path in (stage.path, stage.init, stage.teacher) if path}
+    models = {path for stage in chain for path in (stage.path, *stage.references) if path}
     used = [job.model.path, *(stage.task.path for stage in chain if stage.task)]
     used += [GivenModel.of(path, "").path for path in models]  # of a run folder, its student
     kept = [Path(path).expanduser().resolve() for path in used]

@@ -26,6 +26,10 @@ class Stage:
         task: Task to learn; None: the job's.
         init: Where the encoder's weights come from: ``pretrained`` (the job's model), the name of
             an earlier stage, or a folder or hub id.
+        masks_from: Model whose zeros, among the weights that may be pruned, the initial model gets:
+            the name of an earlier stage, or a folder or hub id; None: no masks.
+        rounds: Number of fits; above 1, every one begins from `init` with the masks of the one
+            before, and prunes at its end (see `kd_prune.pipeline.rounds`).
         layers: Encoder layers to keep: a number, a fraction of the encoder's, or a list of indices;
             None: all.
         layer_choice: Layers that a number or fraction keeps: the `first` ones, or `spaced` ones.
@@ -56,6 +60,8 @@ class Stage:
 
     task: hf.Task | None = None
     init: str = PRETRAINED
+    masks_from: str | None = None
+    rounds: int = 1
     layers: int | float | Sequence[int] | None = None
     layer_choice: str = "first"
     hidden_size: int | float | None = None
@@ -75,7 +81,7 @@ class Stage:
     min_retained: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "max_steps", "batch_size"):
+        for name in ("max_epochs", "max_steps", "batch_size", "rounds"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, value, "expected a number above 0")
@@ -90,7 +96,8 @@ class Stage:
     @property
     def references(self) -> set[str]:
         """Names, folders and hub ids that the stage begins from or learns from."""
-        return set() if self.path else {name for name in (self.init, self.teacher) if name}
+        names = (self.init, self.masks_from, self.teacher)
+        return set() if self.path else {name for name in names if name}
 
     @property
     def learns_outputs(self) -> bool:
@@ -116,28 +123,33 @@ class ChainStage(Stage):
     Args:
         name: Name of the stage.
         task_key: Prefix of the task's settings in a command.
+        named_in_command: Name under which a command has the stage's settings; of a round, that of
+            the stage with the rounds.
     """
 
     name: str
     task_key: str
+    named_in_command: str
     task: hf.Task
     optimizer: hf.AdamWWithSchedule
     seed: int
 
     @classmethod
-    def of(cls, stage: Stage, name: str, **filled_in: Any) -> ChainStage:
+    def of(
+        cls, stage: Stage, name: str, *, named_in_command: str = "", **filled_in: Any
+    ) -> ChainStage:
         """Make a chain's stage from `stage`, its name and the settings taken from the job."""
-        own_task = stage.task is not None and name != STUDENT
+        own_task, in_command = stage.task is not None and name != STUDENT, named_in_command or name
         settings = {f.name: getattr(stage, f.name) for f in fields(Stage)} | filled_in
         if stage.batch_size:
             settings["task"] = replace(settings["task"], batch_size=stage.batch_size)
-        task_key = f"{key_of_stage(name)}.task" if own_task else "task"
-        return cls(name=name, task_key=task_key, **settings)
+        task_key = f"{key_of_stage(in_command)}.task" if own_task else "task"
+        return cls(name=name, task_key=task_key, named_in_command=in_command, **settings)
 
     @property
     def key(self) -> str:
         """Prefix of the stage's settings in a command."""
-        return key_of_stage(self.name)
+        return key_of_stage(self.named_in_command)
 
     @property
     def title(self) -> str:

@@ -28,8 +28,12 @@ from kd_prune.pipeline.fingerprint import (
 )
 from kd_prune.pipeline.fitting import Fit, fit_stage, single_device_job
 from kd_prune.pipeline.messages import say
-from kd_prune.pipeline.models import initial_model, load_fine_tuned, teacher_model
-from kd_prune.pipeline.preflight import stage_scope
+from kd_prune.pipeline.models import (
+    initial_model,
+    load_fine_tuned,
+    stage_scope,
+    teacher_model,
+)
 from kd_prune.pipeline.resume_check import load_checkpoint, load_if_valid
 from kd_prune.pipeline.stage import ChainStage
 from kd_prune.pipeline.verification import (
@@ -125,7 +129,7 @@ def stage_key(
     inputs = context.inputs[stage.name]
     task, trainer = stage.task, single_device_job(context.job).trainer
     settings = describe_stage(stage, skip_unknown=skip_unknown)
-    for replaced_by_hashes in ("init", "teacher"):
+    for replaced_by_hashes in ("init", "teacher", "masks_from"):
         settings.pop(replaced_by_hashes)
     weights = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
     return digest(

@@ -1,6 +1,14 @@
 """Pruning in PyTorch: schedules, criteria, allocations, granularities, scopes and the Pruner."""
 
-from kd_prune.pruning.allocation import ERK, Bounded, Global, GroupAllocation, Threshold, uniform
+from kd_prune.pruning.allocation import (
+    ERK,
+    Bounded,
+    Global,
+    GroupAllocation,
+    MeanScore,
+    Threshold,
+    uniform,
+)
 from kd_prune.pruning.criteria import (
     PLATON,
     BlockFisher,
@@ -22,7 +30,12 @@ from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
 from kd_prune.pruning.selection import unstructured
-from kd_prune.pruning.update_schedule import periodic_updates, ramp_updates
+from kd_prune.pruning.update_schedule import (
+    last_update,
+    lasting_updates,
+    periodic_updates,
+    ramp_updates,
+)
 
 __all__ = [
     "ERK",
@@ -37,6 +50,7 @@ __all__ = [
     "Global",
     "GroupAllocation",
     "Heads",
+    "MeanScore",
     "Movement",
     "Pruner",
     "PruningPreview",
@@ -55,6 +69,8 @@ __all__ = [
     "cosine",
     "cubic",
     "default_scope",
+    "last_update",
+    "lasting_updates",
     "linear",
     "magnitude",
     "one_shot",

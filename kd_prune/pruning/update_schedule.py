@@ -74,6 +74,60 @@ def periodic_updates(schedule: Schedule, *, total_steps: int, updates: int = 100
     return {max(1, step): sparsity for step, sparsity in candidates}
 
 
+def lasting_updates(schedule: Schedule, *, total_steps: int, updates: int = 100) -> UpdateSchedule:
+    """Return updates at regular steps of the ramp, and at the same distance until the run's end.
+
+    For scores that are trained: masks follow them at the final sparsity too. Otherwise like
+    `periodic_updates`.
+
+    Args:
+        schedule: The schedule.
+        total_steps: Optimizer steps of the run.
+        updates: Number of intervals between updates on the ramp, at least 1.
+
+    Returns:
+        ``{step: sparsity}``, steps increasing, sparsities not decreasing.
+
+    Raises:
+        ConfigError: As `ramp_updates`.
+
+    >>> lasting_updates(Schedule(final=0.8, initial=0.8, end=0.4), total_steps=10, updates=2)
+    {1: 0.8, 2: 0.8, 4: 0.8, 6: 0.8, 8: 0.8, 10: 0.8}
+    """
+    plan = periodic_updates(schedule, total_steps=total_steps, updates=updates)
+    first, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
+    step, k = last, updates
+    while step <= total_steps:
+        plan[step] = schedule.final
+        k += 1
+        step = first + round(Fraction((last - first) * k, updates))
+    return plan
+
+
+def last_update(schedule: Schedule, *, total_steps: int, updates: int = 100) -> UpdateSchedule:
+    """Return a single update, to the final sparsity at the end of the ramp.
+
+    For methods that make weights small along the ramp (`ReweightedL1`), and for rounds of training
+    that end with a mask update. `updates` is not used.
+
+    Args:
+        schedule: The schedule; of its ramp only the end matters.
+        total_steps: Optimizer steps of the run.
+        updates: Not used.
+
+    Returns:
+        ``{round(end · total_steps): final}``.
+
+    Raises:
+        ConfigError: As `ramp_updates`.
+
+    >>> last_update(Schedule(final=0.8, end=0.5), total_steps=10)
+    {5: 0.8}
+    """
+    _, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
+    return {last: schedule.final}
+
+
 def _candidate_updates(
     schedule: Schedule, total_steps: int, updates: int
 ) -> Iterator[tuple[int, float]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
+from kd_prune.errors import ConfigError
 from kd_prune.hf import AdamWWithSchedule
 from kd_prune.hf.optimizer import SCHEDULES
 
@@ -79,3 +82,71 @@ def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
 def test_optimizer_value_out_of_range_raises(name, value):
     with pytest.raises(ValueError, match=f"^{name}=.*: expected "):
         AdamWWithSchedule(**{name: value})
+
+
+def test_rewound_rate_falls_from_its_peak_to_the_floor_in_every_part():
+    """Independent: linear interpolation between the ends of every part."""
+    recipe = AdamWWithSchedule(lr=0.5, warmup=0.1, rewinds=[0.5, 0.75], floor=0.25)
+    points = {0: 0.0, 4: 0.5, 20 - 1e-9: 0.125, 20: 0.5, 30 - 1e-9: 0.125, 30: 0.5, 40: 0.125}
+    expected = np.interp(range(STEPS + 1), list(points), list(points.values()))
+    assert rates(recipe) == pytest.approx(list(expected), abs=1e-6)
+
+
+def test_rewound_cosine_is_a_cosine_in_every_part():
+    found = rates(AdamWWithSchedule(lr=0.5, schedule="cosine", rewinds=[0.25]))
+    expected = [0.5 * AFTER["cosine"](step / 10) for step in range(10)]
+    expected += [0.5 * AFTER["cosine"](step / 30) for step in range(31)]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def moved(rates, model, objective=None):
+    """Names of the parameters that a step of a gradient of 1 changes, and by how much."""
+    trained = nn.ModuleDict({"student": model} | ({"objective": objective} if objective else {}))
+    optimizer, _ = AdamWWithSchedule(lr=0.1, weight_decay=0.5, rates=rates)(trained, STEPS)
+    before = {name: weight.detach().clone() for name, weight in trained.named_parameters()}
+    for weight in trained.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    return {
+        name: float(
+            (weight.detach() - before[name] * (1 - 0.5 * 0.1 * (weight.ndim > 1))).abs().mean()
+        )
+        for name, weight in trained.named_parameters()
+        if not torch.equal(weight, before[name])
+    }
+
+
+def test_rates_are_factors_by_the_first_pattern_that_matches():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2), "c": nn.LayerNorm(2)})
+    found = moved({"b.bias": 0.5, "a.*": 0.0, "b.*": 1.0}, model)
+    assert found == pytest.approx(
+        {
+            "student.b.weight": 0.1,
+            "student.b.bias": 0.05,
+            "student.c.weight": 0.1,
+            "student.c.bias": 0.1,
+        },
+        rel=1e-4,
+    )
+
+
+def test_rates_are_not_those_of_the_objective():
+    found = moved({"*": 0.0}, nn.Linear(2, 2), nn.Linear(2, 2))
+    assert found.keys() == {"objective.weight", "objective.bias"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rewinds": [0.5, 0.4]}, "rewinds=[0.5, 0.4]: expected ascending fractions"),
+        ({"rewinds": [0.1], "warmup": 0.2}, "rewinds=[0.1]: expected ascending fractions"),
+        ({"rewinds": [0.5, 0.501]}, "rewinds=[0.5, 0.501]: two of them lie on one step"),
+        ({"floor": 1.5}, "floor=1.5: expected a share of lr"),
+        ({"rates": {"*": -1.0}}, "rates.*=-1.0: expected a finite number"),
+        ({"rates": {"*": 1.0, "weight": 0.0}}, "rates=weight: the pattern matches no parameter"),
+    ],
+)
+def test_impossible_courses_and_rates_are_refused(settings, says):
+    with pytest.raises(ConfigError) as error:
+        AdamWWithSchedule(**settings)(nn.Linear(2, 2), STEPS)
+    assert str(error.value).startswith(says)

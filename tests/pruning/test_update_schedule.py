@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from kd_prune.errors import ConfigError
 from kd_prune.pruning.ramps import Stepwise, cosine, cubic, linear, one_shot
 from kd_prune.pruning.schedule import Schedule
-from kd_prune.pruning.update_schedule import ramp_updates
+from kd_prune.pruning.update_schedule import (
+    last_update,
+    lasting_updates,
+    periodic_updates,
+    ramp_updates,
+)
 
 from .schedules import RAMPS, cubic_oracle, schedules, tables
 
@@ -236,3 +241,23 @@ def test_ramp_updates_milestones_longer_than_ramp_raise():
         ConfigError, match=r"milestone_length=0\.1: 1 milestones of .* do not fit into the 10 steps"
     ):
         ramp_updates(schedule, total_steps=10)
+
+
+@given(st.floats(0, 0.99), st.floats(0.1, 1), st.integers(1, 30), st.integers(30, 200))
+def test_lasting_updates_go_on_at_the_same_distance(final, end, updates, steps):
+    """Independent: the steps of the ramp, continued as multiples of one exact interval."""
+    schedule = Schedule(final=final, end=end)
+    plan = lasting_updates(schedule, total_steps=steps, updates=updates)
+    on_ramp = periodic_updates(schedule, total_steps=steps, updates=updates)
+    last = round(end * steps)
+    assert {step: s for step, s in plan.items() if step <= last} == on_ramp
+    after = [round(Fraction(last * k, updates)) for k in range(updates + 1, steps * updates + 1)]
+    expected = {step for step in after if step <= steps} - on_ramp.keys()
+    assert {step: s for step, s in plan.items() if step > last} == dict.fromkeys(expected, final)
+
+
+def test_last_update_is_the_only_one():
+    schedule = Schedule(final=0.8, begin=0.25, end=0.5)
+    assert last_update(schedule, total_steps=40, updates=7) == {20: 0.8}
+    with pytest.raises(ConfigError, match="begin"):
+        last_update(schedule, total_steps=1)

@@ -9,6 +9,7 @@ below the number of weights that its tensor has pruned already.
 from kd_prune.pruning.allocation.base import Allocation, uniform
 from kd_prune.pruning.allocation.bounds import Bounded
 from kd_prune.pruning.allocation.density import ERK, GroupAllocation
+from kd_prune.pruning.allocation.mean_score import MeanScore
 from kd_prune.pruning.allocation.ranking import Global, Threshold
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Bounded",
     "Global",
     "GroupAllocation",
+    "MeanScore",
     "Threshold",
     "uniform",
 ]

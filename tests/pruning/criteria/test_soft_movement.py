@@ -97,6 +97,22 @@ def test_soft_movement_equals_reference_trained_by_autograd(min_density):
     assert sum(pruner.expected_pruned.values()) == sum(int((mask == 0).sum()) for mask in masks)
 
 
+def test_two_steps_of_soft_movement_by_hand():
+    """w = 2, one of two weights; Adam's first step is the rate, its second follows both gradients.
+
+    Step 1: G = 2 · 0.5 + 4 · ¼ / 2 = 1.5, S = −0.1. Step 2: σ(−0.1) = 0.475021, so σ(1 − σ) =
+    0.249376 and G = 2 · (−1) + 4 · 0.249376 / 2 = −1.501248; the mean is (0.9 · 0.15 − 0.1501248) /
+    (1 − 0.81) = −0.0796042, the mean square (0.999 · 0.00225 + 0.00225375) / (1 − 0.998001) =
+    2.251875, S = −0.1 + 0.1 · 0.0796042 / 1.500625 = −0.0946953 and σ(S) = 0.476344.
+    """
+    criterion, weight = SoftMovement(penalty=4.0, rate=0.1), torch.tensor([2.0, 0.0])
+    state = criterion.init_state(weight)
+    criterion.observe(weight, torch.tensor([0.5, 0.0]), state)
+    assert float(criterion(weight, state)[0]) == pytest.approx(0.475021, abs=1e-6)
+    criterion.observe(weight, torch.tensor([-1.0, 0.0]), state)
+    assert float(criterion(weight, state)[0]) == pytest.approx(0.476344, abs=2e-6)
+
+
 def test_soft_movement_larger_penalty_prunes_more():
     def sparsity(penalty):
         weight = nn.Parameter(START[0].clone())

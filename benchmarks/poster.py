@@ -1,0 +1,196 @@
+"""The poster's table: ``make bench-poster DATA=<folder> MODEL=<…> TEXT=<file or folder>``.
+
+Every row on every task, at the share of weights it keeps in the poster and at 5 %: with the same
+teacher, the same number of steps on the task (of tickets, in every round) and a common budget of
+steps on plain text. First both learning rates of a row are tried on two thirds of the training rows
+(their teacher too), and compared on the other third; the better one is taken for the seeds.
+
+Writes one JSON file per run under ``benchmarks/results/poster``, and ``poster.html``, the page of a
+sweep, to the work folder. A run whose file exists is not repeated; an interrupted run resumes from
+its last checkpoint. Several processes share the work. Rows with a stage on plain text are left out
+without ``--text``. ``--table`` only prints the results so far and writes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from common import RESULTS, job_parser, mean_std, parsed, print_table, run_once
+from glue import FILES, METRIC, QNLI_STYLE, TASKS, VALIDATION
+from poster_page import write_figure
+from poster_rows import ROWS, overrides, shares
+from study import rows_of
+
+from kd_prune.hf import PretrainedEncoder
+from kd_prune.hf.kinds import Classification
+from kd_prune.hf.layers import encoder_scope
+from kd_prune.lit import NonFiniteError
+from kd_prune.results import RunResult
+
+FOLDER = RESULTS / "poster"
+SEEDS = {"mrpc": [1, 2, 3]}
+"""Seeds of a task; of the others, the first."""
+THIRD = 3
+
+
+def main() -> None:
+    """Run every row that has no result yet; print the table at the end."""
+    parser = job_parser(__doc__, "bench-poster")
+    parser.add_argument("--text", type=Path, help="plain text: a file, or a folder with train.txt")
+    parser.add_argument("--tasks", nargs="+", default=["mrpc", "qnli_style"], choices=list(TASKS))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of three on MRPC")
+    parser.add_argument("--pretraining-steps", type=int, default=2000)
+    parser.add_argument(
+        "--settings", nargs="*", default=[], help="further overrides of every run, for a trial"
+    )
+    arguments = parsed(parser)
+    if not arguments.table:
+        for task in arguments.tasks:
+            for row in arguments.rows:
+                if ROWS[row].text and arguments.text is None:
+                    print(f"{row}: left out, as there is no --text")
+                    continue
+                for kept in shares(row, task):
+                    run_row(task, row, kept, arguments)
+    runs = results()
+    table(runs)
+    write_figure(runs, METRIC, arguments.work / "poster.html")
+
+
+def run_row(task: str, row: str, kept: float, arguments: argparse.Namespace) -> None:
+    """Choose the learning rate of a row, and run its seeds, as far as no result exists."""
+    name = f"{task}-{row.replace('/', '_')}-{kept:g}"
+    common = [*of_row(task, row, kept, arguments), *arguments.settings]
+    extra = {"row": row, "kept_in_table": kept}
+    trials = {}
+    for rate in ROWS[row].rates:
+        file = FOLDER / "rates" / f"{name}-lr{rate}.json"
+        given = [*held_out(task, arguments), *common, f"optimizer.lr={rate}", "seed=1"]
+        run_or_fail(file, given, arguments.work / "rates", **extra)
+        if not file.is_file():
+            return  # another process runs it; the table is completed by the next command
+        trials[rate] = json.loads(file.read_text())
+    rate = max(trials, key=lambda rate: value_of(trials[rate]))
+    for seed in arguments.seeds or SEEDS.get(task, [1]):
+        given = [*task_of(task, arguments), *common, f"optimizer.lr={rate}", f"seed={seed}"]
+        run_or_fail(FOLDER / f"{name}-s{seed}.json", given, arguments.work, rate=rate, **extra)
+
+
+def value_of(trial: dict[str, Any]) -> float:
+    """Return the metric by which two learning rates are compared; a failed run is the worst."""
+    metrics = trial["student"]
+    return next(iter(metrics.values())) if metrics else -1.0
+
+
+def run_or_fail(file: Path, given: list[str], work: Path, **extra: Any) -> None:
+    """Run a job; of one whose loss is no number any more, the file says so."""
+    try:
+        run_once(file, given, work, measure=encoder_shares, **extra)
+    except NonFiniteError as error:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        failed = {"failed": error.found, "student": {}, "teacher": {}, "overrides": []}
+        file.write_text(json.dumps(failed | extra, indent=1) + "\n")
+
+
+def encoder_shares(result: RunResult, out: Path) -> dict[str, Any]:
+    """Count the weights of the encoder's matrices that are left, and those of the teacher's."""
+    teacher = result.teacher
+    assert teacher is not None  # every job has one
+    counts = {}
+    for name, path in {"left": out / "student", "dense": Path(teacher.path)}.items():
+        model = PretrainedEncoder(path=str(path)).load(kind=Classification(), num_outputs=0)
+        weights = encoder_scope(model).select(model).values()
+        counts[name] = sum(int(weight.count_nonzero()) for weight in weights)
+    return {"encoder": counts, "kept": counts["left"] / counts["dense"]}
+
+
+def of_row(task: str, row: str, kept: float, arguments: argparse.Namespace) -> list[str]:
+    """Return the settings of a row that do not depend on seed, rate and place of the data."""
+    budget = TASKS[task]
+    text = [
+        "task@pretraining.task=corpus_words",
+        f"pretraining.task.path={arguments.text}",
+    ]
+    return [
+        *overrides(row, task, kept, budget.student, arguments.pretraining_steps),
+        *(text if ROWS[row].text else []),
+        "model=minilm",
+        f"model.path={arguments.model}",
+        f"teacher.max_epochs={budget.teacher}",
+        "teacher.optimizer.lr=1e-4",
+        "optimizer.warmup=0.05",
+        *([] if budget.batches is None else [f"trainer.limit_train_batches={budget.batches}"]),
+        f"trainer.precision={arguments.precision}",
+    ]
+
+
+def task_of(task: str, arguments: argparse.Namespace) -> list[str]:
+    """Return the settings of a task with all of its rows."""
+    chosen = [*QNLI_STYLE, *FILES] if task == "qnli_style" else [f"task={task}"]
+    path = f"task.path={rows_of(task, arguments.data)}"
+    return [*chosen, path, *VALIDATION.get(task, [])]
+
+
+def held_out(task: str, arguments: argparse.Namespace) -> list[str]:
+    """Return the settings of a task that is evaluated on a third of its training rows.
+
+    Every third row is held out, so that both parts have the rows' order and mixture.
+    """
+    folder = arguments.work / "held_out" / task
+    if not (folder / "validation.parquet").is_file():
+        source = rows_of(task, arguments.data)
+        name = "train_constructed" if task == "qnli_style" else "train"
+        source = source if task == "qnli_style" else source / task
+        rows = pq.read_table(source / f"{name}.parquet")
+        index = range(rows.num_rows)
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, part in {
+            "train": [i for i in index if i % THIRD],
+            "validation": [i for i in index if i % THIRD == 0],
+        }.items():  # the validation split last: its presence says that both are there
+            pq.write_table(rows.take(pa.array(part)), folder / f"{split}.parquet")
+    chosen = QNLI_STYLE if task == "qnli_style" else [f"task={task}", "task.subset=null"]
+    return [*chosen, f"task.path={folder}"]
+
+
+def results() -> list[dict[str, Any]]:
+    """Read the figures of all runs of the table."""
+    return [json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))]
+
+
+def table(runs: list[dict[str, Any]]) -> None:
+    """Print mean ± standard deviation over the seeds of every task, row and share."""
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        if "failed" not in run:
+            groups[run["task"], run["row"], run["kept_in_table"]].append(run)
+    lines = []
+    for (task, row, _), found in groups.items():
+        metric = METRIC.get(task, "accuracy")
+        poster = dict(zip(("mrpc", "qnli_style"), ROWS[row].poster, strict=True)).get(task)
+        lines.append(
+            (
+                f"{task}: {row}",
+                f"{100 * found[0]['kept']:.1f}",
+                mean_std(run["student"][metric] for run in found),
+                mean_std(run["student"][metric] - run["teacher"][metric] for run in found),
+                str(len(found)),
+                found[0]["rate"],
+                f"{sum(sum(run['seconds'].values()) for run in found) / len(found):.0f}",
+                f"{poster:g}" if poster else "–",
+            )
+        )
+    lines.sort(key=lambda line: line[0].split(":")[0])
+    columns = ("task: row", "kept, %", "student", "difference", "seeds", "rate", "s", "poster")
+    print_table("The poster's systems, all-MiniLM-L6-v2", columns, lines)
+
+
+if __name__ == "__main__":
+    main()

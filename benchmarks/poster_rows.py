@@ -1,0 +1,125 @@
+"""Rows of the poster's table: which experiment, how much it keeps, and what the poster says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# Two learning rates for every row: those of rows that learn layers from a teacher are higher, as
+# labels or logits alone learn nothing there (docs/decisions.md).
+FROM_LABELS = ("1e-4", "5e-4")
+FROM_LAYERS = ("5e-4", "2e-3")
+TARGET = 0.05
+"""Share of the encoder's weights that every row keeps besides its own."""
+
+
+class Row(NamedTuple):
+    """One system.
+
+    Attributes:
+        kept: Share of the encoder's weights that it keeps in the poster's table; by task where it
+            differs.
+        final: Key of its target sparsity; None: a smaller student, which is pruned by SparseBERT's
+            schedule where it has to keep less.
+        rates: Learning rates to choose from.
+        text: Whether it has a stage on plain text.
+        halved: Stage on the task before the student, which then has half of the epochs each.
+        settings: Further overrides.
+        poster: The poster's figure of MRPC and QNLI.
+    """
+
+    kept: float | dict[str, float]
+    final: str | None = "sparsity.final"
+    rates: tuple[str, str] = FROM_LABELS
+    text: bool = False
+    halved: str | None = None
+    settings: Sequence[str] = ()
+    poster: tuple[float | None, float | None] = (None, None)
+
+    def own(self, task: str) -> float:
+        """Return the share that it keeps in the poster's table."""
+        return self.kept.get(task, 0.5) if isinstance(self.kept, dict) else self.kept
+
+    def pruned_to(self, task: str, kept: float) -> list[str]:
+        """Return the overrides with which the row keeps this share of the encoder's weights."""
+        if self.final is not None:
+            return [f"{self.final}={1 - kept:g}"]
+        if kept == self.own(task):
+            return []
+        sparsity = round(1 - kept / self.own(task), 4)
+        return ["sparsity=sparsebert", f"sparsity.final={sparsity:g}"]
+
+
+PRUNED_BEFORE = "stages.pruned.sparsity.final"
+# The shape that keeps 18 % of all-MiniLM-L6-v2's encoder: a third of the layers, narrower ones.
+NARROW = [f"stages.general.{k}" for k in ("hidden_size=0.75", "intermediate_size=0.71875")]
+
+ROWS = {
+    "poster/bert": Row(1.0, None, poster=(88.6, 91.8)),
+    "poster/pkd6": Row(0.5, None, poster=(85.0, 89.0)),
+    "poster/theseus6": Row(0.5, None, poster=(89.0, 89.5)),
+    "poster/distilbert6": Row(0.5, None, text=True, poster=(87.5, 89.2)),
+    "poster/minilm6": Row(0.5, None, text=True, poster=(88.4, 91.0)),
+    "poster/tinybert6": Row(
+        0.5, None, FROM_LAYERS, text=True, halved="intermediate", poster=(87.3, 90.4)
+    ),
+    "poster/tinybert4": Row(
+        0.182,
+        None,
+        FROM_LAYERS,
+        text=True,
+        halved="intermediate",
+        settings=NARROW,
+        poster=(86.8, 88.7),
+    ),
+    "poster/bert_tickets": Row(
+        {"mrpc": 0.5, "qnli_style": 0.3, "stsb": 0.5, "sst2": 0.4},
+        "stages.tickets.sparsity.final",
+        poster=(84.9, 88.9),
+    ),
+    "poster/bert_tickets_oneshot": Row(0.5),
+    "poster/compressbert": Row(0.1, PRUNED_BEFORE, text=True, poster=(None, 76.8)),
+    "poster/compressbert_downstream": Row(0.1),
+    "poster/rpp": Row(0.116, PRUNED_BEFORE, text=True, poster=(81.9, 88.0)),
+    "poster/rpp_downstream": Row(0.116),
+    "poster/sparsebert": Row(TARGET, rates=FROM_LAYERS, poster=(88.5, 90.6)),
+    "later/gmp_star": Row(TARGET, rates=FROM_LAYERS),
+    "later/movement": Row(TARGET, rates=FROM_LAYERS),
+    "later/soft_movement": Row(TARGET, rates=FROM_LAYERS),
+    "later/platon": Row(TARGET),
+    "later/obert": Row(TARGET, rates=FROM_LAYERS),
+    "later/spd": Row(TARGET, rates=FROM_LAYERS),
+    "later/smp": Row(TARGET, rates=FROM_LAYERS),
+    "paradigm/prune_at_pretraining": Row(
+        TARGET, "stages.pretraining.sparsity.final", FROM_LAYERS, text=True, halved="finetuning"
+    ),
+    "paradigm/prune_at_finetuning": Row(
+        TARGET, "stages.finetuning.sparsity.final", FROM_LAYERS, text=True, halved="finetuning"
+    ),
+    "paradigm/prune_at_distilling": Row(TARGET, rates=FROM_LAYERS, text=True, halved="finetuning"),
+}
+
+
+def shares(row: str, task: str) -> list[float]:
+    """Return the shares of the encoder's weights that a row keeps: its own, and `TARGET`."""
+    own = ROWS[row].own(task)
+    return [own] if own in (1.0, TARGET) else [own, TARGET]
+
+
+def overrides(row: str, task: str, kept: float, epochs: int, pretraining_steps: int) -> list[str]:
+    """Return the overrides of a row: its experiment, what it keeps, and its part of the budget."""
+    system = ROWS[row]
+    part = max(1, epochs // 2) if system.halved else epochs
+    found = [
+        f"experiment={row}",
+        *system.settings,
+        *system.pruned_to(task, kept),
+        f"trainer.max_epochs={max(1, epochs - part) if system.halved else epochs}",
+    ]
+    if system.halved:
+        found.append(f"stages.{system.halved}.max_epochs={part}")
+    if system.text:
+        found.append(f"pretraining.max_steps={pretraining_steps}")
+    if row == "poster/bert_tickets":  # a tenth of all weights per round
+        found.append(f"stages.tickets.rounds={round(10 * (1 - kept))}")
+    return found
