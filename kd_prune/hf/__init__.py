@@ -8,7 +8,7 @@ from kd_prune.hf.encoders import PretrainedEncoder, folder_or_id, load_error
 from kd_prune.hf.export import save
 from kd_prune.hf.fingerprint import model_fingerprint
 from kd_prune.hf.forward_pass import SEGMENTS, accepts_token_type_ids, forward
-from kd_prune.hf.kinds import Classification, Regression, TaskKind, Text
+from kd_prune.hf.kinds import Classification, QuestionAnswering, Regression, TaskKind, Text
 from kd_prune.hf.layers import encoder_layers, encoder_scope, max_positions, set_dropout
 from kd_prune.hf.optimizer import AdamWWithSchedule
 from kd_prune.hf.pairs import check_pair, check_vocabularies
@@ -21,6 +21,7 @@ __all__ = [
     "EncoderChange",
     "LengthGroupedBatches",
     "PretrainedEncoder",
+    "QuestionAnswering",
     "Regression",
     "ResumableLoader",
     "Task",

@@ -18,13 +18,15 @@ SEGMENTS = "token_type_ids"
 def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activations:
     """Run `model` on `batch`; outputs that are not required are neither computed nor kept.
 
-    ``token_type_ids`` are left out for a model that does not read them (DistilBERT with a teacher
-    that does). The logits of a model without a head are empty; the logits of several heads, as in
-    question answering, are stacked in the last dimension.
+    The model gets what it reads of the batch: no labels, and no ``token_type_ids`` where it takes
+    none (DistilBERT with a teacher that does). The logits of a model without a head are empty. The
+    logits of several heads with one value per token each, as in question answering, are stacked to
+    (batch, heads, length), so that the last dimension holds what a softmax is taken over; padding
+    has the lowest value of the type, that is probability 0.
     """
-    unread = {"labels"} if accepts_token_type_ids(model) else {"labels", SEGMENTS}
+    read = _arguments(type(_inner(model)).forward) - {"labels"}
     outputs = model(
-        **{name: tensor for name, tensor in batch.items() if name not in unread},
+        **{name: tensor for name, tensor in batch.items() if name in read},
         output_hidden_states="hidden_states" in requires,
         output_attentions="attention_scores" in requires,
     )
@@ -32,7 +34,7 @@ def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activat
     if not logits:
         logits = [batch["input_ids"].new_empty(0, dtype=torch.float32)]
     return Activations(
-        logits=logits[0] if len(logits) == 1 else torch.stack(logits, dim=-1),
+        logits=logits[0] if len(logits) == 1 else _stacked(logits, batch),
         # An encoder-decoder has no outputs of these names, but two of each under other names.
         hidden_states=tuple(getattr(outputs, "hidden_states", None) or ()),
         attention_scores=tuple(getattr(outputs, "attentions", None) or ()),
@@ -41,8 +43,22 @@ def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activat
 
 def accepts_token_type_ids(model: nn.Module) -> bool:
     """Return whether the model reads ``token_type_ids``, which mark the second text of a pair."""
-    inner: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides it
-    return SEGMENTS in _arguments(type(inner).forward)
+    return SEGMENTS in _arguments(type(_inner(model)).forward)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Return the model inside of torch.compile's wrapper."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
+
+
+def _stacked(logits: list[Tensor], batch: Batch) -> Tensor:
+    """Stack the logits of several heads, (batch, length) each."""
+    stacked = torch.stack(logits, dim=1)
+    if "attention_mask" not in batch:
+        return stacked
+    padding = batch["attention_mask"][:, None] == 0
+    return stacked.masked_fill(padding, torch.finfo(stacked.dtype).min)
 
 
 @cache

@@ -41,6 +41,11 @@ class TaskFields(Protocol):
         ...
 
     @property
+    def validation(self) -> Sequence[str]:
+        """Names of the splits to evaluate on."""
+        ...
+
+    @property
     def max_length(self) -> int:
         """Longest sequence in tokens."""
         ...
@@ -120,7 +125,7 @@ class TaskKind(Protocol):
         """Return a function from encoded rows to a batch, padded to `pad_to` or the longest row."""
         ...
 
-    def predict(self, outputs: Activations, batch: Batch) -> tuple[Tensor, Tensor]:
+    def predict(self, outputs: Activations, batch: Batch) -> tuple[Tensor, Any]:
         """Return predictions and targets, the arguments of the metrics."""
         ...
 
