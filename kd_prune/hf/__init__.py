@@ -1,6 +1,7 @@
 """Hugging Face parts: encoders, tasks, data, export."""
 
 from kd_prune.hf.attention import enable_attention_scores
+from kd_prune.hf.augmentation import Augmentation
 from kd_prune.hf.batches import LengthGroupedBatches, ResumableLoader, loaders
 from kd_prune.hf.changes import EncoderChange
 from kd_prune.hf.data import TaskData, load_data
@@ -17,6 +18,7 @@ from kd_prune.hf.tasks import Task
 __all__ = [
     "SEGMENTS",
     "AdamWWithSchedule",
+    "Augmentation",
     "Classification",
     "EncoderChange",
     "LengthGroupedBatches",

@@ -112,6 +112,13 @@ class Job:
         for name, key in JOB_KEYS.items():
             if getattr(self.student, name):
                 raise ConfigError(f"student.{name}", expected=f"for the student it is {key}")
+        if self.task.adds_unlabelled_rows and not self.distillation.needs_teacher:
+            key = "augment" if self.task.augment else "unlabelled"
+            raise ConfigError(
+                f"task.{key}",
+                expected="the student learns from labels alone, and these rows have none",
+                hint="choose a distillation that reads the teacher, or set it to null",
+            )
 
     def chain(self) -> dict[str, ChainStage]:
         """Return name → stage, with the job's settings filled in, in the order in which they run.

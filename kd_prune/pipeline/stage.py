@@ -23,7 +23,8 @@ class Stage:
     """Settings of one fit.
 
     Args:
-        task: Task to learn; None: the job's.
+        task: Task to learn; None: the job's. A stage that learns from labels alone leaves out the
+            rows that have none (`hf.Task.augment`, `hf.Task.unlabelled`).
         init: Where the encoder's weights come from: ``pretrained`` (the job's model), the name of
             an earlier stage, or a folder or hub id.
         layers: Encoder layers to keep: a number (the first layers) or a list of indices; None: all.
@@ -92,6 +93,11 @@ class Stage:
         return any(term.needs_teacher and "logits" in term.requires for term in terms)
 
     @property
+    def learns_from_teacher(self) -> bool:
+        """Whether a term of the objective reads the teacher, so that rows need no labels."""
+        return self.objective is not None and self.objective.needs_teacher
+
+    @property
     def encoder_change(self) -> hf.EncoderChange:
         """Change of the initial encoder's shape."""
         return hf.EncoderChange(
@@ -121,6 +127,8 @@ class ChainStage(Stage):
         """Make a chain's stage from `stage`, its name and the settings taken from the job."""
         own_task = stage.task is not None and name != STUDENT
         settings = {f.name: getattr(stage, f.name) for f in fields(Stage)} | filled_in
+        if not stage.learns_from_teacher:
+            settings["task"] = settings["task"].labelled_only()
         if stage.batch_size:
             settings["task"] = replace(settings["task"], batch_size=stage.batch_size)
         task_key = f"{key_of_stage(name)}.task" if own_task else "task"

@@ -249,6 +249,7 @@ class Tags:
     auto_model: ClassVar[Any] = AutoModelForTokenClassification
     uses_num_labels: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    missing_label: ClassVar[Any] = None
 
     def check(self, task):
         pass

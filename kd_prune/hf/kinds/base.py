@@ -87,6 +87,14 @@ class TaskKind(Protocol):
         """Names of the metrics that suit the kind; empty if the rows have no labels."""
         ...
 
+    @property
+    def missing_label(self) -> Any:
+        """The target of a row without label, which the loss on hard labels skips.
+
+        None: the kind takes no such rows.
+        """
+        ...
+
     def check(self, task: TaskFields) -> None:
         """Raise ConfigError where the fields of `task` do not suit this kind."""
         ...
@@ -148,6 +156,24 @@ class TaskKind(Protocol):
     def model_config(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the entries of ``config.json`` that describe a finished model of this task."""
         ...
+
+
+def mean_over_labelled(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, labelled: Tensor
+) -> Tensor:
+    """Compute a mean loss over the rows that have a label; 0 if none has.
+
+    Args:
+        loss: ``(logits, labels) → scalar``, a mean over rows.
+        logits: (rows, outputs).
+        labels: (rows,).
+        labelled: Whether a row has a label, (rows,).
+    """
+    if labelled.all():
+        return loss(logits, labels)
+    if not labelled.any():
+        return logits.sum() * 0.0
+    return loss(logits[labelled], labels[labelled])
 
 
 def encode_texts(

@@ -59,6 +59,7 @@ class QuestionAnswering:
     auto_model: ClassVar[Any] = AutoModelForQuestionAnswering
     uses_num_labels: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = METRICS
+    missing_label: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
         if self.doc_stride < 0:
