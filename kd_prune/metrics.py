@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     BinaryF1Score,
@@ -109,4 +110,72 @@ def metric_collection(names: Sequence[str], num_labels: int) -> MetricCollection
             raise ConfigError(
                 "metrics", name, f"does not suit {kind}", f"take some of {', '.join(suitable)}"
             )
+    return MetricCollection({name: makers[name]() for name in names}, compute_groups=False)
+
+
+class TokenAccuracy(Metric):
+    """Share of tokens whose largest logit is right."""
+
+    full_state_update = False
+    right: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("right", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count tokens.
+
+        Args:
+            logits: (tokens, vocabulary).
+            targets: (tokens,).
+        """
+        self.right += (logits.argmax(-1) == targets).sum()
+        self.tokens += len(targets)
+
+    def compute(self) -> Tensor:
+        """Compute the share, in [0, 1]."""
+        return self.right / self.tokens
+
+
+class Perplexity(Metric):
+    """Exponential of the mean cross-entropy over all tokens: ``exp(-1/n Σ log p(target))``.
+
+    Computed from log-probabilities: torchmetrics' takes the logarithm of a float32 softmax, which
+    is infinite for an improbable token.
+    """
+
+    full_state_update = False
+    total: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add the cross-entropy of tokens.
+
+        Args:
+            logits: (tokens, vocabulary).
+            targets: (tokens,).
+        """
+        self.total += cross_entropy(logits.float(), targets, reduction="sum")
+        self.tokens += len(targets)
+
+    def compute(self) -> Tensor:
+        """Compute the perplexity, from 1."""
+        return (self.total / self.tokens).exp()
+
+
+def masked_word_metrics(names: Sequence[str]) -> MetricCollection:
+    """Make metrics that take the logits of masked tokens and these tokens.
+
+    Args:
+        names: Some of `accuracy` and `perplexity`.
+    """
+    makers: dict[str, Callable[[], Metric]] = {"accuracy": TokenAccuracy, "perplexity": Perplexity}
     return MetricCollection({name: makers[name]() for name in names}, compute_groups=False)

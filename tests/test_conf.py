@@ -20,7 +20,7 @@ from kd_prune.cli.build import build
 from kd_prune.cli.job import COMMAND_KEYS
 from kd_prune.cli.validation import check_types
 from kd_prune.distillation import Objective
-from kd_prune.hf import Classification, QuestionAnswering, Regression, Task, Text
+from kd_prune.hf import Classification, MaskedWords, QuestionAnswering, Regression, Task, Text
 from kd_prune.pipeline import Job
 from kd_prune.pruning import Global, linear, one_shot, ramp_updates, uniform
 from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
@@ -31,7 +31,7 @@ OPTIONS = sorted(
     str(file.relative_to(CONF).with_suffix("")) for file in FILES if file.parent != CONF
 )
 GROUPS = {"task", "model", "sparsity", "distillation", "optimizer", "trainer", "callbacks"}
-GROUPS |= {"logger", "budget", "experiment", "hparams_search", "debug", "hydra"}
+GROUPS |= {"logger", "budget", "experiment", "hparams_search", "debug", "hydra", "stage"}
 NEEDS_A_PACKAGE = {"logger/tensorboard", "logger/wandb", "logger/mlflow"}
 # What no file can know: where a model lies, and that heads are cut by the model's size of one.
 NEEDS = {
@@ -39,16 +39,19 @@ NEEDS = {
     "sparsity/granularity/attention_heads": ["sparsity.granularity.size=16"],
     "sparsity/heads": ["sparsity.granularity.size=16"],
     "task/corpus": ["task.path=folder"],
+    "task/corpus_words": ["task.path=folder"],
     "task/kind/question_answering": [
         "task.metrics=[f1]",
         "task.monitor=f1",
         "task.max_length=384",
     ],
     "task/kind/regression": ["task.metrics=[pearson]", "task.monitor=pearson"],
+    "task/kind/masked_words": ["task.text=[things]"],
     "task/kind/text": ["task.metrics=[]", "task.monitor=loss"],
     "model/pretrained": ["model.path=folder"],
 }
 KINDS = {"stsb": Regression, "corpus": Text, "tiny_text": Text}
+KINDS |= {"corpus_words": MaskedWords, "tiny_words": MaskedWords}
 KINDS |= {"squad": QuestionAnswering, "squad_v2": QuestionAnswering}
 TERMS = ("embeddings", "hidden_states", "attention_scores", "soft_targets")
 
@@ -69,15 +72,20 @@ def composed(*overrides: str) -> DictConfig:
     config.hydra.runtime.output_dir = "out"
     HydraConfig.instance().set_config(config)
     with open_dict(config):
-        for key in COMMAND_KEYS:
+        for key in set(COMMAND_KEYS) - {"pretraining"}:  # stages refer to it
             del config[key]
     if config.task.name == "tiny":
         config.task.path.train, config.task.path.validation = 8, 4
     return config
 
 
+def built(config: DictConfig) -> Job:
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return build({key: value for key, value in plain.items() if key not in COMMAND_KEYS})
+
+
 def made(*overrides: str) -> Job:
-    return build(OmegaConf.to_container(composed(*overrides), resolve=True))
+    return built(composed(*overrides))
 
 
 def targets(node: Any):
@@ -206,7 +214,7 @@ def test_what_a_type_does_not_rule_out_is_let_pass(given, monkeypatch):
         check_types({"_target_": "anything", "implicitly": 3})
 
 
-EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = [o.removeprefix("experiment/") for o in OPTIONS if o.startswith("experiment/")]
 METHODS = [option for option in OPTIONS if option.startswith("sparsity/")]
 
 
@@ -227,15 +235,18 @@ def test_experiments_and_ways_of_pruning_combine_freely(experiment, method):
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option != "task/base"])
 def test_every_option_composes_and_is_made(option):
     group, _, name = option.rpartition("/")
-    config = composed(f"{group}={name}", *NEEDS.get(option, []))
+    if option.startswith("experiment/"):  # of which there are folders, and one option is chosen
+        group, _, name = option.partition("/")
+    package = "+stage@stages.one" if group == "stage" else group  # only experiments choose stages
+    config = composed(f"{package}={name}", *NEEDS.get(option, []))
     check_types(OmegaConf.to_container(config, resolve=True))
-    nodes = list(targets(config))
+    nodes = [node for node in targets(config) if "pretraining" not in node]  # without the root
     assert len(nodes) >= 10
     for node in nodes:
         bind(node, whole=True)
     if option in NEEDS_A_PACKAGE:
         pytest.importorskip(name)
-    job = build(OmegaConf.to_container(config, resolve=True))
+    job = built(config)
     assert isinstance(job, Job)
     assert isinstance(job.distillation, Objective)
     if group == "task":

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from kd_prune.pipeline import Job
 
-COMMAND_KEYS = ("eval", "search", "sweep", "hydra")
-"""Settings of the command that are not arguments of the job."""
+COMMAND_KEYS = ("eval", "pretraining", "search", "sweep", "hydra")
+"""Settings that are not arguments of the job: the command's own, and those that stages refer to."""
 
 
 def make_job(config: DictConfig, out: Path) -> Job:

@@ -24,14 +24,21 @@ class Activations:
         hidden_states: Embedding output, then one per layer, each (batch, length, width).
         attention_scores: One per layer, before mask, softmax and dropout, each
             (batch, heads, length, length).
+        queries: One per layer, each (batch, heads, length, width of a head).
+        keys: Likewise.
+        values: Likewise.
     """
 
     logits: Tensor = field(default_factory=_empty)
     hidden_states: tuple[Tensor, ...] = ()
     attention_scores: tuple[Tensor, ...] = ()
+    queries: tuple[Tensor, ...] = ()
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
 
 
-KINDS = frozenset({"logits", "hidden_states", "attention_scores"})
+HEADS = frozenset({"queries", "keys", "values"})
+KINDS = HEADS | {"logits", "hidden_states", "attention_scores"}
 
 Forward = Callable[[nn.Module, Batch, frozenset[str]], Activations]
 """Runs a model on a batch; returns at least the required kinds of activations."""

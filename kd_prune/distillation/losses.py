@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = "batchmean"
+) -> Tensor:
     """Compute the divergence of the student's distribution from the teacher's soft targets.
 
     ``T² · mean_batch Σ_c p_c (log p_c - log q_c)`` with ``p = softmax(teacher / T)`` and
@@ -25,6 +27,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
         student: Logits, (batch, classes).
         teacher: Logits, (batch, classes).
         temperature: T > 0.
+        reduction: ``batchmean``, the formula above; ``mean`` divides it by the number of classes
+            too, as the code of PKD (arXiv 1908.09355) does.
 
     >>> import torch
     >>> logits = torch.tensor([[1.0, 2.0]])
@@ -33,7 +37,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
     """
     log_q = F.log_softmax(_at_least_float32(student) / temperature, dim=-1)
     log_p = F.log_softmax(_at_least_float32(teacher) / temperature, dim=-1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(log_q, log_p, reduction=reduction, log_target=True) * temperature**2
 
 
 def hidden_state_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
@@ -63,6 +67,65 @@ def attention_score_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor
     """
     real = attention_mask.bool()
     return _masked_mse(student, teacher, real[:, None, :, None] & real[:, None, None, :])
+
+
+def cosine_distance(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """Compute one minus the cosine of the angle between hidden states, a mean over real tokens.
+
+    ``Σ_t m_t (1 - s_t·t_t / (‖s_t‖ ‖t_t‖)) / Σ_t m_t``. Source: DistilBERT (arXiv 1910.01108),
+    L_cos.
+
+    Args:
+        student: Hidden states, (batch, length, d).
+        teacher: Hidden states, (batch, length, d).
+        attention_mask: 1 for real tokens, 0 for padding, (batch, length).
+    """
+    real = attention_mask.bool()
+    ours, theirs = (_at_least_float32(states[real]) for states in (student, teacher))
+    return (1.0 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
+
+
+def patient_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the mean squared difference of states that are scaled to length 1.
+
+    ``mean_{b,l,i} (s_bli / ‖s_bl‖ - t_bli / ‖t_bl‖)²``. Source: PKD (arXiv 1908.09355) eq. 7,
+    divided by batch, layers and width as its code does.
+
+    Args:
+        student: States of the first token, (batch, layers, d).
+        teacher: States, of the same shape.
+    """
+    ours, theirs = (F.normalize(_at_least_float32(one), dim=-1) for one in (student, teacher))
+    return F.mse_loss(ours, theirs)
+
+
+def relation_kl(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """Compute the divergence of relations between tokens, a mean over heads and real tokens.
+
+    ``Σ_{h,q} m_q Σ_k m_k p_hqk (log p_hqk - log q_hqk) / (H · Σ_q m_q)`` with
+    ``p_hq = softmax_k(teacher_hq)`` and ``q_hq = softmax_k(student_hq)`` over the real tokens k.
+
+    Source: MiniLM (arXiv 2002.10957) eq. 7 and 8: attention distributions where the scores are
+    ``QKᵀ/√d``, value relations where they are ``VVᵀ/√d``.
+
+    Args:
+        student: Scores, (batch, heads, length, length).
+        teacher: Scores, of the same shape.
+        attention_mask: 1 for real tokens, 0 for padding, (batch, length).
+    """
+    real = attention_mask.bool()
+    padding = ~real[:, None, None, :]
+    log_q, log_p = (
+        # The lowest finite number: the difference of two infinities is NaN.
+        (wide := _at_least_float32(one))
+        .masked_fill(padding, torch.finfo(wide.dtype).min)
+        .log_softmax(dim=-1)
+        .masked_fill(padding, 0.0)
+        for one in (student, teacher)
+    )
+    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    divergence = divergence.masked_fill(~real[:, None, :], 0.0)
+    return divergence.sum() / (real.sum() * student.shape[1])
 
 
 def hard_label_loss(student: Tensor, labels: Tensor) -> Tensor:

@@ -55,19 +55,23 @@ class SoftTargets:
     Args:
         weight: Coefficient of the term.
         temperature: Divisor of both models' logits, above 0.
+        reduction: ``batchmean``, or ``mean``, which divides by the number of classes too.
 
     Raises:
-        ConfigError: The temperature is not above 0.
+        ConfigError: The temperature is not above 0, or the reduction is unknown.
     """
 
     weight: float = 1.0
     temperature: float = 1.0
+    reduction: str = "batchmean"
     requires = frozenset({"logits"})
     needs_teacher = True
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise ConfigError("temperature", self.temperature, "expected a finite number above 0")
+        if self.reduction not in ("batchmean", "mean"):
+            raise ConfigError("reduction", self.reduction, "expected batchmean or mean")
 
     def __call__(self, student: Activations, teacher: Activations, batch: Batch) -> Tensor:
         """Compute the loss, a scalar."""
@@ -81,7 +85,7 @@ class SoftTargets:
             )
         if s.shape[-1] == 1:
             return hard_label_loss(s, t.squeeze(-1))
-        return soft_cross_entropy(s, t, self.temperature)
+        return soft_cross_entropy(s, t, self.temperature, self.reduction)
 
 
 def label_loss(student: Activations, batch: Batch) -> Tensor:
@@ -156,7 +160,7 @@ class Custom:
 
     Args:
         function: Reads two `Activations` and the batch.
-        requires: Kinds that it reads: `logits`, `hidden_states`, `attention_scores`.
+        requires: Kinds that it reads: names of `Activations`' fields.
         needs_teacher: Whether it reads the teacher's activations.
         weight: Coefficient of the term.
     """

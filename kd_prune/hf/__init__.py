@@ -9,11 +9,19 @@ from kd_prune.hf.encoders import PretrainedEncoder, folder_or_id, load_error
 from kd_prune.hf.export import save
 from kd_prune.hf.fingerprint import model_fingerprint
 from kd_prune.hf.forward_pass import SEGMENTS, accepts_token_type_ids, forward
-from kd_prune.hf.kinds import Classification, QuestionAnswering, Regression, TaskKind, Text
+from kd_prune.hf.freezing import freeze
+from kd_prune.hf.kinds import (
+    Classification,
+    MaskedWords,
+    QuestionAnswering,
+    Regression,
+    TaskKind,
+    Text,
+)
 from kd_prune.hf.layers import encoder_layers, encoder_scope, max_positions, set_dropout
 from kd_prune.hf.optimizer import AdamWWithSchedule
 from kd_prune.hf.pairs import check_pair, check_vocabularies
-from kd_prune.hf.tasks import Task
+from kd_prune.hf.tasks import Task, as_text
 
 __all__ = [
     "SEGMENTS",
@@ -22,6 +30,7 @@ __all__ = [
     "Classification",
     "EncoderChange",
     "LengthGroupedBatches",
+    "MaskedWords",
     "PretrainedEncoder",
     "QuestionAnswering",
     "Regression",
@@ -31,6 +40,7 @@ __all__ = [
     "TaskKind",
     "Text",
     "accepts_token_type_ids",
+    "as_text",
     "check_pair",
     "check_vocabularies",
     "enable_attention_scores",
@@ -38,6 +48,7 @@ __all__ = [
     "encoder_scope",
     "folder_or_id",
     "forward",
+    "freeze",
     "load_data",
     "load_error",
     "loaders",

@@ -2,12 +2,12 @@
 
 transformers returns probabilities after dropout, and nothing with SDPA; distillation needs the
 scores ``QKᵀ/√d``. A model switched to the implementation `SCORES` returns them as its attentions,
-and its logits are unchanged.
+and its logits are unchanged; `HEADS` returns queries, keys and values with them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,16 @@ from transformers.masking_utils import sdpa_mask
 
 from kd_prune.errors import ConfigError
 
-SCORES = "kd_scores"
+SCORES, HEADS = "kd_scores", "kd_heads"
+
+
+class Heads(NamedTuple):
+    """One layer's scores, and its queries, keys and values, (batch, heads, length, d)."""
+
+    scores: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
 
 
 def attention_returning_scores(
@@ -56,7 +65,22 @@ def attention_returning_scores(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), scores
 
 
+def attention_returning_heads(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any
+) -> tuple[Tensor, Heads]:
+    """Compute attention as `attention_returning_scores` does; return the output and `Heads`.
+
+    Key heads that several query heads share are repeated.
+    """
+    output, scores = attention_returning_scores(module, query, key, value, *args, **settings)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    return output, Heads(scores, query, key, value)
+
+
 AttentionInterface.register(SCORES, attention_returning_scores)
+AttentionInterface.register(HEADS, attention_returning_heads)
 
 
 def explicit_mask(*args: Any, **settings: Any) -> Tensor | None:
@@ -65,20 +89,26 @@ def explicit_mask(*args: Any, **settings: Any) -> Tensor | None:
 
 
 AttentionMaskInterface.register(SCORES, explicit_mask)
+AttentionMaskInterface.register(HEADS, explicit_mask)
 
 
-def enable_attention_scores(model: PreTrainedModel) -> None:
+def enable_attention_scores(model: PreTrainedModel, *, heads: bool = False) -> None:
     """Make `model` return attention scores where it is asked for attentions.
+
+    Args:
+        model: The model.
+        heads: Whether to return queries, keys and values too, as `Heads`.
 
     Raises:
         ConfigError: The attention of the model's family cannot be replaced.
     """
-    model.set_attn_implementation(SCORES)
-    if model.config._attn_implementation != SCORES:  # transformers only logs this
+    wanted = HEADS if heads else SCORES
+    model.set_attn_implementation(wanted)
+    if model.config._attn_implementation != wanted:  # transformers only logs this
         raise ConfigError(
             "model_type",
             model.config.model_type,
             "gives no attention scores: its attention cannot be replaced",
-            "set the weight of attention_scores to 0 (soft_targets, hard_labels, embeddings and "
+            "set the weights of terms on attention to 0 (soft_targets, hard_labels, embeddings and "
             "hidden_states still work)",
         )

@@ -20,20 +20,19 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
 from filelock import FileLock
-from transformers import AutoModelForMaskedLM
 
 from kd_prune import atomic_io
 from kd_prune.errors import ConfigError
 from kd_prune.hf.columns import column_values
 from kd_prune.hf.encoders import PretrainedEncoder
 from kd_prune.hf.fingerprint import model_fingerprint
-from kd_prune.hf.kinds import Text
+from kd_prune.hf.kinds import MaskedWords, Text
 from kd_prune.hf.replacements import Replacements
 from kd_prune.hf.word_vectors import WordVectors, input_embeddings
 
@@ -64,13 +63,7 @@ WORDS = Features(
         ),
     }
 )
-
-
-class _MaskedWords(Text):
-    auto_model: ClassVar[Any] = AutoModelForMaskedLM
-
-
-MASKED_WORDS = _MaskedWords()
+MASKED_WORDS = MaskedWords()
 
 
 @dataclass(frozen=True, kw_only=True)

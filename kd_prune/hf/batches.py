@@ -85,7 +85,8 @@ class ResumableLoader(DataLoader[dict[str, Tensor]]):
     """A loader over `LengthGroupedBatches` that can resume in the middle of an epoch.
 
     The state is the epoch and the number of its batches that were consumed. It is exact because
-    Lightning does not fetch batches in advance from a loader of known length.
+    Lightning does not fetch batches in advance from a loader of known length. A collator that makes
+    random batches has a method `reseed`, called with the seed and the epoch at every epoch's start.
     """
 
     batch_sampler: LengthGroupedBatches
@@ -94,6 +95,8 @@ class ResumableLoader(DataLoader[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         """Yield the remaining batches of the epoch."""
         self._consumed = self.batch_sampler.batches_consumed
+        if reseed := getattr(self.collate_fn, "reseed", None):
+            reseed(self.batch_sampler.seed, self.batch_sampler.epoch)
         for batch in super().__iter__():
             self._consumed += 1
             yield batch
@@ -117,7 +120,6 @@ def loaders(
     Each loader has its own random generator. Without one, every start of an epoch would draw from
     the global generator, and a resumed run starts one epoch more than an uninterrupted run.
     """
-    collate = task.kind.collator(tokenizer, task.pad_to)
     train = data.splits[task.train]
     batches = LengthGroupedBatches(row_lengths(train), batch_size=task.batch_size, seed=seed)
     validation: dict[str, DataLoader[dict[str, Tensor]]] = {}
@@ -126,11 +128,14 @@ def loaders(
         validation[split] = DataLoader(
             rows,
             batch_sampler=validation_batches(row_lengths(rows), task.eval_batch_size),
-            collate_fn=collate,
+            collate_fn=task.kind.collator(tokenizer, task.pad_to),
             generator=torch.Generator(),
         )
     loader = ResumableLoader(
-        train, batch_sampler=batches, collate_fn=collate, generator=torch.Generator()
+        train,
+        batch_sampler=batches,
+        collate_fn=task.kind.collator(tokenizer, task.pad_to),
+        generator=torch.Generator(),
     )
     return loader, validation
 

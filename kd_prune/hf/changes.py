@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from kd_prune.errors import ConfigError
 from kd_prune.hf.layers import encoder_layers
 
+LAYER_CHOICES = ("first", "spaced")
 # Width → names that configs have for it; DistilBERT's feed-forward width is its hidden_dim.
 WIDTHS = {"hidden_size": ("hidden_size",), "intermediate_size": ("intermediate_size", "hidden_dim")}
 
@@ -23,25 +25,38 @@ WIDTHS = {"hidden_size": ("hidden_size",), "intermediate_size": ("intermediate_s
 class EncoderChange:
     """The shape of a student that is smaller than the pre-trained encoder.
 
+    A fraction is a share of the encoder's own number of layers or width, so that one setting suits
+    encoders of every size: of 12 layers 0.5 keeps 6, of 6 layers 3.
+
     Args:
-        layers: Layers to keep with their weights: a number (the first layers) or a list of indices
-            (from 0, ascending); None: all.
-        hidden_size: Width of the hidden states; all weights are new and random.
-        intermediate_size: Width of the feed-forward blocks; all weights are new and random.
+        layers: Layers to keep with their weights: a number, a fraction, or a list of indices (from
+            0, ascending); None: all.
+        layer_choice: Which layers a number or fraction keeps: the `first` ones, or `spaced` ones,
+            evenly from the first to the last (DistilBERT: 0, 2, 4, 7, 9, 11 of 12).
+        hidden_size: Width of the hidden states, or a fraction of the encoder's, rounded to a
+            multiple of its heads; all weights are new and random.
+        intermediate_size: Width of the feed-forward blocks, or a fraction of the encoder's; all
+            weights are new and random.
 
     Raises:
-        ConfigError: A value is below 1, or the indices are not ascending.
+        ConfigError: A value is out of its range, or the indices are not ascending.
     """
 
-    layers: int | Sequence[int] | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
+    layers: int | float | Sequence[int] | None = None
+    layer_choice: str = "first"
+    hidden_size: int | float | None = None
+    intermediate_size: int | float | None = None
 
     def __post_init__(self) -> None:
         for key in ("layers", "hidden_size", "intermediate_size"):
             value = getattr(self, key)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(key, value, "expected at least 1")
+            if isinstance(value, float) and not 0.0 < value <= 1.0:
+                raise ConfigError(key, value, "expected a whole number, or a fraction in (0, 1]")
+        if self.layer_choice not in LAYER_CHOICES:
+            expected = f"expected {' or '.join(LAYER_CHOICES)}"
+            raise ConfigError("layer_choice", self.layer_choice, expected)
         if isinstance(self.layers, Sequence):
             indices = list(self.layers)
             if not indices or indices != sorted(set(indices)):
@@ -60,10 +75,11 @@ class EncoderChange:
         """
         if self.layers is None:
             return list(range(number))
-        if isinstance(self.layers, int):
-            if self.layers > number:
+        if isinstance(self.layers, int | float):
+            kept = part_of(self.layers, number)
+            if kept > number:
                 raise ConfigError("layers", self.layers, f"the encoder has {number} layers")
-            return list(range(self.layers))
+            return list(range(kept)) if self.layer_choice == "first" else spaced(kept, number)
         indices = list(self.layers)
         if indices[0] < 0 or indices[-1] >= number:
             raise ConfigError(
@@ -81,15 +97,16 @@ class EncoderChange:
             ConfigError: The change does not suit the encoder.
         """
         changed = copy.deepcopy(config)
+        heads = config.num_attention_heads
         for key, names in WIDTHS.items():
             if (value := getattr(self, key)) is None:
                 continue
             name = next((name for name in names if hasattr(changed, name)), None)
             if name is None:
                 raise ConfigError(key, value, f"model_type={config.model_type} has no such width")
-            setattr(changed, name, value)
-        heads = config.num_attention_heads
-        if self.hidden_size and self.hidden_size % heads:
+            unit = heads if key == "hidden_size" else 1
+            setattr(changed, name, part_of(value, getattr(config, name), unit))
+        if isinstance(self.hidden_size, int) and self.hidden_size % heads:
             below = self.hidden_size // heads * heads
             raise ConfigError(
                 "hidden_size",
@@ -104,6 +121,27 @@ class EncoderChange:
                     setattr(changed, key, [value[i] for i in kept])
             changed.num_hidden_layers = len(kept)
         return changed
+
+
+def part_of(value: int | float, whole: int, unit: int = 1) -> int:
+    """Return a number as it is, and a fraction as the nearest multiple of `unit`, at least one.
+
+    >>> part_of(5, 12), part_of(0.5, 12), part_of(0.5, 3), part_of(0.40625, 384, 12)
+    (5, 6, 2, 156)
+    """
+    if isinstance(value, int):
+        return value
+    return unit * max(1, math.floor(value * whole / unit + 0.5))
+
+
+def spaced(count: int, number: int) -> list[int]:
+    """Choose `count` of `number` layers, evenly from the first to the last.
+
+    >>> spaced(6, 12), spaced(3, 6), spaced(1, 2)
+    ([0, 2, 4, 7, 9, 11], [0, 3, 5], [0])
+    """
+    step = (number - 1) / max(1, count - 1)
+    return [math.floor(i * step + 0.5) for i in range(count)]
 
 
 def with_layers(model: PreTrainedModel, change: EncoderChange, auto_model: Any) -> PreTrainedModel:

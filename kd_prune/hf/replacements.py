@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kd_prune.hf.forward_pass import forward
+from kd_prune.hf.forward_pass import LOGIT_POSITIONS, SEGMENTS, forward
 from kd_prune.hf.layers import max_positions
 from kd_prune.hf.word_vectors import WORD, WordVectors, whole_words
 
@@ -137,11 +137,16 @@ class Replacements:
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
             segments[i, : len(row.ids)] = torch.tensor(row.segments)
             mask[i, : len(row.ids)] = 1
-        positions = torch.tensor([row.position for row in rows])
-        ids[torch.arange(len(rows)), positions] = self.tokenizer.mask_token_id
-        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
-        outputs = forward(model, {name: one.to(self.device) for name, one in batch.items()}, LOGITS)
-        logits = outputs.logits[torch.arange(len(rows)), positions.to(self.device)]
+        masked = torch.zeros_like(ids, dtype=torch.bool)
+        masked[torch.arange(len(rows)), torch.tensor([row.position for row in rows])] = True
+        batch = {
+            "input_ids": ids.masked_fill(masked, self.tokenizer.mask_token_id),
+            "attention_mask": mask,
+            SEGMENTS: segments,
+            LOGIT_POSITIONS: masked,
+        }
+        batch = {name: one.to(self.device) for name, one in batch.items()}
+        logits = forward(model, batch, LOGITS).logits
         found: list[list[int]] = logits.topk(min(self.count, logits.shape[-1])).indices.tolist()
         return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from kd_prune.errors import UNSET, ConfigError
 from kd_prune.hf.augmentation import Augmentation
-from kd_prune.hf.kinds import Classification, TaskKind
+from kd_prune.hf.kinds import Classification, TaskKind, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +123,9 @@ class Task:
                 f"not among metrics={monitors}" if self.metrics else "there are no metrics",
                 f"set it to {' or '.join(monitors)}",
             )
+
+
+def as_text(task: Task) -> Task:
+    """Return the same rows as a task of kind `Text`, for objectives that need no labels."""
+    kind = Text(pack=getattr(task.kind, "pack", False))
+    return replace(task, kind=kind, metrics=[], monitor="loss")

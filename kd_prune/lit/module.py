@@ -77,7 +77,8 @@ class DistillModule(L.LightningModule):
             student, or, if the objective has parameters, an `nn.ModuleDict` of ``student`` and
             ``objective``.
         metrics: Metrics of predictions and targets; may be empty.
-        teacher: The model that the objective learns from; needed if a term reads one.
+        teacher: The model that the objective learns from; needed if a term reads one. Callbacks may
+            use it too (`LayerReplacement`).
         predict: ``(activations, batch) → (predictions, targets)``, the arguments of the metrics'
             ``update``.
         validation: Names of the validation loaders; metrics of the first are logged as
@@ -115,10 +116,15 @@ class DistillModule(L.LightningModule):
         self._forward = forward
         self._optimizer = optimizer
         self._predict = predict
-        self._teacher = _Unregistered(teacher if objective.needs_teacher else None)
+        self._teacher = _Unregistered(teacher)
         self._prefixes = ["val/", *(f"val/{name}/" for name in validation[1:])]
         self.metrics = nn.ModuleList([metrics.clone(prefix=prefix) for prefix in self._prefixes])
         self._validation_loss = validation_loss
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The teacher, which is no child of this module."""
+        return self._teacher.model
 
     def on_fit_start(self) -> None:
         """Prepare the teacher."""
@@ -126,16 +132,16 @@ class DistillModule(L.LightningModule):
 
     def _prepare_teacher(self) -> None:
         """Put the teacher in eval mode on this module's device, in the trainer's precision."""
-        if teacher := self._teacher.model:
-            teacher = self.trainer.precision_plugin.convert_module(teacher)
+        if self.teacher is not None and self.objective.needs_teacher:
+            teacher = self.trainer.precision_plugin.convert_module(self.teacher)
             teacher.requires_grad_(False).eval().to(self.device)
 
     def _losses(self, batch: Batch, student: Activations) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the objective from the student's activations and, if needed, the teacher's."""
         teacher = None
-        if model := self._teacher.model:
+        if self.teacher is not None and self.objective.needs_teacher:
             with torch.no_grad():
-                teacher = self._forward(model, batch, self.objective.requires)
+                teacher = self._forward(self.teacher, batch, self.objective.requires)
         total, losses = self.objective(student, teacher, batch)
         return total, losses
 

@@ -5,7 +5,7 @@ from kd_prune.pipeline.job import Job, cache_folder
 from kd_prune.pipeline.resume_check import CheckpointError
 from kd_prune.pipeline.run import run
 from kd_prune.pipeline.saved_evaluation import evaluate_saved
-from kd_prune.pipeline.stage import Stage
+from kd_prune.pipeline.stage import Stage, dense
 from kd_prune.pipeline.verification import VerificationError
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Stage",
     "VerificationError",
     "cache_folder",
+    "dense",
     "evaluate_saved",
     "run",
     "versions",

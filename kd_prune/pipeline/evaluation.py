@@ -62,11 +62,12 @@ def evaluate(
         objective = objective or stage_objective(stage, model, teacher)
         for one in filter(None, (model, teacher)):
             enable_activations(one, objective.requires)
-    answers = set[float]()
+    names, answers = inputs.data.labels, set[float]()
 
     def predict(outputs: Activations, batch: Batch) -> tuple[Tensor, Any]:
         predictions, targets = task.kind.predict(outputs, batch)
-        answers.update(torch.unique(predictions).tolist())
+        if names:
+            answers.update(torch.unique(predictions).tolist())
         return predictions, targets
 
     module = stage_module(
@@ -75,7 +76,6 @@ def evaluate(
     _, validation = hf.loaders(task, inputs.data, inputs.tokenizer, seed=stage.seed)
     trainer = make_trainer(single_device_job(job), [], logger=False, enable_model_summary=False)
     rows = trainer.validate(module, list(validation.values()), verbose=False)
-    names = inputs.data.labels
     # A label may be a list, such as a tag per word.
     labels = {repr(label) for split in validation for label in _labels(inputs.data, split)}
     if names and len(answers) == 1 < len(labels):

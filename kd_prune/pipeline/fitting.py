@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from kd_prune import hf
 from kd_prune.distillation import HardLabels, Objective
-from kd_prune.errors import ConfigError
+from kd_prune.distillation.activations import HEADS
+from kd_prune.errors import ConfigError, key_prefix
 from kd_prune.lit import (
     DistillModule,
     NonFiniteError,
@@ -62,13 +63,25 @@ def stage_objective(
 
 
 def enable_activations(model: PreTrainedModel, requires: Collection[str]) -> None:
-    """Make a model return the required activations; SDPA stays on unless scores are required.
+    """Make a model return the required activations; SDPA stays on unless attention is required.
 
     Raises:
         ConfigError: The model's family gives no attention scores.
     """
-    if "attention_scores" in requires:
-        hf.enable_attention_scores(model)
+    heads = not HEADS.isdisjoint(requires)
+    if heads or "attention_scores" in requires:
+        hf.enable_attention_scores(model, heads=heads)
+
+
+def freeze_parts(stage: ChainStage, student: PreTrainedModel) -> None:
+    """Exclude the parts of a stage's student from training that the stage names.
+
+    Raises:
+        ConfigError: A part is not found, or nothing is left to train.
+    """
+    if stage.freeze:
+        with key_prefix(stage.key):
+            hf.freeze(student, stage.freeze)
 
 
 def stage_module(
@@ -157,7 +170,9 @@ def fit_stage(
     job = context.job if is_student else single_device_job(context.job)
     L.seed_everything(stage.seed, verbose=False)
     if stage.dropout is not None:
-        hf.set_dropout(student, stage.dropout)
+        for model in filter(None, (student, teacher)):  # a teacher's layers may train with it
+            hf.set_dropout(model, stage.dropout)
+    freeze_parts(stage, student)
     objective = stage_objective(stage, student, teacher)
     for model in filter(None, (student, teacher)):
         enable_activations(model, objective.requires)

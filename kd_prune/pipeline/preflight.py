@@ -19,6 +19,7 @@ from kd_prune.lit.progress import RunLength, limited
 from kd_prune.pipeline.context import Context, GivenModel, saved_tokenizer
 from kd_prune.pipeline.fitting import (
     enable_activations,
+    freeze_parts,
     single_device_job,
     stage_limits,
     stage_objective,
@@ -62,6 +63,7 @@ def check_stage(context: Context, stage: ChainStage) -> RunLength | None:
             load_fine_tuned(GivenModel.of(stage.path, f"{stage.key}.path"), task, inputs.data)
         return None
     student = initial_model(context, stage)
+    freeze_parts(stage, student)
     length = check_trainer(context, stage, student)
     teacher = teacher_model(context, stage)
     rows = inputs.data.splits[task.train]

@@ -59,7 +59,8 @@ def draw_curves(
     positive = any(row.get(name, 0.0) > 0 for row in rows for name in terms)
     losses.set(ylabel="loss (terms unweighted)", yscale="log" if positive else "linear")
     metric.set(ylabel=f"validation {monitor}", xlabel="optimizer steps")
-    metric.set_ylim(metric_limits(*metric.get_ylim()))
+    if is_fraction(monitor):
+        metric.set_ylim(metric_limits(*metric.get_ylim()))
     sparsity.legend(loc="lower right")
     metric.legend(loc="lower right")
     losses.legend(fontsize="small", ncols=2)
@@ -117,11 +118,20 @@ def print_summary(result: RunResult, out: Path) -> None:
 
 
 def metric_text(name: str, value: float | None) -> str:
-    """Format a metric for the table: in percent, a loss unchanged.
+    """Format a metric for the table: in percent, a loss or a perplexity unchanged.
 
     >>> metric_text("accuracy", 0.875), metric_text("loss", 0.875), metric_text("f1", None)
     ('87.5', '0.875', '')
     """
     if value is None:
         return ""
-    return f"{value:.3f}" if name.startswith("loss") else f"{100 * value:.1f}"
+    return f"{100 * value:.1f}" if is_fraction(name) else f"{value:.3f}"
+
+
+def is_fraction(metric: str) -> bool:
+    """Return whether a metric, or one named ``<split>/<metric>``, is at most 1.
+
+    >>> is_fraction("accuracy"), is_fraction("test/perplexity"), is_fraction("loss/cosine")
+    (True, False, False)
+    """
+    return {"loss", "perplexity"}.isdisjoint(metric.split("/"))

@@ -27,10 +27,15 @@ class Stage:
             rows that have none (`hf.Task.augment`, `hf.Task.unlabelled`).
         init: Where the encoder's weights come from: ``pretrained`` (the job's model), the name of
             an earlier stage, or a folder or hub id.
-        layers: Encoder layers to keep: a number (the first layers) or a list of indices; None: all.
-        hidden_size: Width of the encoder; all weights are then new. None: the model's.
-        intermediate_size: Width of the feed-forward layers; all weights are then new. None: the
-            model's.
+        layers: Encoder layers to keep: a number, a fraction of the encoder's, or a list of indices;
+            None: all.
+        layer_choice: Layers that a number or fraction keeps: the `first` ones, or `spaced` ones.
+        hidden_size: Width of the encoder, or a fraction of the model's; all weights are then new.
+            None: the model's.
+        intermediate_size: Width of the feed-forward layers, or a fraction of the model's; all
+            weights are then new. None: the model's.
+        freeze: Parts that are not trained: ``embeddings``, ``layers`` or some of them as
+            ``layers[:-1]``, ``head``, or globs over parameter names.
         teacher: Model to learn from: ``pretrained``, the name of an earlier stage, a folder or hub
             id, or None.
         objective: What is minimised; None: the loss on the task's hard labels.
@@ -52,9 +57,11 @@ class Stage:
 
     task: hf.Task | None = None
     init: str = PRETRAINED
-    layers: int | Sequence[int] | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
+    layers: int | float | Sequence[int] | None = None
+    layer_choice: str = "first"
+    hidden_size: int | float | None = None
+    intermediate_size: int | float | None = None
+    freeze: Sequence[str] = ()
     teacher: str | None = None
     objective: Objective | None = None
     sparsity: SparsityCallback | None = None
@@ -77,7 +84,7 @@ class Stage:
             raise ConfigError("dropout", self.dropout, "expected a fraction in [0, 1)")
         if not 0.0 <= self.min_retained <= 1.0:
             raise ConfigError("min_retained", self.min_retained, "expected a share, 0 to 1")
-        _ = self.encoder_change  # checks its three settings
+        _ = self.encoder_change  # checks its settings
         if not self.init:
             raise ConfigError("init", self.init, f"expected {PRETRAINED}, a stage or a folder")
 
@@ -102,6 +109,7 @@ class Stage:
         """Change of the initial encoder's shape."""
         return hf.EncoderChange(
             layers=self.layers,
+            layer_choice=self.layer_choice,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
         )
@@ -127,7 +135,8 @@ class ChainStage(Stage):
         """Make a chain's stage from `stage`, its name and the settings taken from the job."""
         own_task = stage.task is not None and name != STUDENT
         settings = {f.name: getattr(stage, f.name) for f in fields(Stage)} | filled_in
-        if not stage.learns_from_teacher:
+        without_labels = isinstance(settings["task"].kind, hf.Text)  # all rows are alike
+        if not stage.learns_from_teacher and not without_labels:
             settings["task"] = settings["task"].labelled_only()
         if stage.batch_size:
             settings["task"] = replace(settings["task"], batch_size=stage.batch_size)
@@ -161,3 +170,7 @@ def key_of_stage(name: str) -> str:
     ('teacher', 'stages.base')
     """
     return name if name in (TEACHER, STUDENT) else f"stages.{name}"
+
+
+def dense(**_settings: Any) -> None:
+    """Return None in the place of a `SparsityCallback`: nothing is pruned, whatever is set."""

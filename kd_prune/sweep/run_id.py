@@ -56,7 +56,8 @@ def job_name(root: DictConfig) -> str:
             config[key] = str(root._get_node(key))
     method = OmegaConf.select(root, "hydra.runtime.choices.distillation", default="")
     final = OmegaConf.select(root, "sparsity.final", default=None)
-    sparsity = "as_is" if "sparsity" in config else "dense"  # as_is: zeros of the start are kept
+    choice = OmegaConf.select(root, "hydra.runtime.choices.sparsity", default="none")
+    sparsity = "dense" if choice == "none" else "as_is"  # as_is: zeros of the start are kept
     sparsity = sparsity if final is None else f"s{final}"
     task = OmegaConf.select(root, "task.name", default="")
     parts = (task, method, sparsity, f"seed{config.get('seed')}", config_hash(config))

@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +16,19 @@ def test_layers_are_spread_evenly(student, multiple):
 
 
 @given(student=st.integers(1, 12), teacher=st.integers(1, 24))
-def test_layers_that_do_not_spread_evenly_need_a_map(student, teacher):
-    if teacher % student == 0:
-        assert layer_pairs(student, teacher)[-1] == (student, teacher)
+def test_layers_spread_over_any_deeper_teacher(student, teacher):
+    """The nearest layer below the exact place plus one half; each teacher layer at most once."""
+    if student > teacher:
+        with pytest.raises(ValueError, match=f"{teacher} teacher layers.*{student} .*give a layer"):
+            layer_pairs(student, teacher)
         return
-    with pytest.raises(ValueError, match=f"{teacher} teacher layers.*{student} .*give a layer_map"):
-        layer_pairs(student, teacher)
+    pairs = layer_pairs(student, teacher)
+    assert [s for s, _ in pairs] == list(range(1, student + 1))
+    chosen = [t for _, t in pairs]
+    assert chosen == sorted(set(chosen))
+    assert chosen[-1] == teacher
+    for s, t in pairs:
+        assert t == math.floor(Fraction(s * teacher, student) + Fraction(1, 2))
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_enable_attention_scores_of_deberta_raises():
     config = DebertaV2Config(vocab_size=20, intermediate_size=12, **sizes)
     deberta = AutoModelForSequenceClassification.from_config(config)
     message = (
-        r"model_type=deberta-v2: .*weight of attention_scores to 0 "
+        r"model_type=deberta-v2: .*weights of terms on attention to 0 "
         r"\(soft_targets, hard_labels, embeddings and hidden_states still work\)"
     )
     with pytest.raises(ConfigError, match=message):

@@ -58,8 +58,8 @@ def other_teacher(done, tmp_path, **changes):
             r"^teacher\.path=.*order \['FRUIT', 'Animal'.*set task\.labels",
         ),
         (
-            {"num_hidden_layers": 3},
-            r"^distillation\.terms\.hidden_states\.layer_map=null: 3 teacher.*give a layer_map",
+            {"num_hidden_layers": 1},
+            r"^distillation\.terms\.hidden_states\.layer_map=null: 1 teacher.*give a layer_map",
         ),
         ({"words": "turned round"}, r"^teacher\.path=.*: the teacher's vocabulary has \d+ for '"),
         ({"reads": "capitals"}, r"^teacher\.path=.*: the teacher's tokenizer makes \[.*take a tea"),

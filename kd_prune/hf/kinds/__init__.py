@@ -2,6 +2,7 @@
 
 from kd_prune.hf.kinds.base import Labels, PaddingCollator, TaskFields, TaskKind, encode_texts
 from kd_prune.hf.kinds.classification import Classification
+from kd_prune.hf.kinds.masked_words import MaskedWords
 from kd_prune.hf.kinds.question_answering import QuestionAnswering
 from kd_prune.hf.kinds.regression import Regression
 from kd_prune.hf.kinds.text import Text
@@ -9,6 +10,7 @@ from kd_prune.hf.kinds.text import Text
 __all__ = [
     "Classification",
     "Labels",
+    "MaskedWords",
     "PaddingCollator",
     "QuestionAnswering",
     "Regression",

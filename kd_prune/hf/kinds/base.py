@@ -130,7 +130,11 @@ class TaskKind(Protocol):
         ...
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, pad_to: int | None) -> Collator:
-        """Return a function from encoded rows to a batch, padded to `pad_to` or the longest row."""
+        """Return a function from encoded rows to a batch, padded to `pad_to` or the longest row.
+
+        A function whose batches are random has a method `reseed(seed, epoch)`, called at the start
+        of every training epoch, and draws from nothing else: then a fit resumes exactly.
+        """
         ...
 
     def predict(self, outputs: Activations, batch: Batch) -> tuple[Tensor, Any]:

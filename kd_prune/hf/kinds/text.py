@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,8 +59,7 @@ class Text:
         if not self.pack:
             return encode_texts(task, tokenizer, rows, segments)
         pieces = list(packed(rows[task.text[0]], tokenizer, task.max_length))
-        encoded = {"input_ids": pieces, "attention_mask": [[1] * len(ids) for ids in pieces]}
-        return encoded | {"token_type_ids": [[0] * len(i) for i in pieces]} if segments else encoded
+        return token_columns(pieces, segments)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, pad_to: int | None) -> Collator:
         """Return a collator that pads; there are no labels."""
@@ -89,6 +88,12 @@ class Text:
         return {}
 
 
+def token_columns(pieces: list[list[int]], segments: bool) -> dict[str, list[Any]]:
+    """Return the token columns of rows of a single text each."""
+    columns = {"input_ids": pieces, "attention_mask": [[1] * len(ids) for ids in pieces]}
+    return columns | {"token_type_ids": [[0] * len(i) for i in pieces]} if segments else columns
+
+
 def packed(
     texts: Sequence[str | None], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[list[int]]:
@@ -97,24 +102,46 @@ def packed(
     Every row begins and ends with the special tokens that the tokenizer adds to a single text.
     """
     start, end = special_tokens(tokenizer)
+    separator = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
+    size = room(tokenizer, max_length)
+    if given := [text for text in texts if text]:
+        # With verbose the tokenizer would warn of texts that are longer than the model's input.
+        ids = tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
+        for piece in cut(ids, size, separator):
+            yield [*start, *piece, *end]
+
+
+def room(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """Return the tokens of text that fit in a row of `max_length`.
+
+    Raises:
+        ConfigError: None do.
+    """
+    start, end = special_tokens(tokenizer)
     size = max_length - len(start) - len(end)
     if size < 1:
         raise ConfigError(
             "max_length", max_length, "leaves no room for text between the special tokens"
         )
-    separator = [] if tokenizer.sep_token_id is None else [tokenizer.sep_token_id]
+    return size
+
+
+def cut(
+    sequences: Iterable[Sequence[int]], size: int, separator: Sequence[int]
+) -> Iterator[list[int]]:
+    """Join sequences with a separator and yield the result in parts of `size`; the last is shorter.
+
+    >>> list(cut([[1, 2], [3, 4, 5]], 4, [0]))
+    [[1, 2, 0, 3], [4, 5]]
+    """
     stream: list[int] = []
-    given = [text for text in texts if text]
-    if not given:
-        return
-    # With verbose the tokenizer would warn of texts that are longer than the model's input.
-    for ids in tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]:
-        stream += [*(separator if stream else []), *ids]
-        while len(stream) >= size:
-            yield [*start, *stream[:size], *end]
-            stream = stream[size:]
+    for sequence in sequences:
+        stream += [*(separator if stream else []), *sequence]
+        whole = len(stream) // size * size
+        yield from (stream[i : i + size] for i in range(0, whole, size))
+        stream = stream[whole:]
     if stream:
-        yield [*start, *stream, *end]
+        yield stream
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
