@@ -20,7 +20,7 @@ from kd_prune.cli.build import build
 from kd_prune.cli.job import COMMAND_KEYS
 from kd_prune.cli.validation import check_types
 from kd_prune.distillation import Objective
-from kd_prune.hf import Classification, MaskedWords, Regression, Task, Text
+from kd_prune.hf import Classification, MaskedWords, QuestionAnswering, Regression, Task, Text
 from kd_prune.pipeline import Job
 from kd_prune.pruning import Global, linear, one_shot, ramp_updates, uniform
 from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
@@ -40,6 +40,11 @@ NEEDS = {
     "sparsity/heads": ["sparsity.granularity.size=16"],
     "task/corpus": ["task.path=folder"],
     "task/corpus_words": ["task.path=folder"],
+    "task/kind/question_answering": [
+        "task.metrics=[f1]",
+        "task.monitor=f1",
+        "task.max_length=384",
+    ],
     "task/kind/regression": ["task.metrics=[pearson]", "task.monitor=pearson"],
     "task/kind/masked_words": ["task.text=[things]"],
     "task/kind/text": ["task.metrics=[]", "task.monitor=loss"],
@@ -47,6 +52,7 @@ NEEDS = {
 }
 KINDS = {"stsb": Regression, "corpus": Text, "tiny_text": Text}
 KINDS |= {"corpus_words": MaskedWords, "tiny_words": MaskedWords}
+KINDS |= {"squad": QuestionAnswering, "squad_v2": QuestionAnswering}
 TERMS = ("embeddings", "hidden_states", "attention_scores", "soft_targets")
 
 

@@ -20,7 +20,8 @@ def load(name: str):
 
 
 def test_every_example_has_a_test():
-    tested = {"cnn", "distil_any_module", "hf_distillation", "lstm", "torch_loop", "two_four"}
+    tested = {"cnn", "digits", "distil_any_module", "hf_distillation", "lstm", "torch_loop"}
+    tested |= {"two_four"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -72,3 +73,17 @@ def test_two_four_keeps_two_of_every_four_weights():
         groups = network[index].weight.detach().cpu().reshape(-1, 4)
         assert ((groups != 0).sum(1) == 2).all()
     assert (network[4].weight != 0).all()
+
+
+def test_digits_compares_nets_with_equal_numbers_of_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    rows = load("digits").main(seeds=1, epochs=2)
+    dense, sparse = rows[:4], rows[4:]
+    assert [width for width, *_ in dense] == [0.25, 0.5, 0.75, 1.0]
+    assert all(width == 1.0 and 0 < sparsity < 1 for width, sparsity, *_ in sparse)
+    for narrow, pruned in zip(dense[2::-1], sparse, strict=True):
+        assert abs(narrow[2] - pruned[2]) <= 1
+    assert dense[3][3] > 0.5  # a tenth by guessing
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
+    assert len(capsys.readouterr().out.splitlines()) == 8

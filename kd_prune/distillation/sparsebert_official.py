@@ -27,7 +27,12 @@ from kd_prune.errors import ConfigError
 def soft_cross_entropy(student: Activations, teacher: Activations, batch: Batch) -> Tensor:
     """Compute ``-mean_{b,c} softmax(teacher) · log_softmax(student)``; one output: label MSE."""
     if student.logits.shape[-1] == 1:
-        return F.mse_loss(student.logits.flatten(), batch["labels"].to(student.logits.dtype))
+        labels = batch["labels"].to(student.logits.dtype)
+        # A row without label counts as one that is predicted exactly.
+        return F.mse_loss(
+            student.logits.flatten(),
+            labels.where(~labels.isnan(), student.logits.detach().flatten()),
+        )
     return -(teacher.logits.softmax(-1) * student.logits.log_softmax(-1)).mean()
 
 

@@ -1,6 +1,7 @@
 """Hugging Face parts: encoders, tasks, data, export."""
 
 from kd_prune.hf.attention import enable_attention_scores
+from kd_prune.hf.augmentation import Augmentation
 from kd_prune.hf.batches import LengthGroupedBatches, ResumableLoader, loaders
 from kd_prune.hf.changes import EncoderChange
 from kd_prune.hf.data import TaskData, load_data
@@ -9,7 +10,14 @@ from kd_prune.hf.export import save
 from kd_prune.hf.fingerprint import model_fingerprint
 from kd_prune.hf.forward_pass import SEGMENTS, accepts_token_type_ids, forward
 from kd_prune.hf.freezing import freeze
-from kd_prune.hf.kinds import Classification, MaskedWords, Regression, TaskKind, Text
+from kd_prune.hf.kinds import (
+    Classification,
+    MaskedWords,
+    QuestionAnswering,
+    Regression,
+    TaskKind,
+    Text,
+)
 from kd_prune.hf.layers import encoder_layers, encoder_scope, max_positions, set_dropout
 from kd_prune.hf.optimizer import AdamWWithSchedule
 from kd_prune.hf.pairs import check_pair, check_vocabularies
@@ -18,11 +26,13 @@ from kd_prune.hf.tasks import Task, as_text
 __all__ = [
     "SEGMENTS",
     "AdamWWithSchedule",
+    "Augmentation",
     "Classification",
     "EncoderChange",
     "LengthGroupedBatches",
     "MaskedWords",
     "PretrainedEncoder",
+    "QuestionAnswering",
     "Regression",
     "ResumableLoader",
     "Task",

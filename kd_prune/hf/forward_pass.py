@@ -17,23 +17,23 @@ from kd_prune.hf.attention import Heads
 SEGMENTS = "token_type_ids"
 LOGIT_POSITIONS = "logit_positions"
 """Key of a batch: true for the tokens, (batch, length), of which alone logits are computed."""
-NO_INPUTS = frozenset({"labels", LOGIT_POSITIONS})
-"""Keys of a batch that are no inputs of the model."""
 
 
 def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activations:
     """Run `model` on `batch`; outputs that are not required are neither computed nor kept.
 
-    ``token_type_ids`` are left out for a model that does not read them (DistilBERT with a teacher
-    that does). The logits of a model without a head are empty; the logits of several heads, as in
-    question answering, are stacked in the last dimension. A batch with `LOGIT_POSITIONS` gives
+    The model gets what it reads of the batch: no labels, and no ``token_type_ids`` where it takes
+    none (DistilBERT with a teacher that does). The logits of a model without a head are empty. The
+    logits of several heads with one value per token each, as in question answering, are stacked to
+    (batch, heads, length), so that the last dimension holds what a softmax is taken over; padding
+    has the lowest value of the type, that is probability 0. A batch with `LOGIT_POSITIONS` gives
     logits of these tokens only, (tokens, outputs).
     """
-    unread = NO_INPUTS if accepts_token_type_ids(model) else NO_INPUTS | {SEGMENTS}
+    read = _arguments(type(_inner(model)).forward) - {"labels"}
     positions = batch.get(LOGIT_POSITIONS)
     with selected_tokens(model, positions):
         outputs = model(
-            **{name: tensor for name, tensor in batch.items() if name not in unread},
+            **{name: tensor for name, tensor in batch.items() if name in read},
             output_hidden_states="hidden_states" in requires,
             output_attentions=bool(requires & (HEADS | {"attention_scores"})),
         )
@@ -51,7 +51,7 @@ def forward(model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activat
         heads = {name: tuple(getattr(one, name) for one in found) for name in HEADS}
         found = [one.scores for one in found]
     return Activations(
-        logits=logits[0] if len(logits) == 1 else torch.stack(logits, dim=-1),
+        logits=logits[0] if len(logits) == 1 else _stacked(logits, batch),
         hidden_states=tuple(getattr(outputs, "hidden_states", None) or ()),
         attention_scores=tuple(found),
         **heads,
@@ -83,8 +83,22 @@ def selected_tokens(model: nn.Module, positions: Tensor | None) -> Iterator[None
 
 def accepts_token_type_ids(model: nn.Module) -> bool:
     """Return whether the model reads ``token_type_ids``, which mark the second text of a pair."""
-    inner: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides it
-    return SEGMENTS in _arguments(type(inner).forward)
+    return SEGMENTS in _arguments(type(_inner(model)).forward)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Return the model inside of torch.compile's wrapper."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
+
+
+def _stacked(logits: list[Tensor], batch: Batch) -> Tensor:
+    """Stack the logits of several heads, (batch, length) each."""
+    stacked = torch.stack(logits, dim=1)
+    if "attention_mask" not in batch:
+        return stacked
+    padding = batch["attention_mask"][:, None] == 0
+    return stacked.masked_fill(padding, torch.finfo(stacked.dtype).min)
 
 
 @cache

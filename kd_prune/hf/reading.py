@@ -81,25 +81,46 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
     """Read the rows of one split, from a local folder or the hub."""
     folder = Path(task.path).expanduser()
     file = split_file(task, folder, split) if folder.is_dir() else None
-    source: dict[str, Any] = {"path": task.path, "name": task.subset}
-    folder_of_datasets = cache / "datasets"
-    file_format = format_of(file) if file else None
+    try:
+        if file:
+            return read_file(file, split, cache, None if task.label in task.text else task.label)
+        return load_dataset(
+            path=task.path, name=task.subset, split=split, cache_dir=str(cache / "datasets")
+        )
+    except Exception as error:  # of any type, from the hub, the disk or a parser
+        raise read_error(task, split, file, error) from error
+
+
+def read_file(file: Path, split: str, cache: Path, label: str | None = None) -> Dataset:
+    """Read the rows of one file, whose format is known.
+
+    Args:
+        file: The file.
+        split: Name of the split in progress bars.
+        cache: Cache folder.
+        label: Label column, if there is one.
+
+    Raises:
+        Exception: Of any type, from the disk or a parser.
+    """
+    file_format = format_of(file)
+    if file_format == "csv":
+        return read_csv(file, label)
     # A parser also logs the errors that it raises.
     parser = logging.getLogger(f"datasets.packaged_modules.{file_format}")
     level = parser.level
-    parser.setLevel(logging.CRITICAL if file else level)
+    parser.setLevel(logging.CRITICAL)
     try:
-        if file_format == "csv" and file:
-            return read_csv(file, None if task.label in task.text else task.label)
-        if file:  # datasets caches by modification time, which two files may share
-            source = {"path": file_format, "data_files": {split: glob.escape(str(file))}}
-            folder_of_datasets /= file_hash(file)
-        rows = load_dataset(**source, split=split, cache_dir=str(folder_of_datasets))
-        return without_blank_lines(rows) if file_format == "text" else rows
-    except Exception as error:  # of any type, from the hub, the disk or a parser
-        raise read_error(task, split, file, error) from error
+        rows = load_dataset(
+            file_format,
+            data_files={split: glob.escape(str(file))},
+            split=split,
+            # datasets caches by modification time, which two files may share
+            cache_dir=str(cache / "datasets" / file_hash(file)),
+        )
     finally:
         parser.setLevel(level)
+    return without_blank_lines(rows) if file_format == "text" else rows
 
 
 def read_error(task: Task, split: str, file: Path | None, error: Exception) -> ConfigError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kd_prune.errors import ConfigError
+from kd_prune.errors import UNSET, ConfigError
+from kd_prune.hf.augmentation import Augmentation
 from kd_prune.hf.kinds import Classification, TaskKind, Text, kind_name
 
 
@@ -38,6 +39,10 @@ class Task:
         batch_size: Rows per training batch.
         eval_batch_size: Rows per validation batch.
         files: Split → file name, where the files are not named after their split.
+        augment: Copies of the training texts with some words replaced; None: none.
+        unlabelled: Files with further texts, in the working folder or in `path`. Augmented copies
+            and these texts have no labels: they are training rows of stages with a teacher, of
+            which terms that need no labels learn.
 
     Raises:
         ConfigError: A field does not suit the kind or another field.
@@ -60,6 +65,8 @@ class Task:
     batch_size: int = 32
     eval_batch_size: int = 128
     files: Mapping[str, str] | None = None
+    augment: Augmentation | None = None
+    unlabelled: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.text) not in (1, 2):
@@ -75,8 +82,26 @@ class Task:
                 raise ConfigError(key, value, "expected at least 1")
         if self.pad_to is not None and self.pad_to < self.max_length:
             raise ConfigError("pad_to", self.pad_to, f"below max_length={self.max_length}")
+        for key in ("augment", "unlabelled"):
+            if getattr(self, key) and self.kind.missing_label is None:
+                kind = type(self.kind).__name__.lower()
+                raise ConfigError(
+                    key,
+                    UNSET,
+                    f"a task of kind {kind} takes no rows without labels",
+                    "leave it out",
+                )
         self.kind.check(self)
         self._check_metrics()
+
+    @property
+    def adds_unlabelled_rows(self) -> bool:
+        """Whether rows without labels follow the training rows."""
+        return bool(self.augment or self.unlabelled)
+
+    def labelled_only(self) -> Task:
+        """Return the task without rows that have no labels."""
+        return replace(self, augment=None, unlabelled=())
 
     def _check_metrics(self) -> None:
         """Raise ConfigError unless metrics and monitor suit the kind and each other."""

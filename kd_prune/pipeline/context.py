@@ -126,7 +126,13 @@ class Context:
             if inputs is None:
                 tokenizer, segments = tokenizers[source], wanted[2]
                 with key_prefix(stage.task_key):
-                    data = hf.load_data(stage.task, tokenizer, self.cache, segments=segments)
+                    data = hf.load_data(
+                        stage.task,
+                        tokenizer,
+                        self.cache,
+                        segments=segments,
+                        encoder=self.encoder(source),
+                    )
                 inputs = Inputs(tokenizer, data)
                 loaded.append((wanted, inputs))
             self.inputs[name] = inputs

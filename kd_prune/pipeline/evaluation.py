@@ -64,7 +64,7 @@ def evaluate(
             enable_activations(one, objective.requires)
     names, answers = inputs.data.labels, set[float]()
 
-    def predict(outputs: Activations, batch: Batch) -> tuple[Tensor, Tensor]:
+    def predict(outputs: Activations, batch: Batch) -> tuple[Tensor, Any]:
         predictions, targets = task.kind.predict(outputs, batch)
         if names:
             answers.update(torch.unique(predictions).tolist())
@@ -76,7 +76,8 @@ def evaluate(
     _, validation = hf.loaders(task, inputs.data, inputs.tokenizer, seed=stage.seed)
     trainer = make_trainer(single_device_job(job), [], logger=False, enable_model_summary=False)
     rows = trainer.validate(module, list(validation.values()), verbose=False)
-    labels = {label for split in validation for label in _labels(inputs.data, split)}
+    # A label may be a list, such as a tag per word.
+    labels = {repr(label) for split in validation for label in _labels(inputs.data, split)}
     if names and len(answers) == 1 < len(labels):
         log.warning(
             "The %s gives every row of %s the same class, %s: it learnt nothing. More steps "

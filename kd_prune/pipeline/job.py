@@ -120,6 +120,13 @@ class Job:
                 "the student is one fit",
                 "find the masks in a stage of several rounds, and set student.masks_from to it",
             )
+        if self.task.adds_unlabelled_rows and not self.distillation.needs_teacher:
+            key = "augment" if self.task.augment else "unlabelled"
+            raise ConfigError(
+                f"task.{key}",
+                expected="the student learns from labels alone, and these rows have none",
+                hint="choose a distillation that reads the teacher, or set it to null",
+            )
 
     def chain(self) -> dict[str, ChainStage]:
         """Return name → stage, with the job's settings filled in, in the order in which they run.

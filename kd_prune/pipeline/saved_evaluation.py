@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -33,6 +33,7 @@ def evaluate_saved(job: Job, path: str) -> ModelResult:
     Raises:
         ConfigError: The model cannot be loaded, or does not fit the task.
     """
+    job = replace(job, task=job.task.labelled_only())
     given, task, stage = GivenModel.of(path, "eval"), job.task, job.chain()[STUDENT]
     path = given.path
     check_student_task(task)

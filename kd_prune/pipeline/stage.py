@@ -23,7 +23,8 @@ class Stage:
     """Settings of one fit.
 
     Args:
-        task: Task to learn; None: the job's.
+        task: Task to learn; None: the job's. A stage that learns from labels alone leaves out the
+            rows that have none (`hf.Task.augment`, `hf.Task.unlabelled`).
         init: Where the encoder's weights come from: ``pretrained`` (the job's model), the name of
             an earlier stage, or a folder or hub id.
         masks_from: Model whose zeros, among the weights that may be pruned, the initial model gets:
@@ -106,6 +107,11 @@ class Stage:
         return any(term.needs_teacher and "logits" in term.requires for term in terms)
 
     @property
+    def learns_from_teacher(self) -> bool:
+        """Whether a term of the objective reads the teacher, so that rows need no labels."""
+        return self.objective is not None and self.objective.needs_teacher
+
+    @property
     def encoder_change(self) -> hf.EncoderChange:
         """Change of the initial encoder's shape."""
         return hf.EncoderChange(
@@ -141,6 +147,9 @@ class ChainStage(Stage):
         """Make a chain's stage from `stage`, its name and the settings taken from the job."""
         own_task, in_command = stage.task is not None and name != STUDENT, named_in_command or name
         settings = {f.name: getattr(stage, f.name) for f in fields(Stage)} | filled_in
+        without_labels = isinstance(settings["task"].kind, hf.Text)  # all rows are alike
+        if not stage.learns_from_teacher and not without_labels:
+            settings["task"] = settings["task"].labelled_only()
         if stage.batch_size:
             settings["task"] = replace(settings["task"], batch_size=stage.batch_size)
         task_key = f"{key_of_stage(in_command)}.task" if own_task else "task"

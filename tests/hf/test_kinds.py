@@ -249,6 +249,7 @@ class Tags:
     auto_model: ClassVar[Any] = AutoModelForTokenClassification
     uses_num_labels: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    missing_label: ClassVar[Any] = None
 
     def check(self, task):
         pass
@@ -333,4 +334,7 @@ def test_several_heads_give_one_tensor_of_logits(encoder, tokenizer):
     batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
     found = forward(made, batch, NOTHING).logits
     theirs = made(**batch)
-    assert torch.equal(found, torch.stack([theirs.start_logits, theirs.end_logits], -1))
+    stacked = torch.stack([theirs.start_logits, theirs.end_logits], 1)
+    padding = batch["attention_mask"][:, None].expand_as(stacked) == 0
+    assert torch.equal(found[~padding], stacked[~padding])
+    assert (found.softmax(-1)[padding] == 0).all()

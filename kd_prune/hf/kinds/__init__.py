@@ -10,6 +10,7 @@ from kd_prune.hf.kinds.base import (
 )
 from kd_prune.hf.kinds.classification import Classification
 from kd_prune.hf.kinds.masked_words import MaskedWords
+from kd_prune.hf.kinds.question_answering import QuestionAnswering
 from kd_prune.hf.kinds.regression import Regression
 from kd_prune.hf.kinds.text import Text
 
@@ -18,6 +19,7 @@ __all__ = [
     "Labels",
     "MaskedWords",
     "PaddingCollator",
+    "QuestionAnswering",
     "Regression",
     "TaskFields",
     "TaskKind",

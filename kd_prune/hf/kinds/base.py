@@ -42,6 +42,11 @@ class TaskFields(Protocol):
         ...
 
     @property
+    def validation(self) -> Sequence[str]:
+        """Names of the splits to evaluate on."""
+        ...
+
+    @property
     def max_length(self) -> int:
         """Longest sequence in tokens."""
         ...
@@ -81,6 +86,14 @@ class TaskKind(Protocol):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that suit the kind; empty if the rows have no labels."""
+        ...
+
+    @property
+    def missing_label(self) -> Any:
+        """The target of a row without label, which the loss on hard labels skips.
+
+        None: the kind takes no such rows.
+        """
         ...
 
     def check(self, task: TaskFields) -> None:
@@ -125,7 +138,7 @@ class TaskKind(Protocol):
         """
         ...
 
-    def predict(self, outputs: Activations, batch: Batch) -> tuple[Tensor, Tensor]:
+    def predict(self, outputs: Activations, batch: Batch) -> tuple[Tensor, Any]:
         """Return predictions and targets, the arguments of the metrics."""
         ...
 
@@ -153,6 +166,24 @@ class TaskKind(Protocol):
 def kind_name(kind: TaskKind) -> str:
     """Return the name of a kind as an option of `task/kind`: ``masked_words``."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(kind).__name__).lower()
+
+
+def mean_over_labelled(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, labelled: Tensor
+) -> Tensor:
+    """Compute a mean loss over the rows that have a label; 0 if none has.
+
+    Args:
+        loss: ``(logits, labels) → scalar``, a mean over rows.
+        logits: (rows, outputs).
+        labels: (rows,).
+        labelled: Whether a row has a label, (rows,).
+    """
+    if labelled.all():
+        return loss(logits, labels)
+    if not labelled.any():
+        return logits.sum() * 0.0
+    return loss(logits[labelled], labels[labelled])
 
 
 def encode_texts(

@@ -15,7 +15,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from kd_prune.distillation.activations import Activations, Batch
 from kd_prune.distillation.losses import hard_label_loss
 from kd_prune.errors import ConfigError
-from kd_prune.hf.kinds.base import Collator, Labels, PaddingCollator, TaskFields, encode_texts
+from kd_prune.hf.kinds.base import (
+    Collator,
+    Labels,
+    PaddingCollator,
+    TaskFields,
+    encode_texts,
+    mean_over_labelled,
+)
 from kd_prune.hf.labels import Classes, check_label_column, class_targets
 from kd_prune.metrics import metric_collection
 
@@ -27,6 +34,7 @@ class Classification:
     auto_model: ClassVar[Any] = AutoModelForSequenceClassification
     uses_num_labels: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "macro_f1", "matthews")
+    missing_label: ClassVar[Any] = -100
 
     def check(self, task: TaskFields) -> None:
         """Raise ConfigError unless the class names, if set, are two or more different ones."""
@@ -67,8 +75,13 @@ class Classification:
         return outputs.logits.float().argmax(-1), batch["labels"]
 
     def hard_label_loss(self, outputs: Activations, batch: Batch) -> Tensor:
-        """Compute cross-entropy; see `kd_prune.distillation.losses.hard_label_loss`."""
-        return hard_label_loss(outputs.logits, batch["labels"])
+        """Compute cross-entropy (`kd_prune.distillation.losses.hard_label_loss`).
+
+        Rows without label are skipped.
+        """
+        labels = batch["labels"]
+        labelled = labels != self.missing_label
+        return mean_over_labelled(hard_label_loss, outputs.logits, labels, labelled)
 
     def metric_collection(self, names: Sequence[str], num_outputs: int) -> MetricCollection:
         """Make metrics with `kd_prune.metrics.metric_collection`."""

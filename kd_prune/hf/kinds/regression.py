@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +15,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from kd_prune.distillation.activations import Activations, Batch
 from kd_prune.distillation.losses import hard_label_loss
-from kd_prune.hf.kinds.base import Collator, Labels, PaddingCollator, TaskFields, encode_texts
+from kd_prune.hf.kinds.base import (
+    Collator,
+    Labels,
+    PaddingCollator,
+    TaskFields,
+    encode_texts,
+    mean_over_labelled,
+)
 from kd_prune.hf.labels import check_label_column, number_targets
 from kd_prune.metrics import metric_collection
 
@@ -26,6 +34,7 @@ class Regression:
     auto_model: ClassVar[Any] = AutoModelForSequenceClassification
     uses_num_labels: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
+    missing_label: ClassVar[Any] = math.nan
 
     def check(self, task: TaskFields) -> None:
         """Accept every task."""
@@ -60,8 +69,13 @@ class Regression:
         return outputs.logits.float().squeeze(-1), batch["labels"]
 
     def hard_label_loss(self, outputs: Activations, batch: Batch) -> Tensor:
-        """Compute squared error; see `kd_prune.distillation.losses.hard_label_loss`."""
-        return hard_label_loss(outputs.logits, batch["labels"])
+        """Compute squared error (`kd_prune.distillation.losses.hard_label_loss`).
+
+        Rows without label are skipped.
+        """
+        labels = batch["labels"]
+        labelled = ~labels.isnan()
+        return mean_over_labelled(hard_label_loss, outputs.logits, labels, labelled)
 
     def metric_collection(self, names: Sequence[str], num_outputs: int) -> MetricCollection:
         """Make metrics with `kd_prune.metrics.metric_collection`."""

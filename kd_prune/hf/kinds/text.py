@@ -31,6 +31,7 @@ class Text:
     auto_model: ClassVar[Any] = AutoModel
     uses_num_labels: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()
+    missing_label: ClassVar[Any] = 0  # no row has a label
 
     def check(self, task: TaskFields) -> None:
         """Raise ConfigError if pairs of texts are to be packed."""
