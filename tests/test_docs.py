@@ -102,7 +102,9 @@ def test_training_command_composes(command, composed):
 @pytest.mark.parametrize("command", OTHERS)
 def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp_path, capsys):
     from kd_prune import checkpoint_sparsity
-    from kd_prune.cli import main, summary, train
+    from kd_prune.cli import export, main, predict, summary, train
+    from kd_prune.export import hub
+    from kd_prune.export.folders import Exported
 
     (tmp_path / "x").mkdir()  # the pages' placeholders stand for it
     monkeypatch.chdir(tmp_path)
@@ -110,11 +112,15 @@ def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp
     monkeypatch.setattr(checkpoint_sparsity, "count_saved", called.append)
     monkeypatch.setattr(summary, "summarize_folders", lambda *given, **named: called.append(given))
     monkeypatch.setattr(train, "main", lambda overrides: called.append(composed(overrides)))
+    exported = Exported(folder=tmp_path, bytes=(2, 1), tokens=(2, 1), seconds=0.0)
+    monkeypatch.setattr(export, "run", lambda given: called.append(given) or exported)
+    monkeypatch.setattr(hub, "push", lambda *given, **named: "")
+    monkeypatch.setattr(predict, "run", called.append)
     arguments = pages.words(command)[1:]
     main.main(arguments)
     if arguments == ["--help"]:
         printed = capsys.readouterr().out
-        assert all(name in printed for name in ("train", "eval", "sparsity", "summary"))
+        assert all(name in printed for name in main.COMMANDS)
     else:
         assert len(called) == 1
 
