@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import shutil
 import statistics
 import tempfile
@@ -73,7 +72,6 @@ def sizes(folder: Path) -> dict[str, int]:
         "encoder": encoder,
         "whole": weight_bytes(folder),
         "encoder, zlib": len(zlib.compress(bytes(content), 6)),
-        "encoder, xz": len(lzma.compress(bytes(content), preset=6)),
         "whole, zlib": len(zlib.compress(whole, 6)),
     }
 

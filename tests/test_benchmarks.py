@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import BertConfig
 
 from kd_prune.hf.tiny import make_model, sentences
 from kd_prune.results import RunResult, StageResult
@@ -143,6 +144,16 @@ def test_the_time_of_an_update(bench, tmp_path, threads):
     found = json.loads(out.read_text())
     assert found["weights"] == 64 * 64 + 128 * 64
     assert found["machine"]["threads"] == threads
+
+
+def test_storage(bench, tmp_path):
+    tiny = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99)
+    words = {"BertConfig": lambda: tiny}
+    results = bench("storage", "--rounds", 1, **words)
+    found = json.loads((results / "storage.json").read_text())
+    assert found["packed"]["encoder"] < 0.2 * found["dense"]["encoder"]
+    assert found["packed, fp16 values"]["whole"] < found["packed"]["whole"]
+    assert all(row["seconds to load"] > 0 for row in found.values())
 
 
 def test_the_comparison_with_peers(bench, capsys):

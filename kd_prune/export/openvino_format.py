@@ -8,7 +8,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kd_prune.export.onnx_format import Logits, example_inputs, input_names, quiet, require
+from kd_prune.errors import ConfigError
+from kd_prune.export.onnx_format import (
+    TOLERANCE,
+    Logits,
+    example_inputs,
+    input_names,
+    largest_difference,
+    quiet,
+    require,
+)
 
 FILE = "openvino_model.xml"
 """Name that Optimum looks for."""
@@ -23,7 +32,8 @@ def check_installed() -> None:
 def save_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write config and OpenVINO model (XML and BIN) of a model to an existing folder.
 
-    Batch size and length are dynamic.
+    Batch size and length are dynamic. The result is run once, in float32 and on other sizes than it
+    was traced with, and compared with the model.
 
     Args:
         model: The model; it does not change.
@@ -31,10 +41,10 @@ def save_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
         folder: The folder.
 
     Raises:
-        ConfigError: OpenVINO is not installed.
+        ConfigError: OpenVINO is not installed, or the result does not compute what the model does.
     """
     check_installed()
-    import openvino
+    import openvino  # type: ignore[import-not-found, unused-ignore]
 
     names = input_names(model, tokenizer)
     nn.Module.float(model)
@@ -48,5 +58,15 @@ def save_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
     for port, name in zip(converted.inputs, names, strict=True):
         port.get_tensor().set_names({name})
     converted.outputs[0].get_tensor().set_names({"logits"})
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    inputs = example_inputs(names, model.config.vocab_size, rows=3, length=11)
+    found = compiled({name: tensor.numpy() for name, tensor in inputs.items()})["logits"]
+    difference = largest_difference(model, names, torch.from_numpy(found))
+    if not difference <= TOLERANCE:
+        raise ConfigError(
+            "format",
+            "openvino",
+            f"the converted {type(model).__name__} differs from it by {difference:.1e}",
+        )
     openvino.save_model(converted, folder / FILE, compress_to_fp16=False)
     model.config.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -66,7 +67,13 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
     if form == "txt":
         return pd.DataFrame({TEXT: [line for line in content.splitlines() if line.strip()]})
     if form == "jsonl":
-        return pd.read_json(StringIO(content), lines=True, dtype=False, convert_dates=False)
+        if content.lstrip().startswith("["):
+            rows = json.loads(content)
+        else:
+            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("expected one object per row")
+        return pd.DataFrame(rows, dtype=object)  # text stays text, dates too
     return pd.read_csv(
         StringIO(content),
         sep="\t" if form == "tsv" else ",",
