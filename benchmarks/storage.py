@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="run folder of a trained student")
     parser.add_argument("--sparsity", type=float, default=0.95)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: no times")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         results = measure(arguments, Path(scratch))
@@ -137,9 +137,10 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, dict[str,
     for name, settings in OPTIONS.items():
         folders[name] = export(source, Export(**settings), scratch / name).folder
     results: dict[str, dict[str, Any]] = {name: dict(sizes(f)) for name, f in folders.items()}
-    seconds = loading_seconds(folders, arguments.rounds)
-    for name, row in results.items():
-        row["seconds to load"] = seconds[name]
+    if arguments.rounds:
+        seconds = loading_seconds(folders, arguments.rounds)
+        for name, row in results.items():
+            row["seconds to load"] = seconds[name]
     if arguments.run is not None:
         metrics = metrics_of(arguments.run, folders, scratch / "evaluation")
         for name, row in results.items():

@@ -160,9 +160,10 @@ def choose_columns(rows: pd.DataFrame, given: str | None, source: Source) -> lis
     found = text_columns(rows)
     if len(of_task) < 2 and (len(found) == 1 or TEXT in found):
         return [TEXT] if TEXT in found else found
+    task = f"the task reads {' and '.join(of_task)}; " if of_task else ""
     raise ConfigError(
         "text",
-        expected=f"which columns hold the text? There are {', '.join(there)}",
+        expected=f"{task}which columns hold the text? There are {', '.join(there)}",
         hint="name one, or two with a comma: --text <column>",
     )
 

@@ -86,8 +86,8 @@ class Source:
         try:
             config = AutoConfig.from_pretrained(self.path)
             names = [name.removeprefix(ARCHITECTURE) for name in config.architectures or ()]
-            found = [getattr(transformers, name, None) for name in names]
-            if not found or found[0] is None:
+            found: list[Any] = [getattr(transformers, name, None) for name in names[:1]]
+            if not (found and isinstance(found[0], type) and issubclass(found[0], PreTrainedModel)):
                 raise ConfigError(
                     "folder",
                     self.path,

@@ -9,9 +9,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from cli.hub import serving
+from transformers import AutoModelForSequenceClassification
 
 from kd_prune.errors import ConfigError
 from kd_prune.export.hub import push
+from kd_prune.export.packed_folder import save_packed
+
+from .models import same_bits, sparse_model, tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -100,6 +105,24 @@ def test_push_uploads_every_file_of_the_folder(hub, folder):
     uploaded = hub.repositories["me/small"]
     assert uploaded["visibility"] == "private"
     assert uploaded["files"] == {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_packed_folder_is_read_from_the_hub(tmp_path, monkeypatch):
+    root = tmp_path / "models" / "me" / "small"
+    tokenizer().save_pretrained(root)
+    save_packed(sparse_model(), root)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: False)
+    with serving(tmp_path) as (address, asked):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            "me/small", cache_dir=tmp_path / "cache"
+        )
+    expected = sparse_model().state_dict()
+    assert all(same_bits(model.state_dict()[name], expected[name]) for name in expected)
+    assert any(path.endswith("packed.safetensors") for path in asked)
 
 
 def test_push_that_is_refused_is_one_line_that_names_the_folder(hub, folder, monkeypatch):

@@ -62,6 +62,25 @@ def test_dtype_argument_casts_as_for_a_dense_folder(dtype, packed, tmp_path_fact
     assert all(same_bits(one[name], other[name]) for name in other)
 
 
+SPLIT = {
+    "bert.embeddings": "cpu",
+    "bert.encoder": "disk",
+    "bert.pooler": "cpu",
+    "classifier": "cpu",
+}
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, SPLIT])
+def test_device_map_argument_places_the_dense_weights(device_map, packed, tmp_path_factory):
+    """On the disk too, where transformers writes the unpacked matrices."""
+    pytest.importorskip("accelerate")
+    offload = tmp_path_factory.mktemp("offload")
+    model = load(packed, device_map=device_map, offload_folder=offload)
+    inputs = {name: value for name, value in batch().items() if name != "labels"}
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, sparse_model()(**inputs).logits)
+
+
 def test_outputs_are_those_of_the_dense_model(packed):
     inputs = {name: value for name, value in batch().items() if name != "labels"}
     with torch.no_grad():
