@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test faults lint types format clean \
 	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study \
-	bench-poster bench-sweep bench-compatibility
+	bench-poster bench-sweep bench-compatibility bench-storage
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
@@ -86,6 +86,9 @@ bench-glue: need-DATA $(RUN)  ## the table on real tasks, hours: DATA= and MODEL
 
 bench-sweep: need-DATA $(RUN)  ## the sweep of the README's picture, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/sweep.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench-storage: $(RUN)  ## bytes and loading times of exported folders; ARGS="--run <folder>" adds the metric
+	$(BIN)/python benchmarks/storage.py $(ARGS)
 
 clean:  ## remove .venv and the tools' caches; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

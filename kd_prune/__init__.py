@@ -3,10 +3,13 @@
 The names below are imported when they are first used, so that each needs only its own packages:
 `SparsityCallback` torch, numpy and Lightning, `Pruner`, `Schedule` and `Scope` torch and numpy.
 Further parts are in `kd_prune.pruning`, `kd_prune.distillation`, `kd_prune.lit`, `kd_prune.hf`.
+Importing kd_prune also lets transformers read packed folders, without importing transformers.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from kd_prune import transformers_hook
 
 if TYPE_CHECKING:
     from kd_prune.distillation import Objective
@@ -38,3 +41,6 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the public names, those not yet imported too."""
     return sorted(__all__)
+
+
+transformers_hook.install()

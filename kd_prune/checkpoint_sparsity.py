@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kd_prune.export import coding, packed_file
 from kd_prune.pruning.report import SparsityReport, TensorCount
 from kd_prune.results import recorded_scope, run_of
 
@@ -33,16 +35,16 @@ def count_saved(path: Path) -> SparsityReport:
     """
     tensors, recorded = [], recorded_scope(run_of(path))
     for file in weight_files(path):
-        for name, tensor in read_tensors(file):
-            if not tensor.is_floating_point():
-                continue
+        for name, shape, nonzero in tensor_counts(file):
+            in_scope = name in recorded if recorded else is_matrix_of_layer(name, len(shape))
+            size = math.prod(shape)
             tensors.append(
                 TensorCount(
                     name=name,
-                    shape="x".join(map(str, tensor.shape)),
-                    in_scope=name in recorded if recorded else is_matrix_of_layer(name, tensor),
-                    size=tensor.numel(),
-                    zeros=tensor.numel() - int(tensor.count_nonzero()),
+                    shape="x".join(map(str, shape)),
+                    in_scope=in_scope,
+                    size=size,
+                    zeros=size - nonzero,
                 )
             )
     if not tensors:
@@ -52,13 +54,35 @@ def count_saved(path: Path) -> SparsityReport:
     return SparsityReport(tuple(tensors), scope=scope)
 
 
-def is_matrix_of_layer(name: str, tensor: Tensor) -> bool:
+def tensor_counts(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Yield name, shape and number of non-zero values of each floating-point tensor in a file.
+
+    Tensors of a packed file are counted without being unpacked.
+
+    Raises:
+        ValueError: The file is damaged, or contains more than plain tensors.
+    """
+    coded = set[str]()
+    if file.suffix == ".safetensors" and packed_file.is_packed(file):
+        for name, parts in packed_file.coded_tensors(file):
+            try:
+                shape, nonzero = coding.counts(parts)
+            except coding.CodingError as error:
+                raise ValueError(f"{file}: {name} {error}") from error
+            coded.update(name + suffix for suffix in parts)
+            yield name, shape, nonzero
+    for name, tensor in read_tensors(file):
+        if tensor.is_floating_point() and name not in coded:
+            yield name, tuple(tensor.shape), int(tensor.count_nonzero())
+
+
+def is_matrix_of_layer(name: str, dimensions: int) -> bool:
     """Return whether a tensor is a matrix (or a convolution) of a numbered layer.
 
-    >>> is_matrix_of_layer("encoder.layer.0.query.weight", torch.zeros(2, 2))
+    >>> is_matrix_of_layer("encoder.layer.0.query.weight", 2)
     True
     """
-    return tensor.ndim > 1 and NUMBERED_LAYER.search(f".{name}") is not None
+    return dimensions > 1 and NUMBERED_LAYER.search(f".{name}") is not None
 
 
 def by_layer(name: str) -> list[tuple[int, str]]:

@@ -227,11 +227,15 @@ class Status:
 def run_of(path: Path) -> Path:
     """Return the run folder of ``<run>/student`` or ``<run>/milestones/0.5``, else the path.
 
+    An export next to the student, ``<run>/student-packed``, belongs to the run as well.
+
     >>> run_of(Path("/runs/a/milestones/0.5")) == run_of(Path("/runs/a/student"))
+    True
+    >>> run_of(Path("/runs/a/student-packed")) == run_of(Path("/runs/a/student"))
     True
     """
     path = path.expanduser().resolve()
-    if path.name == "student":
+    if path.name == "student" or path.name.startswith("student-"):
         return path.parent
     return path.parent.parent if path.parent.name == "milestones" else path
 

@@ -14,6 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from transformers import BertConfig
 
 from kd_prune.hf.tiny import make_model, sentences
 from kd_prune.results import RunResult, StageResult
@@ -219,6 +220,16 @@ def test_the_time_of_an_update(bench, capsys, tmp_path, threads, options):
     assert ("a ramp's updates, 50 of 100: " in printed) == (not options)
     assert found["weights"] == 64 * 64 + 128 * 64
     assert found["machine"]["threads"] == threads
+
+
+def test_storage(bench, tmp_path):
+    tiny = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99)
+    words = {"BertConfig": lambda: tiny}
+    results = bench("storage", "--rounds", 1, **words)
+    found = json.loads((results / "storage.json").read_text())
+    assert found["packed"]["encoder"] < 0.2 * found["dense"]["encoder"]
+    assert found["packed, fp16 values"]["whole"] < found["packed"]["whole"]
+    assert all(row["seconds to load"] > 0 for row in found.values())
 
 
 def test_the_comparison_with_peers(bench, capsys):

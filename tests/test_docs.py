@@ -20,6 +20,8 @@ from lightning.pytorch import Trainer
 from kd_prune.cli.arguments import expanded
 from kd_prune.cli.job import make_job
 from kd_prune.distillation import Activations, Objective
+from kd_prune.export.folders import Export, export
+from kd_prune.export.source import Source
 from kd_prune.hf import PretrainedEncoder, Task, load_data
 from kd_prune.hf.tiny import make_model
 from kd_prune.lit import SparsityCallback
@@ -104,7 +106,10 @@ def test_training_command_composes(command, composed):
 @pytest.mark.parametrize("command", OTHERS)
 def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp_path, capsys):
     from kd_prune import checkpoint_sparsity
-    from kd_prune.cli import main, summary, train
+    from kd_prune.cli import export as export_command
+    from kd_prune.cli import main, predict, summary, train
+    from kd_prune.export import hub
+    from kd_prune.export.folders import Exported
 
     (tmp_path / "x").mkdir()  # the pages' placeholders stand for it
     monkeypatch.chdir(tmp_path)
@@ -112,11 +117,15 @@ def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp
     monkeypatch.setattr(checkpoint_sparsity, "count_saved", called.append)
     monkeypatch.setattr(summary, "summarize_folders", lambda *given, **named: called.append(given))
     monkeypatch.setattr(train, "main", lambda overrides: called.append(composed(overrides)))
+    exported = Exported(folder=tmp_path, bytes=(2, 1), tokens=(2, 1), seconds=0.0)
+    monkeypatch.setattr(export_command, "run", lambda given: called.append(given) or exported)
+    monkeypatch.setattr(hub, "push", lambda *given, **named: "")
+    monkeypatch.setattr(predict, "run", called.append)
     arguments = pages.words(command)[1:]
     main.main(arguments)
     if arguments == ["--help"]:
         printed = capsys.readouterr().out
-        assert all(name in printed for name in ("train", "eval", "sparsity", "summary"))
+        assert all(name in printed for name in main.COMMANDS)
     else:
         assert len(called) == 1
 
@@ -227,7 +236,9 @@ def test_every_page_is_linked_from_the_readme_or_another_page():
         assert page == "README.md" or str(pages.ROOT / page) in linked, page
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/plugin.md", "docs/shipping.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/plugin.md", "docs/shipping.md", "docs/export.md"]
+)
 def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -236,11 +247,12 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     student = Path("outputs/run/student")
     AutoModelForSequenceClassification.from_pretrained(tiny).save_pretrained(student)
     AutoTokenizer.from_pretrained(tiny).save_pretrained(student)
+    export(Source.find(str(student)), Export(form="packed"), student.with_name("student-packed"))
     names = {}
     for code in pages.blocks(page, "python"):
         exec(code, names)  # noqa: S102 - our own page
     assert isinstance(names.get("callback", SparsityCallback()), SparsityCallback)
-    if page == "docs/shipping.md":
+    if page in ("docs/shipping.md", "docs/export.md"):
         assert names["tokenizer"]
         assert names["model"].num_parameters() > 0
     else:

@@ -146,7 +146,7 @@ def test_importing_the_package_alone_imports_no_part_of_it():
         [sys.executable, "-c", f"{code}; {parts}"], capture_output=True, text=True, cwd=ROOT
     )
     packages, of_ours = map(ast.literal_eval, done.stdout.splitlines())
-    assert of_ours == []
+    assert of_ours == ["kd_prune.transformers_hook"]  # waits for transformers to be imported
     assert not set(packages) & {"torch", "numpy", "lightning", "transformers", "hydra"}
 
 

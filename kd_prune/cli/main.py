@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import kd_prune
 from kd_prune.cli import locations
 
-COMMANDS = ("train", "eval", "sparsity", "summary")
+COMMANDS = ("train", "eval", "sparsity", "summary", "export", "predict")
 MODULES = {"eval": "evaluate"}
 HELP = """\
 usage: kd-prune <command> ...
@@ -24,6 +24,8 @@ commands:
   eval       evaluate a run, a model folder or a hub id on its task; nothing is trained
   sparsity   count the zeros of every layer of a saved model
   summary    one table and one page of all runs below some folders
+  export     a saved model packed, in half precision, as ONNX or OpenVINO, with a model card
+  predict    the predictions of a saved model for the rows of a file
 
 examples:
   kd-prune train                                       the embedded task and model, offline
@@ -32,6 +34,8 @@ examples:
   kd-prune eval outputs/mrpc/<run>                     the metrics of a finished run's student
   kd-prune sparsity outputs/mrpc/<run>                 its zeros, layer by layer
   kd-prune summary outputs/sweeps/<sweep>              a sweep's table, also while it runs
+  kd-prune export outputs/mrpc/<run> --format packed   its student as a small file
+  kd-prune predict outputs/mrpc/<run> --file rows.csv  its predictions
 
 kd-prune <command> --help explains one command; kd-prune --version shows the version."""
 

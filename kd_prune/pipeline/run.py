@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from transformers import PreTrainedModel
 
 from kd_prune import hf
+from kd_prune.export.run_cards import write_cards
 from kd_prune.lit import History, ResumePoint
 from kd_prune.lit.progress import RunLength
 from kd_prune.pipeline.context import Context
@@ -102,6 +103,7 @@ def run(job: Job) -> RunResult | None:
         start=fit.initial_sparsity,
         milestones=milestones,
     )
+    write_cards(result, job.out)
     result.write(job.out)
     print_summary(result, job.out)
     if teacher is not None:

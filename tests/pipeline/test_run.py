@@ -159,3 +159,13 @@ def test_dense_student_that_learns_from_labels_alone_has_no_zeros(make_job, tmp_
     result = run(job)
     assert result.student.sparsity == 0
     assert result.student.model_sparsity < 0.01
+
+
+def test_every_saved_student_has_a_model_card_with_its_figures(done, curve):
+    for finished in (done, curve):
+        for student in (finished.result.student, *finished.result.milestones):
+            text = (finished.out / student.path / "README.md").read_text()
+            assert f"{student.nonzero:,} of {student.parameters:,}" in text
+            assert f"| {100 * student.metrics['accuracy']:.1f} |" in text
+            assert finished.result.data in text
+            assert str(finished.out) not in text

@@ -1,0 +1,152 @@
+"""Bytes, loading time and metric of exported folders: ``make bench-storage``.
+
+Without RUN: an encoder of BERT-base's shape with random values, 95 % of each matrix zero; enough
+for sizes and times. With RUN: the student of a run folder, evaluated on the run's task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import print_table, save
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
+
+from kd_prune.export.folders import Export, export, weight_bytes
+from kd_prune.export.source import Source
+from kd_prune.hf import encoder_scope
+from kd_prune.results import RunResult
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "packed": {"form": "packed"},
+    "packed, fp16 values": {"form": "packed", "values": "fp16"},
+    "packed, fp16 values and embeddings": {
+        "form": "packed",
+        "values": "fp16",
+        "embeddings": "fp16",
+    },
+    "packed, fp16 values, int8 embeddings": {
+        "form": "packed",
+        "values": "fp16",
+        "embeddings": "int8",
+    },
+    "fp16": {"form": "fp16"},
+}
+
+
+def random_model(folder: Path, *, sparsity: float, seed: int = 0) -> None:
+    """Save a classifier of BERT-base's shape whose encoder has this share of zeros."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(BertConfig())
+    with torch.no_grad():
+        for weight in encoder_scope(model).select(model).values():
+            kept = torch.rand_like(weight) >= sparsity
+            weight.masked_fill_(~kept, 0.0)
+    model.save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(30517))]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the encoder's layers, of the file, and of the file compressed as a whole."""
+    (file,) = folder.glob("*.safetensors")
+    encoder, content = 0, bytearray()
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  not a mapping
+            tensor = tensors.get_tensor(name)
+            if ".layer." in name:
+                raw = tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+                encoder += len(raw)
+                content += raw
+    whole = file.read_bytes()
+    return {
+        "encoder": encoder,
+        "whole": weight_bytes(folder),
+        "encoder, zlib": len(zlib.compress(bytes(content), 6)),
+        "whole, zlib": len(zlib.compress(whole, 6)),
+    }
+
+
+def loading_seconds(folders: dict[str, Path], rounds: int) -> dict[str, float]:
+    """Median time of `from_pretrained` per folder, taking turns; files are in the page cache."""
+    times: dict[str, list[float]] = {name: [] for name in folders}
+    for _ in range(rounds):
+        for name, folder in folders.items():
+            start = time.perf_counter()
+            AutoModelForSequenceClassification.from_pretrained(folder)
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def metrics_of(run: Path, folders: dict[str, Path], work: Path) -> dict[str, float]:
+    """Evaluate every folder as the student of the run; return the run's monitored metric."""
+    from kd_prune.cli.main import main as command
+
+    monitor, found = RunResult.read(run).monitor, {}
+    for number, (name, folder) in enumerate(folders.items()):
+        copy = work / str(number)
+        shutil.copytree(folder, copy / "student")
+        for record in ("status.json", "result.json", "sparsity.csv"):
+            shutil.copy(run / record, copy)
+        command(["eval", str(copy), f"hydra.run.dir={copy}"])
+        found[name] = json.loads((copy / "evaluation.json").read_text())["metrics"][monitor]
+    return found
+
+
+def main() -> None:
+    """Export in every way, measure, print and save the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, help="run folder of a trained student")
+    parser.add_argument("--sparsity", type=float, default=0.95)
+    parser.add_argument("--rounds", type=int, default=5, help="0: no times")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        results = measure(arguments, Path(scratch))
+    columns = list(next(iter(results.values())))
+    print_table(
+        "bytes and seconds of exported folders",
+        ("", *columns),
+        [(name, *(cell(row[column]) for column in columns)) for name, row in results.items()],
+    )
+    save(results, f"storage_{arguments.run.name}" if arguments.run else "storage")
+
+
+def cell(value: Any) -> str:
+    """Format a number."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, dict[str, Any]]:
+    """Return per export: bytes, seconds of loading, and for a run the metric."""
+    if arguments.run is None:
+        dense = scratch / "dense"
+        random_model(dense, sparsity=arguments.sparsity)
+    else:
+        dense = arguments.run / "student"
+    folders = {"dense": dense}
+    source = Source.find(str(arguments.run or dense))
+    for name, settings in OPTIONS.items():
+        folders[name] = export(source, Export(**settings), scratch / name).folder
+    results: dict[str, dict[str, Any]] = {name: dict(sizes(f)) for name, f in folders.items()}
+    if arguments.rounds:
+        seconds = loading_seconds(folders, arguments.rounds)
+        for name, row in results.items():
+            row["seconds to load"] = seconds[name]
+    if arguments.run is not None:
+        metrics = metrics_of(arguments.run, folders, scratch / "evaluation")
+        for name, row in results.items():
+            row["metric"] = metrics[name]
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Facts of a model card: what a saved folder is, from the results of its run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_prune.results import ModelResult, RunResult
+from kd_prune.sweep.statistics import Statistic
+
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """One metric of a card, over seeds.
+
+    Attributes:
+        metric: Name of the metric.
+        student: The model's.
+        teacher: The teachers'; None where a run has none.
+        delta: Student minus its own teacher; likewise.
+    """
+
+    metric: str
+    student: Statistic
+    teacher: Statistic | None
+    delta: Statistic | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a card says.
+
+    Attributes:
+        form: Format of the folder; ``student`` for the plain folder that a run saves.
+        options: Options of the format that were chosen, as a user writes them.
+        architecture: Class of the model in transformers.
+        name: Folder or id of the exported model, for a model without a run.
+        results: Results of the run, then of runs with other seeds; empty: not known.
+        students: The model's metrics and counts in these runs.
+        counted: Counts of the exported model.
+        bytes: Size of the folder's weights.
+        tokens: Rows of the token embeddings, if the vocabulary was trimmed.
+    """
+
+    form: str
+    options: Sequence[str] = ()
+    architecture: str
+    name: str
+    results: Sequence[RunResult] = ()
+    students: Sequence[ModelResult] = ()
+    counted: ModelResult
+    bytes: int
+    tokens: int | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Configuration of the run; empty where it is not known."""
+        return self.results[0].config if self.results else {}
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """Settings of the task; empty where they are not known."""
+        task = self.config.get("task")
+        return task if isinstance(task, dict) else {}
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub id of the pre-trained model; None for a local or unknown one."""
+        model = self.config.get("model")
+        return hub_id(model.get("path")) if isinstance(model, dict) else None
+
+    @property
+    def title(self) -> str:
+        """Name of the model: task, pre-trained model, sparsity."""
+        if not self.results:
+            return Path(self.name).name
+        parts = [self.results[0].task, (self.base_model or "").rpartition("/")[2]]
+        sparse = f"sparse{100 * self.counted.sparsity:.0f}" if self.counted.sparsity else "dense"
+        return "-".join(filter(None, [*parts, sparse]))
+
+    def statistics(self) -> list[MetricRow]:
+        """Return the metrics of the students and of their teachers, one row per metric."""
+        rows = []
+        for metric in self.students[0].metrics if self.students else ():
+            pairs = [
+                (student.metrics[metric], teacher.metrics.get(metric) if teacher else None)
+                for student, result in zip(self.students, self.results, strict=True)
+                if metric in student.metrics
+                for teacher in [result.teacher]
+            ]
+            teachers = [theirs for _, theirs in pairs if theirs is not None]
+            complete = len(teachers) == len(pairs)
+            rows.append(
+                MetricRow(
+                    metric=metric,
+                    student=Statistic.of(ours for ours, _ in pairs),
+                    teacher=Statistic.of(teachers) if complete else None,
+                    delta=Statistic.of(
+                        ours - theirs for ours, theirs in pairs if theirs is not None
+                    )
+                    if complete
+                    else None,
+                )
+            )
+        return rows
+
+
+def hub_id(path: Any) -> str | None:
+    """Return a path if it is an id of the Hub and no folder.
+
+    >>> hub_id("google-bert/bert-base-uncased"), hub_id("/data/mrpc"), hub_id({"_target_": "f"})
+    ('google-bert/bert-base-uncased', None, None)
+    """
+    if not isinstance(path, str) or not HUB_ID.fullmatch(path) or Path(path).exists():
+        return None
+    return path

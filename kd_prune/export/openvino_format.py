@@ -1,0 +1,72 @@
+"""OpenVINO: an intermediate representation of the model, for OpenVINO's runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kd_prune.errors import ConfigError
+from kd_prune.export.onnx_format import (
+    TOLERANCE,
+    Logits,
+    example_inputs,
+    input_names,
+    largest_difference,
+    quiet,
+    require,
+)
+
+FILE = "openvino_model.xml"
+"""Name that Optimum looks for."""
+PACKAGES = ("openvino",)
+
+
+def check_installed() -> None:
+    """Raise ConfigError unless OpenVINO is installed."""
+    require("openvino", PACKAGES, "openvino")
+
+
+def save_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write config and OpenVINO model (XML and BIN) of a model to an existing folder.
+
+    Batch size and length are dynamic. The result is run once, in float32 and on other sizes than it
+    was traced with, and compared with the model.
+
+    Args:
+        model: The model; it does not change.
+        tokenizer: Its tokenizer.
+        folder: The folder.
+
+    Raises:
+        ConfigError: OpenVINO is not installed, or the result does not compute what the model does.
+    """
+    check_installed()
+    import openvino  # type: ignore[import-not-found, unused-ignore]
+
+    names = input_names(model, tokenizer)
+    nn.Module.float(model)
+    examples = example_inputs(names, model.config.vocab_size)
+    with quiet(), torch.no_grad():
+        converted = openvino.convert_model(
+            Logits(model, names),
+            example_input=tuple(examples.values()),
+            input=[openvino.PartialShape([-1, -1]) for _ in names],
+        )
+    for port, name in zip(converted.inputs, names, strict=True):
+        port.get_tensor().set_names({name})
+    converted.outputs[0].get_tensor().set_names({"logits"})
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    inputs = example_inputs(names, model.config.vocab_size, rows=3, length=11)
+    found = compiled({name: tensor.numpy() for name, tensor in inputs.items()})["logits"]
+    difference = largest_difference(model, names, torch.from_numpy(found))
+    if not difference <= TOLERANCE:
+        raise ConfigError(
+            "format",
+            "openvino",
+            f"the converted {type(model).__name__} differs from it by {difference:.1e}",
+        )
+    openvino.save_model(converted, folder / FILE, compress_to_fp16=False)
+    model.config.save_pretrained(folder)

@@ -1,0 +1,192 @@
+"""Source of an export: a saved model, and the record of the run that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kd_prune import hf
+from kd_prune.errors import UNSET, ConfigError
+from kd_prune.export.quantizer import ARCHITECTURE
+from kd_prune.results import RESULT_FILE, ModelResult, RunResult, SchemaError, read_json, run_of
+
+RECORD = "kd_prune.json"
+"""File of an exported folder: what `kd-prune predict` has to know of the task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A saved model with the results of its run.
+
+    Attributes:
+        path: Folder or hub id of the model.
+        results: Results of the run that made it, then of runs with other seeds; empty for a model
+            of another origin.
+        students: The model's metrics and counts in these runs, in the same order.
+        record: Content of the `RECORD` of an exported folder; empty for other folders.
+    """
+
+    path: str
+    results: Sequence[RunResult] = ()
+    students: Sequence[ModelResult] = ()
+    record: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, path: str, others: Sequence[str] = ()) -> Source:
+        """Find a model by its run folder, its folder or hub id, with runs of other seeds.
+
+        Raises:
+            ConfigError: There is no such model, a result cannot be read, or another run is not one
+                of the same job.
+        """
+        folder = Path(path).expanduser()
+        if folder.is_file():
+            raise ConfigError("folder", path, "a file", "name the folder that holds it")
+        if not folder.is_dir():
+            if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+                raise ConfigError("folder", path, "no such folder")
+            return cls(path=path, record={})
+        if (folder / "student").is_dir():
+            folder = folder / "student"
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                "folder", path, "contains no model", "name a run folder or a model folder"
+            )
+        record = read_record(folder / RECORD)
+        result = read_result(run_of(folder))
+        if result is None:
+            if others:
+                raise ConfigError(
+                    "seeds", list(others), f"{folder} is no student of a run to compare them with"
+                )
+            return cls(path=str(folder), record=record)
+        target = folder.name.partition("-")[0] if folder.parent.name == "milestones" else None
+        results = [result, *(same_job(other, result) for other in others)]
+        students = [student_of(each, target) for each in results]
+        return cls(path=str(folder), results=results, students=students, record=record)
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """Settings of the task that the run recorded; empty where they are not known."""
+        config = self.results[0].config.get("task") if self.results else self.record.get("task")
+        return config if isinstance(config, dict) else {}
+
+    def load(self) -> PreTrainedModel:
+        """Load the model with its head, in the type that it was saved in.
+
+        Raises:
+            ConfigError: It cannot be read, or its architecture is unknown.
+        """
+        try:
+            config = AutoConfig.from_pretrained(self.path)
+            names = [name.removeprefix(ARCHITECTURE) for name in config.architectures or ()]
+            found: list[Any] = [getattr(transformers, name, None) for name in names[:1]]
+            if not (found and isinstance(found[0], type) and issubclass(found[0], PreTrainedModel)):
+                raise ConfigError(
+                    "folder",
+                    self.path,
+                    f"its config names the architecture {', '.join(names) or 'none'}, which "
+                    "transformers does not have",
+                )
+            dtype = config.dtype or torch.float32
+            model: PreTrainedModel = found[0].from_pretrained(self.path, dtype=dtype)
+        except ConfigError:
+            raise
+        except Exception as error:  # of any type: each kind of damage raises another
+            raise hf.load_error("folder", self.path, error) from error
+        return model  # in evaluation mode, as `from_pretrained` leaves it
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer that comes with the model.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        return hf.PretrainedEncoder(path=self.path).tokenizer("folder")
+
+    def default_out(self, form: str) -> Path:
+        """Return the folder next to the model with the format added to its name.
+
+        Raises:
+            ConfigError: The model is on the hub.
+        """
+        folder = Path(self.path)
+        if not folder.is_dir():
+            raise ConfigError("out", UNSET, "a model from the hub", "name a folder: --out <folder>")
+        return folder.with_name(f"{folder.name}-{form}")
+
+
+def read_record(file: Path) -> Mapping[str, Any]:
+    """Read the record of an exported folder; empty where there is none.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    try:
+        return read_json(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, SchemaError) as error:
+        raise ConfigError("folder", str(file), f"cannot be read ({error})") from error
+
+
+def read_result(run: Path) -> RunResult | None:
+    """Read the result of a run; None where there is none.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    try:
+        return RunResult.read(run)
+    except FileNotFoundError:
+        return None
+    except (OSError, SchemaError) as error:
+        raise ConfigError("folder", str(run / RESULT_FILE), f"cannot be read ({error})") from error
+
+
+def same_job(path: str, first: RunResult) -> RunResult:
+    """Read the result of a run that differs from the first in its seed only.
+
+    Raises:
+        ConfigError: It has no result, or is not one of the same job.
+    """
+    result = read_result(run_of(Path(path)))
+    if result is None:
+        raise ConfigError("seeds", path, "contains no result.json", "name finished run folders")
+    for what, ours, theirs in (
+        ("task", first.task, result.task),
+        ("data", first.data, result.data),
+        ("sparsity", _target(first), _target(result)),
+        ("model", first.config.get("model"), result.config.get("model")),
+        ("distillation", first.config.get("distillation"), result.config.get("distillation")),
+    ):
+        if ours != theirs:
+            raise ConfigError("seeds", path, f"a run with another {what} than the exported one")
+    if result.seed == first.seed:
+        raise ConfigError("seeds", path, f"has the seed of the exported run, {first.seed}")
+    return result
+
+
+def student_of(result: RunResult, target: str | None) -> ModelResult:
+    """Return a run's student, or the one saved at the milestone that a folder is named after.
+
+    Raises:
+        ConfigError: The run has no such milestone.
+    """
+    if target is None:
+        return result.student
+    for milestone in result.milestones:
+        if Path(milestone.path).name == target:
+            return milestone
+    raise ConfigError("folder", target, f"no milestone of the run of seed {result.seed}")
+
+
+def _target(result: RunResult) -> Any:
+    sparsity = result.config.get("sparsity")
+    return sparsity.get("final") if isinstance(sparsity, dict) else None

@@ -1,0 +1,102 @@
+"""Rows of single files or streams: the texts to predict, or those that a vocabulary is kept for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+
+from kd_prune.errors import ConfigError
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "txt",
+}
+TEXT = "text"
+"""Name of the column of a file with one text per line."""
+
+
+def format_of_file(file: Path, key: str = "file") -> str:
+    """Return the format of a file by the end of its name.
+
+    Raises:
+        ConfigError: It is unknown.
+    """
+    form = FORMATS.get(file.suffix.lower())
+    if form is None:
+        raise ConfigError(key, str(file), f"expected a file of {', '.join(FORMATS)}")
+    return form
+
+
+def read_rows(file: Path, key: str = "file") -> pd.DataFrame:
+    """Read the rows of a file; text stays text, whatever it looks like.
+
+    Raises:
+        ConfigError: There is no such file, its format is unknown, or it cannot be parsed.
+    """
+    form = format_of_file(file, key)
+    try:
+        if form == "parquet":
+            return pd.read_parquet(file)
+        return parse_rows(file.read_text(encoding="utf-8-sig"), form)
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(key, str(file), "no such file") from error
+    except (OSError, ValueError) as error:  # parsers raise their own kinds of ValueError
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(key, str(file), f"cannot be read ({reason})") from error
+
+
+def parse_rows(content: str, form: str) -> pd.DataFrame:
+    r"""Parse the rows of a text: ``csv``, ``tsv``, ``jsonl``, or ``txt`` with one text per line.
+
+    Raises:
+        ValueError: It is no text of that format.
+
+    >>> parse_rows("a,b\n1,NA\n", "csv").values.tolist()
+    [['1', 'NA']]
+    """
+    if form == "txt":
+        return pd.DataFrame({TEXT: [line for line in content.splitlines() if line.strip()]})
+    if form == "jsonl":
+        if content.lstrip().startswith("["):
+            rows = json.loads(content)
+        else:
+            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("expected one object per row")
+        return pd.DataFrame(rows, dtype=object)  # text stays text, dates too
+    return pd.read_csv(
+        StringIO(content),
+        sep="\t" if form == "tsv" else ",",
+        dtype="string",
+        keep_default_na=False,
+        index_col=False,
+    )
+
+
+def text_columns(rows: pd.DataFrame) -> list[str]:
+    """Return the names of the columns that hold text."""
+    return [str(name) for name in rows.columns if pd.api.types.infer_dtype(rows[name]) == "string"]
+
+
+def texts_of_files(files: Sequence[str], key: str = "trim_vocabulary") -> list[str]:
+    """Read the different texts of all text columns of some files.
+
+    Raises:
+        ConfigError: A file cannot be read.
+    """
+    texts: dict[str, None] = {}
+    for file in files:
+        rows = read_rows(Path(file), key)
+        for column in text_columns(rows):
+            texts.update(dict.fromkeys(map(str, rows[column].dropna())))
+    return list(texts)

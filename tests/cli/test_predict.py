@@ -1,0 +1,191 @@
+"""``kd-prune predict``: the answers of the model, for files and standard input, in their order."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import torch
+from export.models import save_student, sparse_model, tokenizer
+from export.runs import make_run
+from torch import nn
+
+from kd_prune.cli import predict
+from kd_prune.cli.main import main
+from kd_prune.errors import ConfigError
+
+TEXTS = ["abc", "a longer text here", "", "zz z", "NA", "1.50"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model without a run."""
+    return save_student(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    monkeypatch.setattr(predict.importlib.util, "find_spec", lambda name: None)
+
+
+def probabilities(texts):
+    """One row at a time, without padding: what batches must not change."""
+    rows = []
+    for text in texts:
+        batch = tokenizer()(text, return_tensors="pt", truncation=True, max_length=16)
+        with torch.no_grad():
+            rows.append(sparse_model()(**batch).logits.softmax(-1)[0])
+    return torch.stack(rows)
+
+
+def predicted(*arguments, capsys) -> pd.DataFrame:
+    main(["predict", *map(str, arguments)])
+    return pd.read_csv(io.StringIO(capsys.readouterr().out), keep_default_na=False, dtype=str)
+
+
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_predictions_are_those_of_the_model_row_by_row(suffix, folder, tmp_path, capsys):
+    file = tmp_path / f"rows.{suffix}"
+    rows = pd.DataFrame({"text": TEXTS, "id": ["01", "02", "03", "04", "05", "06"]})
+    match suffix:
+        case "jsonl":
+            rows.to_json(file, orient="records", lines=True)
+        case "parquet":
+            rows.to_parquet(file)
+        case _:
+            rows.to_csv(file, index=False, sep="\t" if suffix == "tsv" else ",")
+    found = predicted(folder, "--file", file, "--probabilities", "--batch-size", 4, capsys=capsys)
+    expected = probabilities(TEXTS)
+    assert found["text"].tolist() == TEXTS
+    assert found["id"].tolist() == rows["id"].tolist()
+    assert found["prediction"].tolist() == [f"LABEL_{int(i)}" for i in expected.argmax(-1)]
+    for i in range(2):
+        values = torch.tensor(found[f"p(LABEL_{i})"].astype(float).tolist())
+        assert torch.allclose(values, expected[:, i], atol=2e-6)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_columns_are_the_tasks_of_the_run(run, tmp_path, capsys):
+    rows = pd.DataFrame({"note": ["x"], "sentence2": ["b"], "sentence1": ["a"]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    found = predicted(run, "--file", tmp_path / "rows.csv", capsys=capsys)
+    batch = tokenizer()("a", "b", return_tensors="pt")
+    with torch.no_grad():
+        expected = sparse_model()(**batch).logits.softmax(-1)[0]
+    assert float(found["score"][0]) == pytest.approx(float(expected.max()), abs=2e-6)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_standard_input_is_one_text_per_line(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n\nzz z\n"))
+    found = predicted(folder, capsys=capsys)
+    assert found["text"].tolist() == ["abc", "zz z"]
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_output_file_is_written_and_named(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"text": "abc"}\n'))
+    out = tmp_path / "new" / "out.csv"
+    main(["predict", str(folder), "--stdin", "jsonl", "--out", str(out)])
+    assert out.read_text().startswith("text,prediction,score\nabc,LABEL_")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Dense torch is used: kd_prune.inference is not there" in said.err
+    assert f"1 rows: {out}" in said.err
+
+
+class Engine(ModuleType):
+    """Stands for `kd_prune.inference`."""
+
+    failure: Exception | None = None
+
+    def accelerate(self, model):
+        if self.failure:
+            raise self.failure
+        return Doubled(model)
+
+
+class Doubled(nn.Module):
+    """A model whose logits are of the other sign."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch):
+        outputs = self.model(**batch)
+        outputs.logits = -outputs.logits
+        return outputs
+
+
+def test_sparse_engine_is_used_where_it_is_there(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict.importlib.util, "find_spec", lambda name: object())
+    engine = Engine("engine")
+    monkeypatch.setitem(sys.modules, predict.ENGINE, engine)
+    (tmp_path / "rows.txt").write_text("abc\n")
+    arguments = (folder, "--file", tmp_path / "rows.txt")
+    fast = predicted(*arguments, capsys=capsys)["prediction"][0]
+    dense = predicted(*arguments, "--dense", capsys=capsys)["prediction"][0]
+    assert {fast, dense} == {"LABEL_0", "LABEL_1"}
+    for failure in (
+        ImportError("it needs numba; pip install 'kd_prune[cpu]'"),
+        ConfigError("accelerate", expected="it needs numba"),
+    ):
+        engine.failure = failure
+        main(["predict", *map(str, arguments)])
+        said = capsys.readouterr()
+        assert said.err == f"Dense torch is used: {failure}\n"
+        assert dense in said.out
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_regression_predicts_numbers(tmp_path, monkeypatch, capsys):
+    from hf.families import model
+
+    made = model(num_labels=1)
+    made.save_pretrained(tmp_path / "m")
+    tokenizer().save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n"))
+    found = predicted(tmp_path / "m", capsys=capsys)
+    assert list(found) == ["text", "prediction"]
+    with torch.no_grad():
+        expected = made(**tokenizer()("abc", return_tensors="pt")).logits
+    assert float(found["prediction"][0]) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["--stdin", "csv"], "a,b\nx,y\n", "text: which columns hold the text? There are a, b"),
+        (["--stdin", "csv", "--text", "c"], "a,b\nx,y\n", "text=c: not a column; there are a, b"),
+        (["--stdin", "csv", "--text", "a,b,a"], "a,b\nx,y\n", "expected one column or two"),
+        (["--stdin", "jsonl"], "{", "stdin=jsonl: cannot be read"),
+        ([], "\n", "there are no rows"),
+        (["--batch-size", "0"], "x\n", "batch_size=0: expected at least 1"),
+        (["--file", "none.csv"], "", "file=none.csv: no such file"),
+        (["--file", "rows.zip"], "", "file=rows.zip: expected a file of .csv"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(arguments, stdin, message, folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    with pytest.raises(SystemExit) as error:
+        main(["predict", str(folder), *arguments])
+    assert message in error.value.code
+    assert "\n" not in error.value.code
+
+
+def test_model_without_a_head_is_refused(tmp_path, monkeypatch):
+    sparse_model().base_model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x\n"))
+    with pytest.raises(SystemExit, match="BertModel: has no head"):
+        main(["predict", str(tmp_path), "--dense"])

@@ -1,0 +1,70 @@
+"""Rows of files and streams: text stays text, whatever it looks like."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from kd_prune.errors import ConfigError
+from kd_prune.hf.rows import format_of_file, parse_rows, read_rows, text_columns, texts_of_files
+
+ODD = ["NA", "null", "1.50", "007", "2020-01-01", 'a "quoted", text']
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_text_is_read_as_it_was_written(form, tmp_path):
+    rows = pd.DataFrame({"date": ODD})
+    file = tmp_path / f"rows.{form}"
+    match form:
+        case "jsonl":
+            rows.to_json(file, orient="records", lines=True)
+        case "parquet":
+            rows.to_parquet(file)
+        case _:
+            rows.to_csv(file, index=False, sep="\t" if form == "tsv" else ",")
+    assert read_rows(file)["date"].tolist() == ODD
+
+
+def test_json_list_is_read_as_rows():
+    assert parse_rows('[{"a": "x"}, {"a": "y"}]', "jsonl")["a"].tolist() == ["x", "y"]
+    with pytest.raises(ValueError, match="one object per row"):
+        parse_rows("[1, 2]", "jsonl")
+
+
+def test_blank_lines_of_a_text_file_are_no_rows():
+    assert parse_rows("a\n\n  \nb", "txt")["text"].tolist() == ["a", "b"]
+
+
+def test_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    (tmp_path / "rows.csv").write_text("﻿text\nabc\n", encoding="utf-8")
+    assert list(read_rows(tmp_path / "rows.csv")) == ["text"]
+
+
+def test_text_columns_are_those_with_text_only(tmp_path):
+    rows = pd.DataFrame({"a": ["x", "y"], "n": [1, 2], "f": [0.5, 1.0], "b": ["z", None]})
+    assert text_columns(rows) == ["a", "b"]
+    rows.to_parquet(tmp_path / "one.parquet")
+    (tmp_path / "two.txt").write_text("y\nw\n")
+    files = [str(tmp_path / "one.parquet"), str(tmp_path / "two.txt")]
+    assert texts_of_files(files) == ["x", "y", "z", "w"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.xls", b"", "expected a file of .csv"),
+        ("rows.parquet", b"no parquet", "cannot be read"),
+        ("rows.csv", b"", "cannot be read"),
+        ("rows.jsonl", b"{", "cannot be read"),
+        ("rows.txt", b"\xff\xfe\xff", "cannot be read"),
+    ],
+)
+def test_file_that_cannot_be_read_is_one_line(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_rows(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_format_is_found_in_any_case(tmp_path):
+    assert format_of_file(tmp_path / "ROWS.CSV") == "csv"
