@@ -15,9 +15,18 @@ def write(path: Path, text: str) -> None:
     Raises:
         OSError: The disk is full, or the folder cannot be written to; the previous file stays.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as `write` does.
+
+    Raises:
+        OSError: As in `write`.
+    """
     scratch = _temporary_path(path)
     try:
-        scratch.write_text(text, encoding="utf-8", newline="")
+        scratch.write_bytes(content)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

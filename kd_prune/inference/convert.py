@@ -1,0 +1,158 @@
+"""accelerate: the same model, its sparse layers on sparse kernels."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from kd_prune.errors import ConfigError, ConfigTypeError
+from kd_prune.inference import crossover, library
+from kd_prune.inference.blocks import Block, read
+from kd_prune.inference.linear import SparseLinear
+from kd_prune.inference.packing import MOST_COLUMNS
+from kd_prune.inference.stack import FusedLayers
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(
+    model: Model, *, minimum_sparsity: float | None = None, inplace: bool = False
+) -> Model:
+    """Return a model that computes the same, faster where its matrices are sparse.
+
+    Neighbouring blocks of BERT, RoBERTa, ELECTRA and DistilBERT become one call of a kernel; any
+    other `torch.nn.Linear` becomes a `SparseLinear`. A layer is converted where that gains: the
+    product with and without zeros is timed once for every shape of a matrix. What stays dense
+    shares its memory with `model`. Outputs differ by rounding, about 1e-6 of their size; they
+    depend neither on the number of threads nor on the batch.
+
+    The result is for inference: it refuses training and inputs that need gradients.
+
+    Args:
+        model: A model with float32 weights on the CPU.
+        minimum_sparsity: Share of zeros from which a layer is converted, instead of measuring:
+            the same layers on every machine. 0 converts all.
+        inplace: Change `model` itself.
+
+    Returns:
+        The accelerated model, in eval mode; `report` says what was converted.
+
+    Raises:
+        ConfigError: llvmlite is not installed, or a weight is not float32 on the CPU.
+    """
+    check(model, minimum_sparsity)
+    library.kernels()
+    if not inplace:
+        shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+        model = copy.deepcopy(model, shared)
+    model.eval()
+    _fuse(model, minimum_sparsity)
+    _replace_linears(model, minimum_sparsity)
+    return model
+
+
+def check(model: nn.Module, minimum_sparsity: float | None) -> None:
+    """Refuse what cannot be accelerated.
+
+    Raises:
+        ConfigError: As in `accelerate`.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigTypeError("model", model, "expected a torch.nn.Module")
+    if minimum_sparsity is not None and not 0 <= minimum_sparsity <= 1:
+        raise ConfigError("minimum_sparsity", minimum_sparsity, "expected a share in [0, 1]")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise ConfigError(
+                f"model.{name}",
+                f"{parameter.dtype} on {parameter.device}",
+                "expected torch.float32 on cpu",
+                "convert it first: model.to('cpu', torch.float32)",
+            )
+
+
+def _fuse(model: nn.Module, minimum_sparsity: float | None) -> None:
+    """Replace every list of known blocks that gain."""
+    for parent in list(model.modules()):
+        for name, layers in list(parent._modules.items()):
+            if type(layers) is not nn.ModuleList:
+                continue
+            blocks = {index: read(layer) for index, layer in enumerate(layers)}
+            gaining = {
+                index: block
+                for index, block in blocks.items()
+                if block is not None and crossover.all_gain(list(block.linears), minimum_sparsity)
+            }
+            if gaining:
+                fused = FusedLayers(layers, gaining)
+                setattr(parent, name, fused)
+                _convert_all(gaining, layers)
+
+
+def _convert_all(blocks: dict[int, Block], layers: nn.ModuleList) -> None:
+    """Convert every layer of fused blocks, so that none holds its zeros."""
+    converted = {id(linear) for block in blocks.values() for linear in block.linears}
+    for index in blocks:
+        for parent in list(layers[index].modules()):
+            for name, child in list(parent._modules.items()):
+                if id(child) in converted and isinstance(child, nn.Linear):
+                    setattr(parent, name, SparseLinear(child))
+
+
+def _replace_linears(model: nn.Module, minimum_sparsity: float | None) -> None:
+    """Replace the other linear layers that gain; a layer used in two places stays one."""
+    replaced: dict[int, nn.Module] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if type(child) is not nn.Linear or child.in_features > MOST_COLUMNS:
+                continue
+            if id(child) not in replaced:
+                gains = crossover.gains(child, minimum_sparsity)
+                replaced[id(child)] = SparseLinear(child) if gains else child
+            if replaced[id(child)] is not child:
+                setattr(parent, name, replaced[id(child)])
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    # Its own fast path reads the weights; False leads around it.
+                    parent.activation_relu_or_gelu = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `accelerate` made of a model.
+
+    Attributes:
+        blocks: Encoder blocks that run inside of a fused kernel.
+        sparse: Linear layers that run without their zeros, those of the blocks included.
+        dense: Linear layers that stayed with torch.
+        sparsity: Share of zeros among the weights of the sparse layers.
+    """
+
+    blocks: int
+    sparse: int
+    dense: int
+    sparsity: float
+
+    def __str__(self) -> str:
+        """Format one line."""
+        return (
+            f"{self.sparse} of {self.sparse + self.dense} linear layers are sparse"
+            f" ({self.sparsity:.1%} zeros), {self.blocks} blocks are fused"
+        )
+
+
+def report(model: nn.Module) -> Report:
+    """Count what of a model runs on sparse kernels."""
+    modules = list(model.modules())
+    sparse = [module.packed for module in modules if isinstance(module, SparseLinear)]
+    size = sum(matrix.in_features * matrix.out_features for matrix in sparse)
+    kept = sum(matrix.nonzeros for matrix in sparse)
+    return Report(
+        blocks=sum(module.fused_blocks for module in modules if isinstance(module, FusedLayers)),
+        sparse=len(sparse),
+        dense=sum(isinstance(module, nn.Linear) for module in modules),
+        sparsity=1 - kept / size if size else 0.0,
+    )

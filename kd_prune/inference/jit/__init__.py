@@ -1,0 +1,1 @@
+"""LLVM: programs, processors, compiled code, threads."""

@@ -1,0 +1,34 @@
+"""Kernels of sparse inference, written as LLVM programs and compiled on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kd_prune.inference.jit import objects
+from kd_prune.inference.jit.emitter import Program
+from kd_prune.inference.jit.target import Target, host
+from kd_prune.inference.kernels import (
+    attention,
+    elementwise,
+    encoder,
+    linear,
+    norm,
+    rows,
+    transpose,
+)
+from kd_prune.inference.layout import WIDTHS
+
+
+def write(target: Target) -> Program:
+    """Write all kernels for a processor."""
+    program = Program(target.lanes, target.registers)
+    elementwise.write(program)
+    for width in WIDTHS:
+        for part in (transpose, rows, norm, attention, linear, encoder):
+            part.write(program, width)
+    return program
+
+
+def load() -> objects.Library:
+    """Return the kernels for the processor at hand, compiled or from the cache."""
+    return objects.load(write, Path(__file__).parents[1], host())

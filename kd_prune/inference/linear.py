@@ -1,0 +1,103 @@
+"""SparseLinear: a linear layer that computes with its nonzero weights only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kd_prune.inference.packing import PackedMatrix, pack
+from kd_prune.inference.workspace import call, plan, workspace
+
+NO_TRAINING = (
+    "an accelerated model is for inference only: train the model that it was made from, and call it"
+    " under torch.inference_mode() or torch.no_grad()"
+)
+
+
+class SparseLinear(nn.Module):
+    """Computes ``input · weightᵀ + bias`` as `torch.nn.Linear` does, without the zeros.
+
+    Weights that are zero take no part: an infinite input reaches only the outputs that have a
+    weight on it, where a dense product makes NaN of all. The weights are no parameters; `weight`
+    builds the dense matrix.
+
+    Args:
+        layer: The layer to replace, float32 on the CPU, at most 65536 inputs.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
+        self.packed: PackedMatrix = pack([layer])
+        self.training = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the outputs ``[…, out_features]`` of inputs ``[…, in_features]``, float32.
+
+        Raises:
+            RuntimeError: The input needs gradients.
+            TypeError: The input is not float32, or not on the CPU.
+            ValueError: The last dimension is not `in_features`.
+        """
+        check_input(input)
+        if input.shape[-1] != self.in_features:
+            raise ValueError(f"expected {self.in_features} features, got {list(input.shape)}")
+        rows = input.reshape(-1, self.in_features).contiguous()
+        output = rows.new_empty(rows.shape[0], self.out_features)
+        if output.numel():
+            self._multiply(rows, output)
+        return output.view(*input.shape[:-1], self.out_features)
+
+    def _multiply(self, rows: Tensor, output: Tensor) -> None:
+        tokens = rows.shape[0]
+        chosen = plan(tokens, self.packed.nonzeros)
+        padded = chosen.tiles * chosen.width
+        with workspace([padded * self.in_features, padded * self.out_features]) as tiles:
+            addresses = [rows.data_ptr(), output.data_ptr()]
+            sizes = [self.in_features, self.out_features]
+            record = self.packed.record.tolist()
+            call("linear", chosen, tokens, [*addresses, *sizes, *tiles, *record])
+
+    @property
+    def weight(self) -> Tensor:
+        """Build the dense matrix ``[out_features, in_features]``."""
+        return self.packed.dense()
+
+    @property
+    def bias(self) -> Tensor:
+        """Return the bias, zeros where the layer had none."""
+        return self.packed.bias
+
+    def train(self, mode: bool = True) -> SparseLinear:
+        """Refuse training.
+
+        Raises:
+            RuntimeError: `mode` is True.
+        """
+        if mode:
+            raise RuntimeError(NO_TRAINING)
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows of the layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features},"
+            f" sparsity={self.packed.sparsity:.3f}"
+        )
+
+
+def check_input(input: Tensor) -> None:
+    """Refuse what the kernels cannot read.
+
+    Raises:
+        RuntimeError: The input needs gradients.
+        TypeError: It is not float32, or not on the CPU.
+    """
+    if input.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(NO_TRAINING)
+    if input.dtype != torch.float32 or input.device.type != "cpu":
+        raise TypeError(
+            "an accelerated model computes in float32 on the CPU, but its input is"
+            f" {input.dtype} on {input.device}"
+        )
