@@ -90,16 +90,35 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
     parser.setLevel(logging.CRITICAL if file else level)
     try:
         if file_format == "csv" and file:
-            return read_csv(file, None if task.label in task.text else task.label)
+            rows = read_csv(file, None if task.label in task.text else task.label)
+            wanted = task.train_rows if split == task.train else None
+            return rows if wanted is None else rows.select(range(min(wanted, len(rows))))
         if file:  # datasets caches by modification time, which two files may share
             source = {"path": file_format, "data_files": {split: glob.escape(str(file))}}
             folder_of_datasets /= file_hash(file)
+        if task.train_rows is not None and split == task.train:
+            return first_rows(source, split, task.train_rows, blank_lines=file_format != "text")
         rows = load_dataset(**source, split=split, cache_dir=str(folder_of_datasets))
         return without_blank_lines(rows) if file_format == "text" else rows
     except Exception as error:  # of any type, from the hub, the disk or a parser
         raise read_error(task, split, file, error) from error
     finally:
         parser.setLevel(level)
+
+
+def first_rows(source: dict[str, Any], split: str, count: int, *, blank_lines: bool) -> Dataset:
+    """Return the first `count` rows of a split, which is streamed and not downloaded whole.
+
+    Args:
+        source: Arguments of `load_dataset` that name the data set.
+        split: The split.
+        count: Number of rows.
+        blank_lines: Whether blank texts are rows.
+    """
+    stream = load_dataset(**source, split=split, streaming=True)
+    if not blank_lines:
+        stream = stream.filter(lambda row: bool(row["text"].strip()))
+    return Dataset.from_list(list(stream.take(count)), features=stream.features)
 
 
 def read_error(task: Task, split: str, file: Path | None, error: Exception) -> ConfigError:
