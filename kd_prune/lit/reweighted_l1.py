@@ -83,25 +83,40 @@ class ReweightedL1(Resumable):
             self.strength, self._round = resumed["strength"], resumed["round"]
             self._reference, self._zeros = dict(resumed["reference"]), resumed["zeros"]
 
+    def check_sparsity(self, sparsity: SparsityCallback | None) -> None:
+        """Refuse a fit that has no such `SparsityCallback` with a ramp, before anything is trained.
+
+        Raises:
+            ConfigError: As at the start of a fit.
+        """
+        if sparsity is None or sparsity.name != self.name:
+            raise self._missing()
+        if sparsity.schedule is None:
+            raise self._without_ramp()
+
     def _sparsity(self, trainer: L.Trainer) -> SparsityCallback:
         """Return the callback whose ramp is followed."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in its __init__
         for callback in callbacks[: callbacks.index(self)]:
             if isinstance(callback, SparsityCallback) and callback.name == self.name:
                 return callback
-        raise ConfigError(
+        raise self._missing()
+
+    def _missing(self) -> ConfigError:
+        return ConfigError(
             "name",
             self.name,
             "no SparsityCallback of this name comes before this callback",
             "add one, with update_schedule=last_update (sparsity=rpp)",
         )
 
+    def _without_ramp(self) -> ConfigError:
+        return ConfigError("name", self.name, "its SparsityCallback has no ramp", "set its final")
+
     def _pruner(self, trainer: L.Trainer) -> Pruner:
         pruner = self._sparsity(trainer).pruner
         if pruner is None or pruner.schedule is None:
-            raise ConfigError(
-                "name", self.name, "its SparsityCallback has no ramp", "set its final"
-            )
+            raise self._without_ramp()
         return pruner
 
     @staticmethod

@@ -87,9 +87,11 @@ def check_stage(context: Context, stage: ChainStage) -> RunLength | None:
     for model in filter(None, (student, teacher)):
         enable_activations(model, objective.requires)
     for name, callback in stage.callbacks.items():
-        if check_models := getattr(callback, "check_models", None):
-            with key_prefix(f"{stage.setting_key('callbacks')}.{name}"):
+        with key_prefix(f"{stage.setting_key('callbacks')}.{name}"):
+            if check_models := getattr(callback, "check_models", None):
                 check_models(student, teacher)
+            if check_sparsity := getattr(callback, "check_sparsity", None):
+                check_sparsity(stage.sparsity)
     with key_prefix(stage.setting_key("objective")):
         dry_run(context, stage, student, teacher, objective)
     return length

@@ -124,3 +124,9 @@ def test_parts_of_spd_that_are_not_grafted_are_the_teachers(finished):
     }
     assert changed
     assert all(".layer." in name for name in changed)
+
+
+def test_proximal_steps_without_a_ramp_are_refused_before_training(call):
+    code, _, said = call("callbacks=rpp", "sparsity=fixed", *SMALL)
+    assert code == 1
+    assert said.startswith("error: callbacks.reweighted_l1.name=null: its SparsityCallback has no")

@@ -207,3 +207,15 @@ def test_fit_without_a_ramp_is_refused(tmp_path, callbacks, says):
     with pytest.raises(ConfigError) as error:
         fit_vector(tmp_path, Vector(), *callbacks())
     assert str(error.value).startswith(says)
+
+
+def test_fit_without_a_ramp_is_refused_before_it():
+    callback = ReweightedL1(name="a")
+    callback.check_sparsity(ramp(name="a"))
+    for sparsity, says in (
+        (None, "no SparsityCallback of this name"),
+        (ramp(), "no SparsityCallback of this name"),
+        (ramp(None, name="a"), "has no ramp"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            callback.check_sparsity(sparsity)
