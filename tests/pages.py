@@ -18,7 +18,7 @@ PAGES = {
 # First part of a configuration key: what tells an override from other code with an equals sign.
 KEYS = (
     "budget|cache_dir|callbacks|checkpoint_minutes|ckpt_path|debug|distillation|eval|experiment|"
-    "hparams_search|hydra|logger|model|optimizer|seed|sparsity|stages|student|sweep|task|teacher|"
+    "hparams_search|hydra|logger|model|optimizer|pretraining|seed|sparsity|stages|student|sweep|task|teacher|"
     "trainer"
 )
 OVERRIDE = re.compile(rf"\+{{0,2}}(?:{KEYS})(?:[./@][\w./@]+)?=\S+")

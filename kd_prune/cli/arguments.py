@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
+from kd_prune.cli.locations import CONF
 from kd_prune.errors import ConfigError
 
 FLAGS = (
@@ -50,7 +52,45 @@ def normalize_argv(arguments: Sequence[str]) -> list[str]:
     paths = [i for i, override in enumerate(overrides) if override.startswith("model.path=")]
     if paths and not any(override.startswith("model=") for override in overrides):
         overrides.insert(paths[0], "model=pretrained")
-    return flags + overrides
+    folders = [CONF, *(Path(given) for given in values_of(flags, ("--config-dir", "-cd")))]
+    return flags + [expanded(override, folders) for override in overrides]
+
+
+def values_of(flags: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the values of some flags, written ``--flag value`` or ``--flag=value``.
+
+    >>> values_of(["-m", "--config-dir", "a", "-cd=b"], ["--config-dir", "-cd"])
+    ['a', 'b']
+    """
+    found = []
+    for flag, following in zip(flags, [*flags[1:], ""], strict=False):
+        name, given, value = flag.partition("=")
+        if name in names:
+            found.append(value if given else following)
+    return found
+
+
+def expanded(override: str, folders: Sequence[Path]) -> str:
+    """List the options that a glob with folders names; Hydra's own glob does not enter folders.
+
+    Raises:
+        ConfigError: The glob matches no option.
+
+    >>> expanded("experiment=glob(paradigm/*ing)", [CONF]).count(",")
+    2
+    >>> expanded("experiment=glob(*)", [CONF])
+    'experiment=glob(*)'
+    """
+    found = re.fullmatch(r"([\w/]+)=glob\(([\w./*?\[\]-]+/[\w./*?\[\]-]+)\)", override)
+    if not found:
+        return override
+    group, pattern = found.groups()
+    files = {file for folder in folders for file in (folder / group).glob(f"{pattern}.yaml")}
+    names = {str(f.relative_to(d / group)) for f in files for d in folders if f.is_relative_to(d)}
+    options = sorted(name.removesuffix(".yaml") for name in names)
+    if not options:
+        raise ConfigError(group, f"glob({pattern})", "matches no option", f"see conf/{group}/")
+    return f"{group}={','.join(options)}"
 
 
 def quoted(value: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,48 @@ def make_job(config: DictConfig, out: Path) -> Job:
     torch.manual_seed(plain["seed"])  # a module with weights is then the same in every process
     job: Job = build({key: value for key, value in plain.items() if key not in COMMAND_KEYS})
     return dataclasses.replace(job, out=out, config=plain)
+
+
+@contextlib.contextmanager
+def keys_as_set(config: DictConfig) -> Iterator[None]:
+    """Name the setting that a refused one refers to, which is where a command can change it.
+
+    Raises:
+        ConfigError: As raised inside, with the key that `key_as_set` finds.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if (key := key_as_set(OmegaConf.to_container(config), error.key)) == error.key:
+            raise
+        raise ConfigError(key, error.value, error.expected, error.hint) from error
+
+
+def key_as_set(settings: Any, key: str) -> str:
+    """Follow interpolations on the way to a key.
+
+    Args:
+        settings: Plain settings with interpolations as text.
+        key: The full key of a setting.
+
+    >>> words = {"task": "${pretraining.task}"}
+    >>> key_as_set({"stages": {"words": words}}, "stages.words.task.path")
+    'pretraining.task.path'
+    >>> text = {"task": {"_target_": "kd_prune.hf.as_text", "task": "${pretraining.task}"}}
+    >>> key_as_set({"stages": {"general": text}}, "stages.general.task.path")
+    'pretraining.task.path'
+    """
+    node, parts = settings, key.split(".")
+    for i, part in enumerate(parts):
+        if isinstance(node, dict) and part not in node and "task" in node:
+            node = node["task"]  # of a function that makes a task of another
+        elif isinstance(node, dict):
+            node = node.get(part)
+            part = ""
+        if isinstance(node, str) and (reference := re.fullmatch(r"\$\{([\w.]+)\}", node)):
+            rest = [reference[1], *filter(None, [part]), *parts[i + 1 :]]
+            return key_as_set(settings, ".".join(rest))
+    return key
 
 
 def check_command(config: DictConfig) -> None:

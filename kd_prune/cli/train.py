@@ -20,7 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd_prune.cli import launch, suggestions
 from kd_prune.cli.arguments import normalize_argv, quote_override
-from kd_prune.cli.job import check_command, describe, make_job, trial_callbacks, with_recorded_task
+from kd_prune.cli.job import (
+    check_command,
+    describe,
+    keys_as_set,
+    make_job,
+    trial_callbacks,
+    with_recorded_task,
+)
 from kd_prune.cli.locations import CONF
 from kd_prune.cli.quiet import quiet_libraries
 from kd_prune.errors import ConfigError
@@ -45,7 +52,9 @@ def main(arguments: Sequence[str]) -> None:
     try:
         sys.argv = [sys.argv[0], *normalize_argv(arguments)]
     except ConfigError as error:
-        sys.exit(f"error: {error}; {suggestions.suggest_flag(error.key)}")
+        of_a_flag = error.key.startswith("-")
+        hint = f"; {suggestions.suggest_flag(error.key)}" if of_a_flag else ""
+        sys.exit(f"error: {error}{hint}")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises errors instead of printing
     JOB_STARTED.clear()
     compose_and_run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -146,7 +155,8 @@ def run_job(config: DictConfig, out: Path, checkpoint: str | None = None) -> Run
     from kd_prune.pipeline import CheckpointError, run
 
     check_command(config)
-    job = make_job(config, out)
+    with keys_as_set(config):
+        job = make_job(config, out)
     job = dataclasses.replace(
         job,
         ckpt_path=checkpoint or job.ckpt_path,
@@ -154,7 +164,7 @@ def run_job(config: DictConfig, out: Path, checkpoint: str | None = None) -> Run
     )
     resume = [f"ckpt_path={checkpoint}"] if checkpoint else []
     try:
-        with launch.repeatable_command(out, resume):
+        with launch.repeatable_command(out, resume), keys_as_set(config):
             return run(job)
     except CheckpointError as error:
         if not checkpoint:

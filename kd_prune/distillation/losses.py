@@ -37,7 +37,8 @@ def soft_cross_entropy(
     """
     log_q = F.log_softmax(_at_least_float32(student) / temperature, dim=-1)
     log_p = F.log_softmax(_at_least_float32(teacher) / temperature, dim=-1)
-    return F.kl_div(log_q, log_p, reduction=reduction, log_target=True) * temperature**2
+    loss = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    return loss / student.shape[-1] if reduction == "mean" else loss
 
 
 def hidden_state_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def relation_kl(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Ten
         attention_mask: 1 for real tokens, 0 for padding, (batch, length).
     """
     real = attention_mask.bool()
-    padding = ~real[:, None, None, :]
+    padding = ~(real[:, None, :, None] & real[:, None, None, :])
     log_q, log_p = (
         # The lowest finite number: the difference of two infinities is NaN.
         (wide := _at_least_float32(one))

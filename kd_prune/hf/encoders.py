@@ -19,7 +19,7 @@ from transformers import (
 from kd_prune.errors import ConfigError, key_prefix
 from kd_prune.hf.changes import EncoderChange, new_model, with_layers
 from kd_prune.hf.fingerprint import pretrained_weights
-from kd_prune.hf.kinds.base import TaskKind
+from kd_prune.hf.kinds.base import TaskKind, kind_name
 from kd_prune.pruning.scope import Scope
 
 NO_CHANGE = EncoderChange()
@@ -128,7 +128,7 @@ class PretrainedEncoder:
             raise ConfigError(
                 key,
                 self.path,
-                f"{found} has no head for a task of kind {type(kind).__name__.lower()}",
+                f"{found} has no head for a task of kind {kind_name(kind)}",
                 "take a model that was fine-tuned on the task",
             )
         return config

@@ -21,7 +21,7 @@ from kd_prune.hf import (
     save,
 )
 
-from .families import FAMILIES, LAYERS, batch, model, tokenizer
+from .families import FAMILIES, LAYERS, batch, config, model, tokenizer
 
 EVERYTHING = frozenset({"logits", "hidden_states", "attention_scores"})
 SHAPES = [*FAMILIES, "modernbert", "xlm"]
@@ -202,3 +202,52 @@ def test_encoder_of_an_encoder_with_a_decoder_loses_its_layers_alone(tmp_path):
     model("bart").save_pretrained(tmp_path)
     made = load(tmp_path, layers=1)
     assert (len(made.model.encoder.layers), len(made.model.decoder.layers)) == (1, LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("change", "number", "kept"),
+    [
+        ({"layers": 0.5}, 12, [0, 1, 2, 3, 4, 5]),
+        ({"layers": 0.5, "layer_choice": "spaced"}, 12, [0, 2, 4, 7, 9, 11]),
+        ({"layers": 0.5, "layer_choice": "spaced"}, 6, [0, 3, 5]),
+        ({"layers": 0.5, "layer_choice": "spaced"}, 2, [0]),
+        ({"layers": 0.3333}, 12, [0, 1, 2, 3]),
+        ({"layers": 0.3333}, 2, [0]),
+        ({"layers": 0.5}, 3, [0, 1]),
+        ({"layers": 0.01}, 6, [0]),
+        ({"layers": 1.0}, 4, [0, 1, 2, 3]),
+        ({"layers": 1}, 4, [0]),
+        ({"layers": 3, "layer_choice": "spaced"}, 24, [0, 12, 23]),
+    ],
+)
+def test_share_of_the_layers_suits_every_encoder(change, number, kept):
+    """DistilBERT keeps 0, 2, 4, 7, 9, 11 of 12 (its script `extract_distilbert.py`)."""
+    assert EncoderChange(**change).kept_layers(number) == kept
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "expected"),
+    [(768, 12, (312, 1200)), (384, 12, (156, 600)), (64, 4, (28, 100))],
+)
+def test_share_of_the_width_is_a_multiple_of_the_heads(width, heads, expected):
+    """TinyBERT4: 312 of 768, 1200 of 3072."""
+    change = EncoderChange(hidden_size=0.40625, intermediate_size=0.390625)
+    of_bert = config(
+        "bert", hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
+    )
+    made = change.config(of_bert)
+    assert (made.hidden_size, made.intermediate_size) == expected
+    assert change.new_weights
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"layers": 1.5}, r"layers=1.5: expected a whole number, or a fraction in \(0, 1\]"),
+        ({"hidden_size": 0.0}, "hidden_size=0.0: expected a whole number"),
+        ({"layers": 1, "layer_choice": "last"}, "layer_choice=last: expected first or spaced"),
+    ],
+)
+def test_shares_out_of_range_are_refused(change, says):
+    with pytest.raises(ConfigError, match=says):
+        EncoderChange(**change)

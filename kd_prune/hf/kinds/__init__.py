@@ -1,7 +1,15 @@
 """Kinds of task, one file each: head, labels, collator, predictions, loss and metrics of a kind."""
 
-from kd_prune.hf.kinds.base import Labels, PaddingCollator, TaskFields, TaskKind, encode_texts
+from kd_prune.hf.kinds.base import (
+    Labels,
+    PaddingCollator,
+    TaskFields,
+    TaskKind,
+    encode_texts,
+    kind_name,
+)
 from kd_prune.hf.kinds.classification import Classification
+from kd_prune.hf.kinds.language_model import LanguageModel
 from kd_prune.hf.kinds.masked_words import MaskedWords
 from kd_prune.hf.kinds.question_answering import QuestionAnswering
 from kd_prune.hf.kinds.regression import Regression
@@ -10,6 +18,7 @@ from kd_prune.hf.kinds.text import Text
 __all__ = [
     "Classification",
     "Labels",
+    "LanguageModel",
     "MaskedWords",
     "PaddingCollator",
     "QuestionAnswering",
@@ -18,4 +27,5 @@ __all__ = [
     "TaskKind",
     "Text",
     "encode_texts",
+    "kind_name",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -160,6 +161,11 @@ class TaskKind(Protocol):
     def model_config(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the entries of ``config.json`` that describe a finished model of this task."""
         ...
+
+
+def kind_name(kind: TaskKind) -> str:
+    """Return the name of a kind as an option of `task/kind`: ``masked_words``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(kind).__name__).lower()
 
 
 def mean_over_labelled(
