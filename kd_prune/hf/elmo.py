@@ -180,7 +180,8 @@ class NextToken(nn.Module):
 
     def forward(self, states: Tensor, table: Tensor) -> Tensor:
         """Return logits, (…, 2, vocabulary), of states (…, 2 d), by the table (vocabulary, d)."""
-        return states.unflatten(-1, (2, -1)) @ table.T + self.bias
+        logits: Tensor = states.unflatten(-1, (2, -1)) @ table.T + self.bias
+        return logits
 
 
 class LayerMixture(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -67,7 +68,7 @@ def run(call, runs):
     """Run an experiment, once for all tests; return its folder and result."""
 
     def run_row(row, *overrides):
-        out = runs / "-".join([row.replace("/", "-"), *overrides]).replace("=", "-")
+        out = runs / re.sub(r"[^\w.]+", "-", "-".join([row, *overrides]))
         if not (out / "result.json").is_file():
             code, _, stderr = call(f"experiment={row}", *TINY, *overrides, f"hydra.run.dir={out}")
             assert code == 0, stderr
