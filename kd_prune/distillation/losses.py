@@ -35,6 +35,8 @@ def soft_cross_entropy(
     >>> float(soft_cross_entropy(logits, logits, temperature=2.0))
     0.0
     """
+    if not len(student):  # a batch without a token to predict
+        return _at_least_float32(student).sum()
     log_q = F.log_softmax(_at_least_float32(student) / temperature, dim=-1)
     log_p = F.log_softmax(_at_least_float32(teacher) / temperature, dim=-1)
     loss = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2

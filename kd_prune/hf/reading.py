@@ -81,17 +81,22 @@ def read_split(task: Task, split: str, cache: Path) -> Dataset:
     """Read the rows of one split, from a local folder or the hub."""
     folder = Path(task.path).expanduser()
     file = split_file(task, folder, split) if folder.is_dir() else None
+    most = task.train_rows if split == task.train else None
     try:
         if file:
-            return read_file(file, split, cache, None if task.label in task.text else task.label)
-        return load_dataset(
-            path=task.path, name=task.subset, split=split, cache_dir=str(cache / "datasets")
-        )
+            label = None if task.label in task.text else task.label
+            return read_file(file, split, cache, label=label, most=most)
+        source = {"path": task.path, "name": task.subset}
+        if most is not None:
+            return first_rows(source, split, most, blank_lines=True)
+        return load_dataset(**source, split=split, cache_dir=str(cache / "datasets"))
     except Exception as error:  # of any type, from the hub, the disk or a parser
         raise read_error(task, split, file, error) from error
 
 
-def read_file(file: Path, split: str, cache: Path, label: str | None = None) -> Dataset:
+def read_file(
+    file: Path, split: str, cache: Path, *, label: str | None = None, most: int | None = None
+) -> Dataset:
     """Read the rows of one file, whose format is known.
 
     Args:
@@ -99,28 +104,44 @@ def read_file(file: Path, split: str, cache: Path, label: str | None = None) -> 
         split: Name of the split in progress bars.
         cache: Cache folder.
         label: Label column, if there is one.
+        most: Number of rows; None: all.
 
     Raises:
         Exception: Of any type, from the disk or a parser.
     """
     file_format = format_of(file)
     if file_format == "csv":
-        return read_csv(file, label)
+        rows = read_csv(file, label)
+        return rows if most is None else rows.select(range(min(most, len(rows))))
+    source: dict[str, Any] = {"path": file_format, "data_files": {split: glob.escape(str(file))}}
     # A parser also logs the errors that it raises.
     parser = logging.getLogger(f"datasets.packaged_modules.{file_format}")
     level = parser.level
     parser.setLevel(logging.CRITICAL)
     try:
-        rows = load_dataset(
-            file_format,
-            data_files={split: glob.escape(str(file))},
-            split=split,
-            # datasets caches by modification time, which two files may share
-            cache_dir=str(cache / "datasets" / file_hash(file)),
-        )
+        if most is not None:
+            return first_rows(source, split, most, blank_lines=file_format != "text")
+        # datasets caches by modification time, which two files may share
+        folder = cache / "datasets" / file_hash(file)
+        rows = load_dataset(**source, split=split, cache_dir=str(folder))
     finally:
         parser.setLevel(level)
     return without_blank_lines(rows) if file_format == "text" else rows
+
+
+def first_rows(source: dict[str, Any], split: str, count: int, *, blank_lines: bool) -> Dataset:
+    """Return the first `count` rows of a split, which is streamed and not downloaded whole.
+
+    Args:
+        source: Arguments of `load_dataset` that name the data set.
+        split: The split.
+        count: Number of rows.
+        blank_lines: Whether blank texts are rows.
+    """
+    stream = load_dataset(**source, split=split, streaming=True)
+    if not blank_lines:
+        stream = stream.filter(lambda row: bool(row["text"].strip()))
+    return Dataset.from_list(list(stream.take(count)), features=stream.features)
 
 
 def read_error(task: Task, split: str, file: Path | None, error: Exception) -> ConfigError:

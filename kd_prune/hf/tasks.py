@@ -31,6 +31,8 @@ class Task:
         metrics: Names of metrics (see `kd_prune.metrics`); none where the rows have no labels.
         monitor: The metric that a sweep compares; ``loss`` where there are no metrics.
         train: Split to learn from.
+        train_rows: Read the first rows of the training split only; a hub data set or a large file
+            is then streamed up to there. None: all.
         validation: Splits to evaluate on; metrics of all but the first have the split's name.
         holdout: Rows at the end of the training split that become the validation split if the data
             set has none; None: a missing validation split is an error.
@@ -58,6 +60,7 @@ class Task:
     metrics: Sequence[str] = ("accuracy",)
     monitor: str = "accuracy"
     train: str = "train"
+    train_rows: int | None = None
     validation: Sequence[str] = ("validation",)
     holdout: int | None = None
     max_length: int = 128
@@ -77,7 +80,7 @@ class Task:
                 raise ConfigError(key, names, "expected each name once")
         if not self.validation:
             raise ConfigError("validation", [], "expected at least one split")
-        for key in ("max_length", "batch_size", "eval_batch_size", "holdout"):
+        for key in ("max_length", "batch_size", "eval_batch_size", "holdout", "train_rows"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ConfigError(key, value, "expected at least 1")
         if self.pad_to is not None and self.pad_to < self.max_length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -83,8 +84,6 @@ class LayerReplacement(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Copy the predecessor's layers, and let each successor layer choose what runs."""
         predecessor = self.predecessor or getattr(pl_module, "teacher", None)
-        if not isinstance(predecessor, nn.Module):
-            raise ConfigError("predecessor", None, "no finished model is given", "give one")
         theirs, ours = self._find_layers(predecessor, pl_module)
         self._length = RunLength.from_fit(trainer)
         self._takes_part = [True] * len(ours)
@@ -99,14 +98,24 @@ class LayerReplacement(L.Callback):
             self._replaced.append(layer)
             first = last
 
+    def check_models(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Refuse models that the callback cannot work on, before anything is trained.
+
+        Raises:
+            ConfigError: As at the start of a fit.
+        """
+        self._find_layers(self.predecessor or teacher, student)
+
     def _find_layers(
-        self, predecessor: nn.Module, module: nn.Module
+        self, predecessor: nn.Module | None, module: nn.Module
     ) -> tuple[nn.ModuleList, nn.ModuleList]:
         """Return the layers of the predecessor and of the module."""
-        for name, theirs in _lists(predecessor):
+        if not isinstance(predecessor, nn.Module):
+            raise ConfigError("predecessor", None, "no finished model is given", "give one")
+        for name, theirs in _stacks(predecessor):
             if self.layers not in (None, name):
                 continue
-            for own_name, ours in _lists(module):
+            for own_name, ours in _stacks(module):
                 same_name = own_name == name or own_name.endswith(f".{name}")
                 if same_name and type(ours[0]) is type(theirs[0]):
                     if len(ours) > len(theirs):
@@ -173,8 +182,18 @@ class LayerReplacement(L.Callback):
         self._replaced, self._takes_part = [], []
 
 
-def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Yield name and list of every `nn.ModuleList` with members."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module):
+def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Yield name and list of every stack of layers: an `nn.ModuleList` that runs in order.
+
+    Lists of one length side by side are parts of the same layers (XLM's), which no one of them
+    can replace.
+    """
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    }
+    sizes = Counter((name.rpartition(".")[0], len(module)) for name, module in lists.items())
+    for name, module in lists.items():
+        if sizes[name.rpartition(".")[0], len(module)] == 1:
             yield name, module

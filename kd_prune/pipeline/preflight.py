@@ -79,6 +79,10 @@ def check_stage(context: Context, stage: ChainStage) -> RunLength | None:
     objective = stage_objective(stage, student, teacher)
     for model in filter(None, (student, teacher)):
         enable_activations(model, objective.requires)
+    for name, callback in stage.callbacks.items():
+        if check_models := getattr(callback, "check_models", None):
+            with key_prefix(f"{stage.setting_key('callbacks')}.{name}"):
+                check_models(student, teacher)
     with key_prefix(stage.setting_key("objective")):
         dry_run(context, stage, student, teacher, objective)
     return length

@@ -40,7 +40,8 @@ class Stage:
             id, or None.
         objective: What is minimised; None: the loss on the task's hard labels.
         sparsity: Callback that prunes; None: nothing is pruned.
-        callbacks: Name → further Lightning callback.
+        callbacks: Name → further Lightning callback; one with a method `check_models(student,
+            teacher)` is asked to refuse models before anything is trained.
         optimizer: Optimizer and learning-rate schedule; None: the job's.
         max_epochs: Epochs; None: the trainer's.
         max_steps: Highest number of optimizer steps; None: no such limit.
@@ -156,9 +157,11 @@ class ChainStage(Stage):
     def setting_key(self, setting: str) -> str:
         """Return the full key of one of the stage's settings in a command.
 
-        The student's `sparsity`, `optimizer` and objective (`distillation`) are the job's own.
+        The student's `sparsity`, `optimizer`, `callbacks` and objective (`distillation`) are the
+        job's own.
         """
-        if self.name == STUDENT and setting in ("sparsity", "optimizer", "objective"):
+        own = ("sparsity", "optimizer", "callbacks", "objective")
+        if self.name == STUDENT and setting in own:
             return "distillation" if setting == "objective" else setting
         return f"{self.key}.{setting}"
 

@@ -141,6 +141,13 @@ def test_soft_targets_reduced_by_mean_are_divided_by_the_classes():
         SoftTargets(reduction="sum")
 
 
+def test_soft_targets_of_a_batch_without_tokens_are_zero():
+    nothing = torch.empty(0, 5, requires_grad=True)
+    loss = soft_cross_entropy(nothing, torch.empty(0, 5), 2.0)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
 # TinyBERT
 
 

@@ -240,6 +240,19 @@ def test_replacement_that_cannot_work_is_refused(settings, student, teacher, say
         fit(LayerReplacement(**settings), student, teacher)
 
 
+def test_parts_of_layers_in_several_lists_are_refused():
+    """XLM has attentions, norms and feed-forward blocks in a list each."""
+
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attentions = nn.ModuleList([Add(1), Add(2)])
+            self.blocks = nn.ModuleList([Add(1), Add(2)])
+
+    with pytest.raises(ConfigError, match="layers=null: module and predecessor have no list"):
+        LayerReplacement().check_models(Parallel(), Parallel())
+
+
 @pytest.mark.parametrize("settings", [{"initial": 1.5}, {"end": -0.1}])
 def test_fractions_out_of_range_are_refused(settings):
     with pytest.raises(ConfigError, match=f"{next(iter(settings))}="):
