@@ -2,8 +2,7 @@
 
 python examples/digits.py                  (five seeds, a few minutes; needs scikit-learn)
 
-As Zhu & Gupta (arXiv 1710.01878) compare MobileNets: dense nets of four widths, and the widest one
-at the sparsities at which it has as many non-zero weights. Writes digits.png.
+As Zhu & Gupta (arXiv 1710.01878) do with MobileNets. Writes digits.png.
 """
 
 import lightning.pytorch as L

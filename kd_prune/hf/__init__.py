@@ -5,6 +5,7 @@ from kd_prune.hf.augmentation import Augmentation
 from kd_prune.hf.batches import LengthGroupedBatches, ResumableLoader, loaders
 from kd_prune.hf.changes import EncoderChange
 from kd_prune.hf.data import TaskData, load_data
+from kd_prune.hf.elmo import ElmoConfig
 from kd_prune.hf.encoders import PretrainedEncoder, folder_or_id, load_error
 from kd_prune.hf.export import save
 from kd_prune.hf.fingerprint import model_fingerprint
@@ -12,6 +13,7 @@ from kd_prune.hf.forward_pass import SEGMENTS, accepts_token_type_ids, forward
 from kd_prune.hf.freezing import freeze
 from kd_prune.hf.kinds import (
     Classification,
+    LanguageModel,
     MaskedWords,
     QuestionAnswering,
     Regression,
@@ -21,14 +23,16 @@ from kd_prune.hf.kinds import (
 from kd_prune.hf.layers import encoder_layers, encoder_scope, max_positions, set_dropout
 from kd_prune.hf.optimizer import AdamWWithSchedule
 from kd_prune.hf.pairs import check_pair, check_vocabularies
-from kd_prune.hf.tasks import Task, as_text
+from kd_prune.hf.tasks import Task, as_language_model, as_text
 
 __all__ = [
     "SEGMENTS",
     "AdamWWithSchedule",
     "Augmentation",
     "Classification",
+    "ElmoConfig",
     "EncoderChange",
+    "LanguageModel",
     "LengthGroupedBatches",
     "MaskedWords",
     "PretrainedEncoder",
@@ -40,6 +44,7 @@ __all__ = [
     "TaskKind",
     "Text",
     "accepts_token_type_ids",
+    "as_language_model",
     "as_text",
     "check_pair",
     "check_vocabularies",

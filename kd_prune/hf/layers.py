@@ -34,17 +34,19 @@ def encoder_layers(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
 
 
 def encoder_scope(model: PreTrainedModel) -> Scope:
-    """Return the scope of all Linear weights of encoder layers: six per layer in BERT's family.
+    """Return the scope of all weights of encoder layers that are Linear, or of an LSTM or GRU.
+
+    These are six matrices per layer in BERT's family.
 
     Raises:
-        ConfigError: The layers are not found, or hold no Linear weights.
+        ConfigError: The layers are not found, or hold no such weights.
     """
     linears = {
-        f"*{stack}.*.{name}.weight"
+        f"*{stack}.*.{name}.weight{'' if isinstance(module, nn.Linear) else '_*'}"
         for stack, layers in encoder_layers(model).items()
         for layer in layers
         for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear | nn.RNNBase)
     }
     if not linears:
         raise ConfigError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from kd_prune.errors import UNSET, ConfigError
 from kd_prune.hf.augmentation import Augmentation
-from kd_prune.hf.kinds import Classification, TaskKind, Text, kind_name
+from kd_prune.hf.kinds import Classification, LanguageModel, TaskKind, Text, kind_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,3 +132,19 @@ def as_text(task: Task) -> Task:
     """Return the same rows as a task of kind `Text`, for objectives that need no labels."""
     kind = Text(pack=getattr(task.kind, "pack", False))
     return replace(task, kind=kind, metrics=[], monitor="loss")
+
+
+def as_language_model(task: Task) -> Task:
+    """Return the same rows as a task of kind `LanguageModel`, in smaller batches for evaluation.
+
+    The logits of one batch are those of every token in both directions.
+    """
+    kind = LanguageModel(pack=getattr(task.kind, "pack", False))
+    batch = min(task.eval_batch_size, 32)
+    return replace(
+        task,
+        kind=kind,
+        eval_batch_size=batch,
+        metrics=["accuracy", "perplexity"],
+        monitor="perplexity",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -38,8 +39,10 @@ TINY = (
 HALF = ("pkd6", "theseus6", "distilbert6", "distilbert6_task", "minilm6", "minilm6_task")
 LAYERS = {f"poster/{name}": 2 for name in (*HALF, "tinybert6")} | {"poster/tinybert4": 1}
 """Layers of the student where the model has 4."""
+LAYERS |= {"poster/elmo": 2}
 SPARSITY = {
     "poster/sparsebert": 0.95,
+    "poster/sparsebert_augmented": 0.95,
     "poster/compressbert": 0.9,
     "poster/compressbert_downstream": 0.9,
     "paradigm/prune_at_pretraining": 0.95,
@@ -48,6 +51,7 @@ SPARSITY = {
 }
 STAGES = {
     "poster/distilbert6": {"head", "words", "general"},
+    "poster/elmo": {"language_model"},
     "poster/minilm6": {"general"},
     "poster/minilm6_task": {"intermediate"},
     "poster/tinybert4": {"general", "intermediate"},
@@ -67,7 +71,7 @@ def run(call, runs):
     """Run an experiment, once for all tests; return its folder and result."""
 
     def run_row(row, *overrides):
-        out = runs / "-".join([row.replace("/", "-"), *overrides]).replace("=", "-")
+        out = runs / re.sub(r"[^\w.]+", "-", "-".join([row, *overrides]))
         if not (out / "result.json").is_file():
             code, _, stderr = call(f"experiment={row}", *TINY, *overrides, f"hydra.run.dir={out}")
             assert code == 0, stderr
@@ -207,3 +211,20 @@ def test_glob_finds_the_options_of_a_folder_of_ones_own(tmp_path):
         (tmp_path / "experiment" / "mine" / f"{name}.yaml").write_text("# @package _global_")
     found = normalize_argv(["--config-dir", str(tmp_path), "experiment=glob(mine/*)"])
     assert found[-1] == "experiment=mine/a,mine/b"
+
+
+def test_elmo_classifies_by_the_frozen_layers_of_its_language_model(run):
+    out, result = run("poster/elmo")
+    student = load_file(out / "student/model.safetensors")
+    before = stage_weights(result, "language_model")
+    for name, weight in before.items():
+        assert name == "head.bias" or student[name].equal(weight), name
+    assert result["stages"]["language_model"]["metrics"].keys() == {"accuracy", "perplexity"}
+
+
+def test_elmo_is_pruned_by_the_same_callback(run):
+    out, result = run("poster/elmo", "sparsity=sparsebert", "student.freeze=[embeddings]")
+    assert result["stages"]["student"]["sparsity"] == pytest.approx(0.95, abs=1e-3)
+    student = load_file(out / "student/model.safetensors")
+    pruned = student["elmo.layers.0.forward_lstm.weight_hh_l0"]
+    assert (pruned == 0).float().mean() == pytest.approx(0.95, abs=1e-3)

@@ -169,7 +169,7 @@ def test_encoder_without_head_replaces_all_words_by_vectors(tmp_path, caplog):
     assert "has no head for masked words, so word vectors replace all words" in caplog.text
     (words,) = replacements.find(["the old fox"])
     assert [len(word.candidates) for word in words] == [15, 15]
-    with pytest.raises(ConfigError, match=r"^model=.*has no head for a task of kind maskedwords"):
+    with pytest.raises(ConfigError, match=r"^model=.*has no head for a task of kind masked_words"):
         load_replacements(Augmentation(model=plain.path), plain)
 
 

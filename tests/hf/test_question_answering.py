@@ -260,7 +260,7 @@ def test_wrong_starts_are_told_and_refused_if_none_is_right(tmp_path, tokenizer,
     [
         ({"text": ["context"]}, r"text=\[context\]: expected two columns, the question and"),
         ({"max_length": 9}, "max_length=9: leaves 2 tokens of context beside a question of kind"),
-        ({"metrics": ["accuracy"]}, "metrics=accuracy: does not suit a task of kind questionans"),
+        ({"metrics": ["accuracy"]}, "metrics=accuracy: does not suit a task of kind question_ans"),
     ],
 )
 def test_task_that_does_not_suit_raises(settings, says, tmp_path):

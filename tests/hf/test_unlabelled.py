@@ -99,7 +99,7 @@ def test_file_that_cannot_be_used_raises(name, content, says, folder, tokenizer,
 @pytest.mark.parametrize("settings", [{"augment": Augmentation()}, {"unlabelled": ["x"]}])
 def test_kind_that_needs_labels_refuses(settings, folder):
     kind = {"kind": QuestionAnswering(), "text": ["a", "b"], "max_length": 384}
-    says = "a task of kind questionanswering takes no rows without labels"
+    says = "a task of kind question_answering takes no rows without labels"
     with pytest.raises(ConfigError, match=f"^{next(iter(settings))}: {says}"):
         make_task(folder, metrics=["f1"], monitor="f1", **kind, **settings)
 

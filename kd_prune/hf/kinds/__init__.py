@@ -9,6 +9,7 @@ from kd_prune.hf.kinds.base import (
     kind_name,
 )
 from kd_prune.hf.kinds.classification import Classification
+from kd_prune.hf.kinds.language_model import LanguageModel
 from kd_prune.hf.kinds.masked_words import MaskedWords
 from kd_prune.hf.kinds.question_answering import QuestionAnswering
 from kd_prune.hf.kinds.regression import Regression
@@ -17,6 +18,7 @@ from kd_prune.hf.kinds.text import Text
 __all__ = [
     "Classification",
     "Labels",
+    "LanguageModel",
     "MaskedWords",
     "PaddingCollator",
     "QuestionAnswering",
