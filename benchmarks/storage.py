@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import shutil
 import statistics
 import tempfile
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
 
 from kd_prune.export.folders import Export, export, weight_bytes
+from kd_prune.export.packed_file import is_packed
 from kd_prune.export.source import Source
 from kd_prune.hf import encoder_scope
 from kd_prune.results import RunResult
@@ -56,23 +57,17 @@ def random_model(folder: Path, *, sparsity: float, seed: int = 0) -> None:
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the encoder's layers, of the file, and of the file compressed as a whole."""
+def sizes(folder: Path) -> dict[str, int | None]:
+    """Bytes of the encoder's layers and of the file; for packed ones also compressed."""
     (file,) = folder.glob("*.safetensors")
-    encoder, content = 0, bytearray()
     with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118  not a mapping
-            tensor = tensors.get_tensor(name)
-            if ".layer." in name:
-                raw = tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-                encoder += len(raw)
-                content += raw
-    whole = file.read_bytes()
+        names = [name for name in tensors.keys() if ".layer." in name]  # noqa: SIM118
+        layers = [tensors.get_tensor(name).reshape(-1).view(torch.uint8) for name in names]
+    packed = is_packed(file)
     return {
-        "encoder": encoder,
+        "encoder": sum(layer.numel() for layer in layers),
         "whole": weight_bytes(folder),
-        "encoder, zlib": len(zlib.compress(bytes(content), 6)),
-        "whole, zlib": len(zlib.compress(whole, 6)),
+        "encoder, xz": len(lzma.compress(torch.cat(layers).numpy())) if packed else None,
     }
 
 
@@ -121,7 +116,9 @@ def main() -> None:
 
 
 def cell(value: Any) -> str:
-    """Format a number."""
+    """Format a number; empty if there is none."""
+    if value is None:
+        return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 

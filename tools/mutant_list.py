@@ -312,4 +312,32 @@ SWEEP = [
     ),
 ]  # fmt: skip
 
-MUTANTS = PRUNING + LIGHTNING + DISTILLATION + PIPELINE + SWEEP
+EXPORT = [
+    Mutant(
+        "a packed file may have more values than positions",
+        "export", "_check_sparse", Assume(r"stored != values", False),
+        "tests/export/test_coding.py",
+    ),
+    Mutant(
+        "a packed matrix may have another shape than the model's",
+        "export", "check_file", Assume("expected is not None", False),
+        "tests/export/test_packed_file.py",
+    ),
+    Mutant(
+        "the packed values are read in another type",
+        "export", "Unpack.convert", Replace(r"decode\(parts, parameter\.dtype\)", "decode(parts)"),
+        "tests/export/test_quantizer.py",
+    ),
+    Mutant(
+        "merges of a token's parts leave the vocabulary",
+        "export", "tokens_to_keep", Drop(r"^kept \|= new$"),
+        "tests/export/test_vocabulary.py",
+    ),
+    Mutant(
+        "a folder of this machine is published as the data set",
+        "export", "hub_id", Assume("isinstance", False),
+        "tests/export/test_card.py",
+    ),
+]  # fmt: skip
+
+MUTANTS = PRUNING + LIGHTNING + DISTILLATION + PIPELINE + SWEEP + EXPORT
