@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from kd_prune.errors import ConfigError
 from kd_prune.lit.argument_checks import check_name, check_scope
 from kd_prune.lit.averaged_weights import AveragedWeights
+from kd_prune.lit.before_fit import before_fit
 from kd_prune.lit.distributed import (
     broadcast_mask,
     first_process_number,
@@ -20,21 +21,22 @@ from kd_prune.lit.distributed import (
     refuse_sharding,
 )
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
-from kd_prune.lit.progress import RunLength, batches_of
+from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_warnings import warn_if_ramp_has_begun, warn_if_ramp_was_cut
+from kd_prune.lit.scope_choice import choose_scope
 from kd_prune.lit.settings import plain_settings
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checks import check_kinds
+from kd_prune.pruning.chosen_scope import DefaultScope
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import CrossTensorGranularity
-from kd_prune.pruning.optimizer_state import optimizer_parameters
 from kd_prune.pruning.preview import PruningPreview
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.ramps import Ramp, cubic
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
-from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
+from kd_prune.pruning.scope import Scope
 from kd_prune.pruning.selection import Selection, unstructured
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 
@@ -192,14 +194,15 @@ class SparsityCallback(AveragedWeights):
     ) -> PruningPreview:
         """Preview the pruning of a fit, before it or during it: tensors, ramp, final counts.
 
-        Nothing is trained or changed. Before a fit there are no optimizers yet, so all parameters
-        that require a gradient count as one network.
+        Nothing is trained or changed. Before a fit, `configure_optimizers` is tried out to learn
+        which parameters train; if it fails, the preview says so, and all parameters that require a
+        gradient count as one network.
 
         Args:
             trainer: The trainer of the fit.
             module: The module; None: the one whose fit has begun.
-            train_dataloader: The training loader or data module of the fit; None: the Trainer's
-                ``max_steps`` is the length of the run.
+            train_dataloader: The training loader or data module of the fit; None: the module's own
+                loader, if it has one, or else the Trainer's ``max_steps`` is the length of the run.
 
         Raises:
             ConfigError: As the fit would.
@@ -210,17 +213,15 @@ class SparsityCallback(AveragedWeights):
                     "module", None, "before a fit, give the module that is to be fitted"
                 )
             return self.pruner.preview(self._length.unit)
-        scope = self._choose_scope(module, None)
-        batches = batches_of(train_dataloader)
-        automatic = module.automatic_optimization
-        length = RunLength.from_trainer_config(trainer, batches, automatic=automatic)
-        pruner = self._make_pruner(trainer, scope.included, length)
-        return pruner.preview(length.unit, scope.excluded)
+        with before_fit(trainer, module, train_dataloader) as fit:
+            scope = self._choose_scope(trainer, module, fit.optimizers()).with_note(fit.note)
+            pruner = self._make_pruner(trainer, scope.included, fit.length)
+            return pruner.preview(fit.length.unit, scope)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or load those of the checkpoint."""
         refuse_sharding(trainer)
-        scope = self._choose_scope(pl_module, trainer.optimizers)
+        scope = self._choose_scope(trainer, pl_module, trainer.optimizers)
         resumed = self.take_resumed()
         self._length = RunLength(**resumed["length"]) if resumed else RunLength.from_fit(trainer)
         with warnings.catch_warnings():
@@ -235,7 +236,7 @@ class SparsityCallback(AveragedWeights):
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)
         if self.verbose and trainer.is_global_zero:
-            print(self.pruner.preview(self._length.unit, scope.excluded), flush=True)
+            print(self.pruner.preview(self._length.unit, scope), flush=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn when resuming from a checkpoint without this callback's state."""
@@ -244,13 +245,12 @@ class SparsityCallback(AveragedWeights):
             warn_if_ramp_has_begun(self.pruner.update_schedule, step, self._length)
 
     def _choose_scope(
-        self, module: L.LightningModule, optimizers: list[Optimizer] | None
+        self, trainer: L.Trainer, module: L.LightningModule, optimizers: list[Optimizer] | None
     ) -> DefaultScope:
-        model = self._model(module)
-        if self.scope is not None:
-            return DefaultScope(self.scope.select(model))
-        networks = None if optimizers is None else list(map(optimizer_parameters, optimizers))
-        return default_scope(model, networks)
+        model, keep_only = self._model(module), self.schedule is None
+        return choose_scope(
+            self.scope, model, optimizers, module=module, trainer=trainer, keep_only=keep_only
+        )
 
     def _make_pruner(
         self,

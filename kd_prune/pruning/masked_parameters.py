@@ -15,9 +15,11 @@ from kd_prune.pruning.criteria import Criterion, State, StatefulCriterion
 from kd_prune.pruning.granularity import (
     CrossTensorGranularity,
     Granularity,
+    compute_masks,
     pool_scores,
     reachable_counts,
 )
+from kd_prune.pruning.layers import LayerWeight
 from kd_prune.pruning.optimizer_state import (
     optimizer_parameters,
     reset_optimizer_state,
@@ -25,7 +27,8 @@ from kd_prune.pruning.optimizer_state import (
 )
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.selection import Counts, Masks, Score, Selection, unstructured
-from kd_prune.pruning.validated_calls import compute_counts, compute_scores
+from kd_prune.pruning.tensor_parts import TensorParts, check_groups, keep_best, most_prunable
+from kd_prune.pruning.validated_calls import check_mask_shape, compute_counts, compute_scores
 
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _T = TypeVar("_T")
@@ -37,14 +40,15 @@ class MaskedParameters:
     Computes counts and scores for a given sparsity and applies new masks. It has no schedule.
 
     Args:
-        parameters: Name → parameter.
+        parameters: Name → parameter. Those of `Scope.select` and `default_scope` also say which
+            tensors hold several experts, and by the norm of which a layer divides.
         criterion: See `Pruner`, as for the other arguments.
         allocation: Distribution of the target over the tensors.
         granularity: Weights that are pruned together.
         regrow: Whether and how pruned weights return.
 
     Raises:
-        ConfigError: `regrow` does not suit `granularity`.
+        ConfigError: `regrow` does not suit `granularity`, or `granularity` a tensor.
         ConfigTypeError: `parameters` is no mapping.
     """
 
@@ -70,6 +74,10 @@ class MaskedParameters:
                 f"{granularity}",
                 "take regrow=true",
             )
+        layers: Mapping[str, LayerWeight] = getattr(parameters, "layers", {})
+        self._parts = TensorParts(layers, self._for_each(lambda weight: weight.shape))
+        self._normed = {name: weight for name, weight in layers.items() if weight.divided_by_norm}
+        check_groups(granularity, self._normed)
         self.criterion = criterion
         self.allocation = allocation
         self.granularity = granularity
@@ -176,23 +184,45 @@ class MaskedParameters:
 
     def _score(self, name: str, step: int | None = None) -> Tensor:
         state = self._criterion_state.get(name)
-        return compute_scores(self.criterion, name, self._effective_weight(name), state, step)
+        scores = compute_scores(self.criterion, name, self._effective_weight(name), state, step)
+        if weight := self._normed.get(name):
+            kept = torch.ones_like(self.masks[name]) if self.regrow is True else self.masks[name]
+            scores = keep_best(scores, kept.to(scores.device), weight.norm_dim)
+        return scores
 
     def _counts(
         self, sparsity: float, candidates: Masks | None = None, score: Score | None = None
     ) -> Counts:
-        """Return how many weights of each tensor the allocation asks to prune."""
-        candidates = self._candidates() if candidates is None else candidates
-        score = pool_scores(self.granularity, candidates, score or self._score)
-        return compute_counts(self.allocation, candidates, score, sparsity, self.masks)
+        """Return how many weights of each part of a tensor are to be pruned."""
+        counts = self._asked_counts(sparsity, candidates, score)
+        limits = {name: most_prunable(weight) for name, weight in self._normed.items()}
+        return counts | {name: min(counts[name], limit) for name, limit in limits.items()}
+
+    def _asked_counts(
+        self, sparsity: float, candidates: Masks | None = None, score: Score | None = None
+    ) -> Counts:
+        """Return how many weights of each part of a tensor the allocation asks to prune."""
+        candidates = self._parts.split(self._candidates() if candidates is None else candidates)
+        score = self._parts.split_score(score or self._score)
+        score = pool_scores(self.granularity, candidates, score)
+        masks = self._parts.split(self.masks)
+        return compute_counts(self.allocation, candidates, score, sparsity, masks)
 
     def _target_pruned(self, counts: Counts, pruned: Counts) -> Counts:
         """Return how many weights will be pruned for `counts`, given those `pruned` already."""
-        shapes = self._for_each(lambda weight: weight.shape)
-        reachable = reachable_counts(self.granularity, shapes, counts)
-        if self.regrow is True:
-            return reachable
-        return {name: max(count, pruned[name]) for name, count in reachable.items()}
+        reachable = reachable_counts(self.granularity, self._parts.shapes, counts)
+        if self.regrow is not True:
+            before = self._parts.split_pruned(pruned, self.masks)
+            reachable = {name: max(count, before[name]) for name, count in reachable.items()}
+        return self._parts.sum(reachable)
+
+    def _new_masks(self, candidates: Masks, score: Score, counts: Counts) -> dict[str, Tensor]:
+        """Return the masks that the granularity selects, none of them in use yet."""
+        candidates, score = self._parts.split(candidates), self._parts.split_score(score)
+        masks = dict(compute_masks(self.granularity, candidates, score, counts))
+        for name, mask in masks.items():
+            check_mask_shape(self.granularity, name, mask, candidates[name])
+        return dict(self._parts.join(masks.items()))
 
     def _apply_new_mask(self, name: str, mask: Tensor) -> None:
         """Replace a mask and update weights, criterion state and optimizer state accordingly."""

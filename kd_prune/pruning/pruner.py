@@ -16,16 +16,17 @@ from torch.optim import Optimizer
 from kd_prune.errors import ConfigTypeError
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checks import check_kinds
+from kd_prune.pruning.chosen_scope import DefaultScope
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
-from kd_prune.pruning.granularity import CrossTensorGranularity, compute_masks, reachable_counts
+from kd_prune.pruning.granularity import CrossTensorGranularity, reachable_counts
 from kd_prune.pruning.granularity.base import check_reachable
 from kd_prune.pruning.masked_parameters import MaskedParameters
 from kd_prune.pruning.preview import PruningPreview, TensorPreview
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.selection import Counts, Selection, count_pruned, unstructured
+from kd_prune.pruning.tensor_parts import check_norms
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
-from kd_prune.pruning.validated_calls import check_mask_shape
 
 
 class Pruner(MaskedParameters):
@@ -124,8 +125,10 @@ class Pruner(MaskedParameters):
 
     def _validate_reachable(self, final: float) -> None:
         """Refuse an unreachable final sparsity, and warn of a distant one, before training."""
-        shapes = self._for_each(lambda weight: weight.shape)
-        sizes = self._for_each(lambda weight: weight.numel())
+        if self._normed:
+            check_norms(self._asked_counts(final), self._normed)
+        shapes = self._parts.shapes
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         limits = reachable_counts(self.granularity, shapes, sizes)
         if limits != sizes:
             # The worst case of scores: each tensor's scores are all below those of the next one.
@@ -135,7 +138,8 @@ class Pruner(MaskedParameters):
             check_reachable(self.granularity, worst, limits, sizes)
         counts = self._counts(final)
         pruned = {name: count_pruned(mask) for name, mask in self._candidates().items()}
-        wanted = sum(max(counts[name], pruned[name]) for name in pruned)
+        asked = self._parts.sum(counts)
+        wanted = sum(max(asked[name], pruned[name]) for name in pruned)
         found, total = sum(self._target_pruned(counts, pruned).values()), sum(sizes.values())
         # A twelfth of all weights, or a quarter of those that stay: at 0.95 that is 0.0125.
         if abs(found - wanted) > min(total / 12, (total - wanted) / 4):
@@ -196,7 +200,7 @@ class Pruner(MaskedParameters):
         candidates, score = self._candidates(), partial(self._score, step=step)
         counts = self._counts(self.update_schedule[at], candidates, score)
         # All masks are computed before the first one is used, because this may raise.
-        masks = dict(compute_masks(self.granularity, candidates, score, counts))
+        masks = self._new_masks(candidates, score, counts)
         # Masks of `unstructured` are nested bools of the right shape: two passes less over them.
         simple = (
             self.criterion is magnitude and self.granularity is unstructured and not self.regrow
@@ -220,7 +224,6 @@ class Pruner(MaskedParameters):
 
     def _combine_masks(self, name: str, mask: Tensor, at: int) -> Tensor:
         """Intersect a new mask with the current one, unless weights regrow, and apply RigL."""
-        check_mask_shape(self.granularity, name, mask, self.masks[name])
         if self.regrow is not True:
             mask = mask & self.masks[name]
         if isinstance(self.regrow, RigL) and name in self._gradients:
@@ -259,9 +262,9 @@ class Pruner(MaskedParameters):
 
     @torch.no_grad()
     def preview(
-        self, unit: str = "optimizer steps", excluded: Mapping[str, str] | None = None
+        self, unit: str = "optimizer steps", scope: DefaultScope | None = None
     ) -> PruningPreview:
-        """Return a printable summary; `excluded` says why other tensors stay dense."""
+        """Return a printable summary; `scope` says why other tensors stay dense."""
         counts = {name: count_pruned(mask) for name, mask in self.masks.items()}
         if self.schedule:
             counts = self._target_pruned(self._counts(self.schedule.final), counts)
@@ -269,13 +272,10 @@ class Pruner(MaskedParameters):
             TensorPreview(name=n, shape=tuple(w.shape), size=w.numel(), pruned=counts[n])
             for n, w in self.parameters.items()
         ]
-        return PruningPreview(
-            tensors=tensors,
-            updates=self.update_schedule,
-            total=self.total_steps,
-            unit=unit,
-            excluded=excluded or {},
+        preview = PruningPreview(
+            tensors=tensors, updates=self.update_schedule, total=self.total_steps, unit=unit
         )
+        return preview.with_scope(scope) if scope else preview
 
     @property
     def milestone_window(self) -> range | None:

@@ -515,7 +515,7 @@ def test_preview_before_training_is_that_of_the_fit(tmp_path):
         ("network.0.weight", round(0.9 * 128)),
         ("network.2.weight", round(0.9 * 256)),
     ]
-    assert plan.excluded == {"network.3.weight": "output head"}
+    assert plan.excluded == {"network.3.weight": "output head (last layer)"}
     assert "4 mask updates from 3 to 12 of 24 optimizer steps, then 12 at 0.9" in str(plan)
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     trainer = make_trainer(tmp_path, pruning, max_epochs=4)
