@@ -70,8 +70,9 @@ def default_scope(
 
     Args:
         model: The module.
-        networks: The parameters of each network: one collection per optimizer. None: all that
-            require a gradient are one network.
+        networks: The parameters of each network: one collection per optimizer; optimizers that
+            share a module, such as one for matrices and one for biases, train one network. None:
+            all that require a gradient are one network.
         trace: A forward pass, ``trace_layers(model, inputs)``.
 
     Raises:
@@ -86,6 +87,7 @@ def default_scope(
     layers = layer_weights(model)
     averaged = averages(model)
     groups = [{id(p) for p in group} - averaged.keys() for group in networks or [_all(model)]]
+    groups = _join_networks(model, groups)
     trained = {id(p) for p in named.values() if p.requires_grad} & set[int]().union(*groups)
     reasons = _outside_layers(model, named, layers)  # by name, unlike the following
     of_tensor: dict[int, str] = {}
@@ -103,6 +105,7 @@ def default_scope(
     of_tensor |= copies(named, trained) | averaged
     included: dict[str, nn.Parameter] = {}
     excluded: dict[str, str] = {}
+    seen = set[int]()
     for name, parameter in named.items():
         key = id(parameter)
         reason = unprunable_reason(parameter)
@@ -110,8 +113,9 @@ def default_scope(
         reason = reason or of_tensor.get(key) or _part_reason(name, layers[key])
         if reason:
             excluded[name] = reason
-        elif not any(parameter is other for other in included.values()):
-            included[name] = parameter  # a weight shared by layers is pruned once
+        elif key not in seen:  # a weight shared by layers is pruned once
+            included[name] = parameter
+            seen.add(key)
     if not included:
         raise _nothing_to_prune(excluded)
     return DefaultScope(
@@ -122,6 +126,22 @@ def default_scope(
         if trace and trace.problem
         else (),
     )
+
+
+def _join_networks(model: nn.Module, groups: Sequence[set[int]]) -> list[set[int]]:
+    """Unite the parameters of optimizers that share a module, as those of matrices and of vectors.
+
+    One optimizer may train the matrices of a network and another its biases: that is one network,
+    with one output.
+    """
+    joined = list(groups)
+    for module in model.modules():
+        own = {id(p) for p in module.parameters(recurse=False)}
+        sharing = [group for group in joined if group & own]
+        if len(sharing) > 1:
+            joined = [group for group in joined if not group & own]
+            joined.append(set[int]().union(*sharing))
+    return joined
 
 
 def given_scope(

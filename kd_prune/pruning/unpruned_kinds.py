@@ -22,9 +22,9 @@ def adapters(
 ) -> set[int]:
     """Return the ids of trained layer weights that adapt a frozen layer.
 
-    These are weights named ``lora_…`` beside or below which there is a frozen layer, and pairs of
-    low rank, (r, a) and (b, r) with r < a and r < b, in a module that holds besides them only a
-    frozen layer of these widths.
+    These are weights named ``lora_…`` in a module that has a frozen matrix too, and pairs of low
+    rank, (r, a) and (b, r) with r < a and r < b, in a module that holds besides them only one
+    frozen matrix, of these widths.
 
     Args:
         named: Name → parameter.
@@ -32,7 +32,7 @@ def adapters(
         trained: Ids of the parameters that train.
     """
     weights = {name: p for name, p in named.items() if id(p) in layers and p.ndim == 2}
-    frozen = {name: p for name, p in weights.items() if id(p) not in trained}
+    frozen = {name: p for name, p in named.items() if id(p) not in trained and p.ndim == 2}
     free = {name: p for name, p in weights.items() if id(p) in trained}
     found = set[int]()
     for name, parameter in free.items():

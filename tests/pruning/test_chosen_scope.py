@@ -106,6 +106,15 @@ def test_default_scope_excludes_head_of_each_network():
     assert only_a.excluded["b.1.weight"] == "not trained"
 
 
+def test_default_scope_of_optimizers_that_share_layers_has_one_head():
+    """One optimizer for matrices and one for vectors, as with Muon."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    matrices = [p for p in model[:3].parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    scope = default_scope(model, [matrices, others])
+    assert scope.excluded == {"3.weight": "output head (last layer)"}
+
+
 def test_default_scope_only_head_raises():
     message = (
         "scope: no layer to prune found (excluded: weight (output head (last layer))); say what "
@@ -188,6 +197,18 @@ def test_default_scope_leaves_adapters_of_a_frozen_base(names):
     assert scope.excluded["out.weight"].startswith("output head")
     included = Scope(include=[f"*.{name}.*" for name in names]).select(model)
     assert len(included) == 4
+
+
+def test_default_scope_leaves_adapters_of_a_matrix_that_their_module_holds():
+    class LoraLinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 8), requires_grad=False)
+            self.lora_a, self.lora_b = nn.Linear(8, 2), nn.Linear(2, 6)
+
+    scope = default_scope(nn.Sequential(LoraLinear(), nn.Linear(6, 6), nn.Linear(6, 2)))
+    assert list(scope.included) == ["1.weight"]
+    assert scope.excluded["0.lora_a.weight"].startswith("adapter of a frozen base")
 
 
 def test_default_scope_takes_adapters_of_a_base_that_trains():
