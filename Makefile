@@ -15,7 +15,7 @@ DEV := $(VENV)/.installed-dev
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test faults lint types format clean \
-	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study bench-sweep
+	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study bench-sweep bench-compatibility
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
@@ -62,6 +62,11 @@ bench-steps: need-MODEL $(RUN)  ## time of a step, plain against distilled and p
 bench-peers: $(RUN)  ## comparison with Lightning's, torch.ao's and torchao's pruning; rewrites docs/why.md
 	$(BIN)/python -m pip --disable-pip-version-check install -q --no-deps torchao==0.18.0
 	$(BIN)/python benchmarks/peers.py --write $(ARGS)
+
+bench-compatibility: $(RUN)  ## the callback on sixty other projects; rewrites docs/compatibility.md
+	$(BIN)/python -m pip --disable-pip-version-check install -q --no-deps peft==0.21.2 accelerate==1.15.0 \
+		schedulefree==1.4.1 pytorch_optimizer==4.1.0
+	$(BIN)/python benchmarks/compatibility.py --write $(ARGS)
 
 bench-recipe: need-DATA $(RUN)  ## effect of single settings on MRPC at 95 %, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/recipe.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

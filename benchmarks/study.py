@@ -1,4 +1,4 @@
-"""What brings a student at 95 % nearer to its teacher: ``make bench-study DATA=<folder> MODEL=<…>``.
+"""What brings a student at 95 % nearer to its teacher: ``make bench-study DATA=… MODEL=…``.
 
 Every row changes one thing of ``experiment=recovery_global``. Writes one JSON file per run under
 ``benchmarks/results/study``. A run whose file exists is not repeated; an interrupted run resumes
