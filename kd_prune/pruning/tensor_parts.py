@@ -30,6 +30,8 @@ class TensorParts:
     def __init__(self, layers: Mapping[str, LayerWeight], shapes: Mapping[str, Shape]) -> None:
         self._whole = dict(shapes)
         self._transposed = {n: w.transposed for n, w in layers.items() if w.experts and n in shapes}
+        self.places = {p: (n, i) for n in shapes for i, p in enumerate(self.names(n))}
+        """Part → tensor and index within it."""
 
     def names(self, name: str) -> list[str]:
         """Return the names of a tensor's parts."""
@@ -48,30 +50,12 @@ class TensorParts:
         return shapes
 
     def split(self, tensors: Masks) -> Masks:
-        """Return part → view of the tensor that it belongs to."""
-        if not self._transposed:
-            return tensors
-        return {
-            part: piece
-            for name, tensor in tensors.items()
-            for part, piece in zip(self.names(name), self._pieces(name, tensor), strict=True)
-        }
+        """Return part → view of the tensor that it belongs to, which is looked up when needed."""
+        return _Parts(self, tensors.__getitem__) if self._transposed else tensors
 
     def split_score(self, score: Score) -> Score:
-        """Return scores by part; those of the tensor last asked for are kept."""
-        if not self._transposed:
-            return score
-        whole = {part: name for name in self._whole for part in self.names(name)}
-        last: dict[str, list[Tensor]] = {}
-
-        def part_score(part: str) -> Tensor:
-            name = whole[part]
-            if name not in last:
-                last.clear()
-                last[name] = self._pieces(name, score(name))
-            return last[name][self.names(name).index(part)]
-
-        return part_score
+        """Return scores by part."""
+        return _Parts(self, score).__getitem__ if self._transposed else score
 
     def join(self, masks: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield name → tensor for parts that come in any order."""
@@ -98,13 +82,36 @@ class TensorParts:
         found = dict(pruned)
         for name in self._transposed:
             del found[name]
-            found |= {part: count_pruned(m) for part, m in self.split({name: masks[name]}).items()}
+            pieces = zip(self.names(name), self.pieces(name, masks[name]), strict=True)
+            found |= {part: count_pruned(piece) for part, piece in pieces}
         return found
 
-    def _pieces(self, name: str, tensor: Tensor) -> list[Tensor]:
+    def pieces(self, name: str, tensor: Tensor) -> list[Tensor]:
+        """Return the parts of a tensor, as views."""
         if name not in self._transposed:
             return [tensor]
         return list((tensor.mT if self._transposed[name] else tensor).unbind())
+
+
+class _Parts(Mapping[str, Tensor]):
+    """The parts of tensors; of these, only the one that was asked for last is kept."""
+
+    def __init__(self, parts: TensorParts, tensors: Callable[[str], Tensor]) -> None:
+        self._parts = parts
+        self._tensors = tensors
+        self._last: tuple[str, list[Tensor]] = ("", [])
+
+    def __getitem__(self, part: str) -> Tensor:
+        name, index = self._parts.places[part]
+        if self._last[0] != name:
+            self._last = (name, self._parts.pieces(name, self._tensors(name)))
+        return self._last[1][index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts.places)
+
+    def __len__(self) -> int:
+        return len(self._parts.places)
 
 
 def keep_best(scores: Tensor, kept: Tensor, dim: int | None) -> Tensor:
@@ -156,7 +163,8 @@ def check_groups(
     granularity: Callable[..., object] | object, normed: Mapping[str, LayerWeight]
 ) -> None:
     """Raise ConfigError where groups may be whole slices by whose norm a layer divides."""
-    if isinstance(granularity, Tiles | CrossTensorGranularity):
+    own = getattr(granularity, "granularity", granularity)  # of one that turns transposed weights
+    if isinstance(own, Tiles | CrossTensorGranularity):
         for name, weight in normed.items():
             if weight.norm_dim is not None:
                 raise ConfigError(
