@@ -10,6 +10,11 @@ With one thread, as numpy's selection and torch's topk of a flat tensor use anyw
 seconds: on an idle machine they equal the clock, and other load on a busy machine changes them
 least. With more threads (--threads 2) times are taken by the clock, as torch uses all threads.
 
+What a CPU computes with matters most: torch's part follows its vector instructions (``simd`` in the
+JSON), and numpy's selection has code of its own for AVX-512. A CPU that has it computes without it,
+in both, where the environment has ``ATEN_CPU_CAPABILITY=avx2`` and
+``NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"``.
+
 On a GPU (--device cuda) times are taken by the clock after synchronizing, memory is torch's own
 count, and numpy is left out.
 
@@ -33,7 +38,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
+from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from torch import nn
 
 from kd_prune.pruning import Global, Pruner, Schedule, ramp_updates
@@ -58,9 +63,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="default: the JSON above, or …_2_threads, …_cuda")
+    parser.add_argument("--skip-ramp", action="store_true", help="leave the ramp's sums out")
+    parser.add_argument(
+        "--out", type=Path, help="default: the JSON above, or …_avx2, …_2_threads, …_cuda"
+    )
     arguments = parser.parse_args()
     suffix = "" if arguments.device == "cpu" else f"_{arguments.device}"
+    if arguments.device == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        suffix += f"_{torch.backends.cpu.get_cpu_capability().lower()}"
     if arguments.threads > 1:
         suffix += f"_{arguments.threads}_threads"
     out = arguments.out or Path(__file__).parent / "results" / f"mask_update{suffix}.json"
@@ -76,11 +86,8 @@ def main() -> None:
         "weights": sum(weight.numel() for weight in weights.values()),
         "repeats": arguments.repeats,
         "memory": global_memory(weights),
-        "times": {
-            where: times(weights, before, after, arguments.repeats, seconds)
-            for where, (before, after) in UPDATES.items()
-        },
-        "ramp": ramp(weights, seconds),
+        "times": {where: times(weights, where, arguments.repeats, seconds) for where in UPDATES},
+        "ramp": None if arguments.skip_ramp else ramp(weights, seconds),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
@@ -100,6 +107,7 @@ def machine(device: str) -> dict[str, str | int]:
         "load": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
         "simd": torch.backends.cpu.get_cpu_capability(),
+        "numpy's simd": ", ".join(name for name in __cpu_dispatch__ if __cpu_features__[name]),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -120,13 +128,10 @@ def pruner_at(weights: dict[str, nn.Parameter], before: float, after: float, **o
 
 
 def times(
-    weights: dict[str, nn.Parameter],
-    before: float,
-    after: float,
-    repeats: int,
-    seconds: Stopwatch,
+    weights: dict[str, nn.Parameter], where: str, repeats: int, seconds: Stopwatch
 ) -> dict[str, dict[str, float]]:
     """Measure all contenders in turn: median seconds, and median ratios within each turn."""
+    before, after = UPDATES[where]
     pruner = pruner_at(weights, before, after)
     overall = pruner_at(weights, before, after, allocation=Global())
     starts = [(p, copy.deepcopy(p.state_dict())) for p in (pruner, overall)]
@@ -152,12 +157,14 @@ def times(
         )
         pairs.append(("global", "numpy.partition alone"))
     runs: list[dict[str, float]] = []
-    for _ in range(repeats):
+    for turn in range(1, repeats + 1):
         if on_cpu:
             np.copyto(buffer, scores)
         for p, state in starts:
             p.load_state_dict(state)
         runs.append({name: seconds(action) for name, action in contenders.items()})
+        found = ", ".join(f"{name} {runs[-1][name]:.3f} s" for name in ("uniform", "global"))
+        print(f"{where}, turn {turn} of {repeats}: {found}", flush=True)
     for baseline in baselines.values():
         baseline.check(pruner)
     return {
@@ -172,8 +179,7 @@ def ramp(weights: dict[str, nn.Parameter], seconds: Stopwatch) -> dict[str, dict
     """Measure all 100 uniform updates of a ramp: sums of seconds, and their ratios."""
     pruner = Pruner(weights, Schedule(final=0.95), total_steps=100)
     spent = dict.fromkeys(("uniform", *TOPK), 0.0)
-    updates = track(pruner.update_schedule.items(), "A ramp's updates", auto_refresh=False)
-    for step, sparsity in updates:  # a refreshing thread would add CPU time
+    for step, sparsity in pruner.update_schedule.items():
         before = {name: mask.clone() for name, mask in pruner.masks.items()}
         baselines = {name: TopK(weights, before, sparsity, **TOPK[name]) for name in TOPK}
         for name, baseline in baselines.items():
@@ -181,6 +187,9 @@ def ramp(weights: dict[str, nn.Parameter], seconds: Stopwatch) -> dict[str, dict
         spent["uniform"] += seconds(lambda step=step: pruner.update(step))
         for baseline in baselines.values():
             baseline.check(pruner)
+        if step % 10 == 0:
+            so_far = ", ".join(f"{name} {spent[name]:.1f} s" for name in spent)
+            print(f"a ramp's updates, {step} of {pruner.total_steps}: {so_far}", flush=True)
     return {
         "seconds": spent,
         "ratios": {f"{a} / uniform": spent[a] / spent["uniform"] for a in TOPK},
@@ -300,7 +309,7 @@ def print_table(result: dict) -> None:
         for row in result["times"][where[0]][part]:
             values = (result["times"][name][part][row] for name in where)
             print(f"{row:<44}" + "".join(f"{value:>10.3f} {unit}" for value in values))
-    for row, value in result["ramp"]["ratios"].items():
+    for row, value in (result["ramp"] or {"ratios": {}})["ratios"].items():
         print(f"all updates of a ramp, {row}: {value:.1f} x")
     if result["memory"]:
         print(

@@ -135,12 +135,14 @@ def test_the_time_of_a_step(bench, model):
     assert len(ratios) == 8
 
 
-@pytest.mark.parametrize("threads", [2, 1])
-def test_the_time_of_an_update(bench, tmp_path, threads):
+@pytest.mark.parametrize(("threads", "options"), [(2, ["--skip-ramp"]), (1, [])])
+def test_the_time_of_an_update(bench, capsys, tmp_path, threads, options):
     out = tmp_path / "mask_update.json"
     settings = {"SHAPES": [(64, 64), (128, 64)]}
-    bench("mask_update", "--out", out, "--repeats", 1, "--threads", threads, **settings)
-    found = json.loads(out.read_text())
+    bench("mask_update", "--out", out, "--repeats", 1, "--threads", threads, *options, **settings)
+    found, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert "update 20, turn 1 of 1: uniform " in printed
+    assert ("a ramp's updates, 50 of 100: " in printed) == (not options)
     assert found["weights"] == 64 * 64 + 128 * 64
     assert found["machine"]["threads"] == threads
 

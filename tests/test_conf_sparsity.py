@@ -189,6 +189,7 @@ def test_threshold_of_magnitudes_reaches_their_quantile():
     assert_expected_zeros(pruner)
 
 
+@pytest.mark.filterwarnings("ignore:.*would lose all weights")  # of two blocks, one stays
 @pytest.mark.parametrize("criterion", ["magnitude", "platon", "wanda", "block_fisher"])
 @pytest.mark.parametrize("allocation", ["uniform", "erk", "group", "global"])
 @pytest.mark.parametrize("granularity", ["unstructured", "block", "rows"])

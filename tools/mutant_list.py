@@ -15,6 +15,7 @@ SELECTION = "tests/pruning/test_selection.py"
 CALLBACK = "tests/lit/test_callback.py"
 PLUG_IN = "tests/lit/test_plug_in.py"
 ODD_LOOPS = "tests/lit/test_odd_loops.py"
+RUN_END = "tests/lit/test_run_end.py"
 LOSSES = "tests/distillation/test_losses.py"
 MILESTONES = "tests/pipeline/test_milestones.py"
 
@@ -48,7 +49,7 @@ PRUNING = [
     ),
     Mutant(
         "a state resumes with any ramp",
-        "pruning", "Pruner._load_update_schedule", Assume("isclose", False),
+        "pruning", "check_same_ramp", Assume("isclose", False),
         PRUNER_STATE,
     ),
     Mutant(
@@ -59,13 +60,38 @@ PRUNING = [
         PRUNER_STATE,
     ),
     Mutant(
+        "a state resumes with another granularity",
+        "pruning", "check_same_settings", Assume(r"!= value", False),
+        "tests/pruning/test_saved_settings.py",
+    ),
+    Mutant(
+        "zeros of an initialization never train",
+        "pruning", "set_initial_masks", Drop(r"\.fill_\(True\)"),
+        "tests/pruning/test_initial_zeros.py",
+    ),
+    Mutant(
+        "a tensor loses its last weight",
+        "pruning", "LastWeights.limit", Assume("allow_empty", True),
+        "tests/pruning/test_last_weights.py",
+    ),
+    Mutant(
+        "n:m runs along the outputs of a transposed layer",
+        "pruning", "on_rows", Assume("unstructured", True),
+        "tests/pruning/test_layout.py",
+    ),
+    Mutant(
+        "an average that a wrapped optimizer writes is not projected",
+        "pruning", "hook_steps", Replace(r"None, after_wrapper\)", "None, int)"),
+        "tests/pruning/test_step_hooks.py",
+    ),
+    Mutant(
         "an n:m pattern prunes more than it can",
         "pruning", "NM.__call__", Drop(r"count = self\.reachable"),
         NM,
     ),
     Mutant(
         "an allocation is checked with the present scores only",
-        "pruning", "Pruner._validate_reachable", Replace(
+        "pruning", "CheckedCounts.check_reachable", Replace(
             r"worst = self\._counts\(.*\)", "worst = self._counts(final)"
         ),
         NM,
@@ -139,7 +165,7 @@ PRUNING = [
 LIGHTNING = [
     Mutant(
         "projection comes before the optimizer step",
-        "lit", "OptimizerHooks.attach", Replace("step_post_hook", "step_pre_hook"),
+        "pruning", "hook_steps", Replace("step_post_hook", "step_pre_hook"),
         f"{CALLBACK} {PLUG_IN}",
     ),
     Mutant(
@@ -161,15 +187,35 @@ LIGHTNING = [
     ),
     Mutant(
         "a skipped optimizer step updates the masks",
-        "lit", "SparsityCallback.on_train_batch_end", Replace(
-            r" or not self\._hooks\.consume_step\(\)", ""
-        ),
+        "lit", "SparsityCallback.on_train_batch_end", Assume("not stepped", False),
         PLUG_IN,
     ),
     Mutant(
-        "a skipped last step is not made up for",
-        "lit", "SparsityCallback.on_train_end", Drop(r"self\._update\(self\.pruner"),
-        PLUG_IN,
+        "a ramp that the run cuts is not made up for",
+        "lit", "RampPosition.end", Replace(r"return not stopped or .*", "return False"),
+        RUN_END,
+    ),
+    Mutant(
+        "the last checkpoint is saved before the ramp ends",
+        "lit", "SparsityCallback.on_train_batch_end", Replace(
+            r"self\._position\.ends_with_batch\(trainer\)", "False"
+        ),
+        RUN_END,
+    ),
+    Mutant(
+        "the accumulation of the first epoch is taken for that of all",
+        "lit", "steps_in_epochs", Assume("not scheduled", True),
+        RUN_END,
+    ),
+    Mutant(
+        "a run that turns out shorter keeps its plan",
+        "lit", "RunLength.replan", Assume("not done < end < planned", True),
+        RUN_END,
+    ),
+    Mutant(
+        "two callbacks prune one weight",
+        "lit", "CallbackSettings.refuse_overlap", Assume("shared :=", False),
+        "tests/lit/test_several_callbacks.py",
     ),
     Mutant(
         "every process has masks of its own",

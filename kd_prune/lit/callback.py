@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,17 +13,17 @@ from kd_prune.errors import ConfigError
 from kd_prune.lit.argument_checks import check_name, check_scope
 from kd_prune.lit.averaged_weights import AveragedWeights
 from kd_prune.lit.before_fit import before_fit
+from kd_prune.lit.callback_settings import CallbackSettings
 from kd_prune.lit.distributed import (
     broadcast_mask,
-    first_process_number,
     is_distributed,
     refuse_sharding,
 )
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
 from kd_prune.lit.progress import RunLength
-from kd_prune.lit.ramp_warnings import warn_if_ramp_has_begun, warn_if_ramp_was_cut
+from kd_prune.lit.ramp_position import RampPosition
+from kd_prune.lit.saved_files import warn_of_files_on_the_ramp
 from kd_prune.lit.scope_choice import choose_scope
-from kd_prune.lit.settings import plain_settings
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checks import check_kinds
 from kd_prune.pruning.chosen_scope import DefaultScope
@@ -43,7 +42,7 @@ from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 OnMilestone = Callable[[L.LightningModule, float], None]
 
 
-class SparsityCallback(AveragedWeights):
+class SparsityCallback(CallbackSettings, AveragedWeights):
     """Raises the sparsity of a module's weights from `initial` to `final` during training.
 
     After every optimizer step pruned weights are set to zero; at the schedule's steps the masks
@@ -76,6 +75,10 @@ class SparsityCallback(AveragedWeights):
         granularity: `unstructured`, `NM()`, `Block()`, `Rows()`, `Heads()`, or your own.
         update_schedule: `ramp_updates`, `periodic_updates`, or your own.
         regrow: False, True or `RigL()`.
+        keep_zeros: Whether weights that are zero when the fit begins stay zero. None: with
+            ``final=None``, and in a scope that is at `initial` already, as that of a pruned model
+            pruned further; other zeros train and are pruned like any weight, with a warning.
+        allow_empty: Whether a tensor may lose all its weights; otherwise it keeps one.
         verbose: Print the preview before training and the counted sparsity of every tensor after.
         name: Distinguishes several of these callbacks in one Trainer: all but one need a name. It
             is part of the checkpoint's key and of logged names (``sparsity/<name>/counted``).
@@ -83,8 +86,9 @@ class SparsityCallback(AveragedWeights):
     Raises:
         ConfigTypeError: A name or a class was given instead of a function or an object.
         ConfigError: A fraction is out of range (see `Schedule`); at the start of a fit: the ramp
-            does not fit the run, nothing is left to prune, there is no module `submodule`, or the
-            strategy shards parameters.
+            does not fit the run, nothing is left to prune, there is no module `submodule`, the
+            strategy shards parameters, or another callback has the same name or prunes the same
+            parameters.
     """
 
     def __init__(
@@ -106,6 +110,8 @@ class SparsityCallback(AveragedWeights):
         granularity: Selection | CrossTensorGranularity = unstructured,
         update_schedule: Callable[..., UpdateSchedule] = ramp_updates,
         regrow: bool | RigL = False,
+        keep_zeros: bool | None = None,
+        allow_empty: bool = False,
         verbose: bool = True,
         name: str | None = None,
     ) -> None:
@@ -134,6 +140,8 @@ class SparsityCallback(AveragedWeights):
             "granularity": granularity,
             "update_schedule": update_schedule,
             "regrow": regrow,
+            "keep_zeros": keep_zeros,
+            "allow_empty": allow_empty,
         }
         self.schedule: Schedule | None = None
         if final is not None:
@@ -145,37 +153,10 @@ class SparsityCallback(AveragedWeights):
         self.verbose = verbose
         self.name = name
         self.pruner: Pruner | None = None
-        self._length = RunLength()
+        self._position = RampPosition()
         self._hooks = OptimizerHooks()
-        self._started_here = True  # False in a run resumed with this callback's state
         self._counted = 0.0
         self.step = 0  # step that the run has reached, in the unit of `preview`
-
-    @property
-    def state_key(self) -> str:
-        """Key of the state in checkpoints: the class's name, and the callback's if it has one."""
-        return f"{super().state_key}[{self.name}]" if self.name else super().state_key
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the constructor arguments that make an equal callback."""
-        return {
-            "final": self.schedule.final if self.schedule else None,
-            **self._schedule_settings,
-            **self._pruner_settings,
-            "scope": self.scope,
-            "submodule": self.submodule,
-            "on_milestone": self.on_milestone,
-            "verbose": self.verbose,
-            "name": self.name,
-        }
-
-    def replace(self, **changes: Any) -> SparsityCallback:
-        """Make a callback with some arguments changed, without any state of a fit."""
-        return type(self)(**(self.arguments() | changes))
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor arguments as plain data (see `plain_settings`)."""
-        return {name: plain_settings(value) for name, value in self.arguments().items()}
 
     def check(
         self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
@@ -212,7 +193,7 @@ class SparsityCallback(AveragedWeights):
                 raise ConfigError(
                     "module", None, "before a fit, give the module that is to be fitted"
                 )
-            return self.pruner.preview(self._length.unit)
+            return self.pruner.preview(self._position.length.unit)
         with before_fit(trainer, module, train_dataloader) as fit:
             scope = self._choose_scope(trainer, module, fit.optimizers()).with_note(fit.note)
             pruner = self._make_pruner(trainer, scope.included, fit.length)
@@ -223,26 +204,27 @@ class SparsityCallback(AveragedWeights):
         refuse_sharding(trainer)
         scope = self._choose_scope(trainer, pl_module, trainer.optimizers)
         resumed = self.take_resumed()
-        self._length = RunLength(**resumed["length"]) if resumed else RunLength.from_fit(trainer)
-        with warnings.catch_warnings():
-            if resumed:  # the loaded masks tell new tensors from pruned ones
-                warnings.filterwarnings("ignore", ".*zero altogether")
-            self.pruner = self._make_pruner(trainer, scope.included, self._length)
+        saved_length = resumed["length"] if resumed else None
+        self._position = RampPosition(trainer, resumed=saved_length, label=self.label)
+        length = self._position.length
+        self.pruner = self._make_pruner(trainer, scope.included, length)
+        self.refuse_overlap(trainer, self.pruner)
         self._counted = self.pruner.sparsity
         if resumed:
             self.pruner.load_state_dict(resumed["pruner"])
             self._counted = resumed["counted"]
-        self._weights_dirty, self._started_here = False, not resumed
+        self.pruner.warn_of_initial_zeros()
+        self._weights_dirty = False
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)
         if self.verbose and trainer.is_global_zero:
-            print(self.pruner.preview(self._length.unit, scope), flush=True)
+            preview = self.pruner.preview(length.unit, scope)
+            print(self.labelled(preview), flush=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn when resuming from a checkpoint without this callback's state."""
-        if self.pruner is not None and self._started_here:
-            step = self._length.step(trainer)
-            warn_if_ramp_has_begun(self.pruner.update_schedule, step, self._length)
+        if self.pruner is not None:
+            self._position.warn_if_begun(trainer, self.pruner)
 
     def _choose_scope(
         self, trainer: L.Trainer, module: L.LightningModule, optimizers: list[Optimizer] | None
@@ -284,12 +266,18 @@ class SparsityCallback(AveragedWeights):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        """Update the masks if the schedule says so, and log, after an optimizer step."""
-        if self.pruner is None or not self._hooks.consume_step():
+        """Update the masks if the schedule says so, and log, after an optimizer step.
+
+        The last batch of the last epoch ends the ramp, before it is validated and saved.
+        """
+        if self.pruner is None:
+            return
+        stepped, last = self._hooks.consume_step(), self._position.ends_with_batch(trainer)
+        if not stepped and not last:
             return  # gradients are being accumulated
-        self.step = self._length.step(trainer)
-        if self._length.seconds:  # clocks differ between processes
-            self.step = first_process_number(self.step, trainer.strategy.root_device)
+        self.step = self._position.step(trainer)
+        if last and self._position.end(trainer, self.pruner, stepped=self._hooks.stepped):
+            self.step = self._position.length.total
         window = self.pruner.milestone_window
         if window and self.step >= window.stop and self.on_milestone:
             self.on_milestone(pl_module, self.pruner.target)
@@ -304,18 +292,21 @@ class SparsityCallback(AveragedWeights):
             pruner.project()
             self._counted = pruner.sparsity
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the last update if the run reached its end without it; warn if the ramp was cut.
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit the rest of the ramp to the run where it turns out shorter; end it with the run."""
+        if self.pruner is not None and self._position.ends_with_epoch(trainer):
+            self._end(trainer, self.pruner)
+        elif self.pruner is not None:
+            self._position.replan(trainer)
 
-        A run has fewer steps than planned if a scaler skipped some or a training step gave None.
-        """
-        if self.pruner is None:
-            return
-        step = self._length.step(trainer)
-        stepped, stopped = self._hooks.stepped, trainer.should_stop
-        warn_if_ramp_was_cut(self.pruner, step, self._length, stepped=stepped, stopped=stopped)
-        if not stopped or step >= self._length.total:
-            self._update(self.pruner, self._length.total)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the last update if the run ended without it, otherwise than by its last epoch."""
+        if self.pruner is not None:
+            self._end(trainer, self.pruner)
+
+    def _end(self, trainer: L.Trainer, pruner: Pruner) -> None:
+        if self._position.end(trainer, pruner, stepped=self._hooks.stepped):
+            self._update(pruner, self._position.length.total)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove the hooks, zero pruned weights a last time and print the counted sparsity."""
@@ -324,7 +315,10 @@ class SparsityCallback(AveragedWeights):
         self._hooks.detach()
         super().on_fit_end(trainer, pl_module)
         if self.verbose and trainer.is_global_zero:
-            print(SparsityReport.count(self._model(pl_module), self.pruner.parameters), flush=True)
+            report = SparsityReport.count(self._model(pl_module), self.pruner.parameters)
+            print(self.labelled(report), flush=True)
+        if self.schedule and trainer.is_global_zero:
+            warn_of_files_on_the_ramp(trainer, self.state_key, self.schedule.final)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -345,6 +339,6 @@ class SparsityCallback(AveragedWeights):
             return {}
         return {
             "pruner": self.pruner.state_dict(),
-            "length": self._length.state_dict(),
+            "length": self._position.length.state_dict(),
             "counted": self._counted,
         }

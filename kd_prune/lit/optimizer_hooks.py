@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from kd_prune.errors import ConfigError
 from kd_prune.pruning.layers import layer_weights
 from kd_prune.pruning.optimizer_state import optimizer_parameters
 from kd_prune.pruning.pruner import Pruner
+from kd_prune.pruning.step_hooks import Handle, hook_steps
 
 NO_INPUT = (
     nn.RNNBase,
@@ -44,7 +44,7 @@ class OptimizerHooks:
         self._step_pending = False
         self._observed = set[int]()  # optimizers whose gradients for the next step were observed
         self._optimizers: list[Optimizer] = []
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Handle] = []
 
     def attach(self, trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> None:
         """Hook the trainer's optimizers and, where the criterion observes inputs, the layers.
@@ -55,7 +55,7 @@ class OptimizerHooks:
         """
 
         def before_step(
-            optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+            optimizer: Optimizer, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> None:
             # Lightning passes a closure that computes the gradients and then calls
             # `on_before_optimizer_step`. It calls no hook for steps of
@@ -63,7 +63,7 @@ class OptimizerHooks:
             if id(optimizer) not in self._observed and not any([*args[1:], *kwargs.values()]):
                 self.observe_gradients(trainer, pruner, optimizer)
 
-        def after_step(optimizer: Optimizer, *_: Any) -> None:
+        def after_step(optimizer: Optimizer) -> None:
             pruner.project(optimizer if moving else None)
             self._step_pending = self.stepped = True
             self._observed.discard(id(optimizer))
@@ -78,8 +78,13 @@ class OptimizerHooks:
             if in_scope & {id(p) for p in optimizer_parameters(optimizer)}
         ]
         for optimizer in moving or trainer.optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(before_step))
-            self._handles.append(optimizer.register_step_post_hook(after_step))
+            # The optimizer as Lightning knows it, whatever it wraps.
+            self._handles += hook_steps(
+                optimizer,
+                before=partial(before_step, optimizer),
+                after=partial(after_step, optimizer),
+                after_wrapper=partial(pruner.project, optimizer if moving else None),
+            )
         if getattr(pruner.criterion, "observes", None) == "input":
             self._handles += observe_inputs(module, pruner)
 
@@ -116,7 +121,7 @@ class OptimizerHooks:
         self._handles, self._optimizers = [], []
 
 
-def observe_inputs(module: nn.Module, pruner: Pruner) -> list[RemovableHandle]:
+def observe_inputs(module: nn.Module, pruner: Pruner) -> list[Handle]:
     """Hook every layer in scope: the criterion observes its inputs during training.
 
     Raises:
@@ -139,7 +144,7 @@ def observe_inputs(module: nn.Module, pruner: Pruner) -> list[RemovableHandle]:
         if layer.training:
             pruner.observe({name: next(iter((*inputs, *kwargs.values()))).detach()})
 
-    handles = []
+    handles: list[Handle] = []
     for layer in module.modules():
         for parameter in _own_parameters(layer):
             name = names.get(id(parameter))

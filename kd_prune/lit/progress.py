@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning.pytorch as L
@@ -27,11 +28,14 @@ class RunLength:
         steps: Optimizer steps.
         batches: Batches.
         seconds: Seconds of training (`Trainer(max_time=…)`).
+        replanned: Where the run turned out shorter (see `replan`): the `limit` concerned, `done` of
+            it and the `step` at that point, and the `end` that it will reach.
     """
 
     steps: int | None = None
     batches: int | None = None
     seconds: float | None = None
+    replanned: Mapping[str, Any] | None = None
 
     @classmethod
     def from_fit(cls, trainer: L.Trainer) -> RunLength:
@@ -42,6 +46,10 @@ class RunLength:
         """
         estimate = trainer.estimated_stepping_batches
         steps = int(estimate) if 0 < estimate < math.inf else None
+        if (trainer.max_epochs or 0) > 0 and trainer.num_training_batches < math.inf:
+            # Lightning takes the accumulation of the first epoch for that of all.
+            in_epochs = steps_in_epochs(trainer, int(trainer.num_training_batches))
+            steps = min(in_epochs, trainer.max_steps) if trainer.max_steps > 0 else in_epochs
         batches = None
         if not trainer.lightning_module.automatic_optimization:
             steps = trainer.max_steps if trainer.max_steps > 0 else None
@@ -72,9 +80,9 @@ class RunLength:
         if not automatic:
             batches = _product(trainer.max_epochs, per_epoch)
             return cls._with_max_time(steps, batches, trainer)
-        if per_epoch < math.inf:
-            per_epoch = math.ceil(per_epoch / trainer.accumulate_grad_batches)
-        in_epochs = _product(trainer.max_epochs, per_epoch)
+        in_epochs = None
+        if (trainer.max_epochs or 0) > 0 and per_epoch < math.inf:
+            in_epochs = steps_in_epochs(trainer, int(per_epoch))
         steps = min(filter(None, (steps, in_epochs)), default=None)
         return cls._with_max_time(steps, None, trainer)
 
@@ -99,7 +107,8 @@ class RunLength:
     @property
     def limits(self) -> dict[str, float]:
         """Limits that are known, by attribute name."""
-        return {name: limit for name, limit in asdict(self).items() if limit is not None}
+        limits = {name: getattr(self, name) for name in UNITS}
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
     @property
     def total(self) -> int:
@@ -130,9 +139,48 @@ class RunLength:
         >>> length.step_after(steps=10, seconds=3.0), length.step_after(steps=10, seconds=30.0)
         (10, 50)
         """
-        # Multiplied before divided: whole numbers stay exact.
-        reached = (self.total * done[name] // limit for name, limit in self.limits.items())
+        reached = (self._step_after(name, done[name]) for name in self.limits)
         return min(int(max(reached)), self.total)
+
+    def _step_after(self, name: str, done: float) -> float:
+        # Multiplied before divided: whole numbers stay exact.
+        if not self.replanned or self.replanned["limit"] != name:
+            return self.total * done // self.limits[name]
+        begin, since, end = (float(self.replanned[key]) for key in ("step", "done", "end"))
+        return begin + (self.total - begin) * max(done - since, 0) // (end - since)
+
+    def replan(self, trainer: L.Trainer) -> RunLength:
+        """Return this length, fitted to the steps that the trainer is going to make.
+
+        Called at the end of an epoch, whose batches are taken for those of each later one. Where
+        they add up to less than the limit (a loader without a length, training steps that give
+        None), the steps of the rest of the run are spread over what will be made: `total` stays,
+        and the run's last step reaches it. A run that is as long as planned, or longer, keeps its
+        length.
+
+        Args:
+            trainer: The trainer, in ``on_train_epoch_end``.
+        """
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        name = next(iter(self.limits), "seconds")
+        step = self.step(trainer)
+        if epoch >= epochs or step >= self.total or name == "seconds":
+            return self
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        automatic = trainer.lightning_module.automatic_optimization
+        if name == "batches":
+            done = trainer.fit_loop.total_batch_idx + 1
+            end = done + batches * (epochs - epoch)
+        elif automatic:
+            done = trainer.global_step
+            end = done + steps_in_epochs(trainer, batches, begin=epoch)
+        else:  # as many steps in every epoch as on average so far
+            done = trainer.global_step
+            end = done + done * (epochs - epoch) // epoch
+        planned = self.replanned["end"] if self.replanned else self.limits[name]
+        if not done < end < planned:
+            return self
+        return replace(self, replanned={"limit": name, "done": done, "step": step, "end": end})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the limits as plain numbers."""
@@ -169,12 +217,39 @@ def batches_of(loaders: Any) -> float:
     return ends(math.inf if length is None else length for length in lengths)
 
 
+_ACCUMULATION = "get_accumulate_grad_batches"  # of Lightning's and pytorch_lightning's scheduler
+
+
+def _callbacks(trainer: L.Trainer) -> list[Any]:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set in its __init__
+    return callbacks
+
+
 def _timer(trainer: L.Trainer) -> Any:
     """Find the callback of `Trainer(max_time=…)`; Lightning and pytorch_lightning have one each."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in its __init__
+    for callback in _callbacks(trainer):
         if type(callback).__name__ == "Timer" and callback.time_remaining() is not None:
             return callback
     return None
+
+
+def steps_in_epochs(trainer: L.Trainer, batches: int, begin: int = 0) -> int:
+    """Count the optimizer steps of the epochs from `begin` to ``max_epochs``.
+
+    Args:
+        trainer: The trainer. Its `GradientAccumulationScheduler`, if it has one, says how many
+            batches make a step in each epoch; a last, smaller group makes one too.
+        batches: Batches of an epoch.
+        begin: First epoch.
+    """
+    scheduled = next((c for c in _callbacks(trainer) if hasattr(c, _ACCUMULATION)), None)
+    if not scheduled:
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        return per_epoch * max((trainer.max_epochs or 0) - begin, 0)
+    return sum(
+        math.ceil(batches / getattr(scheduled, _ACCUMULATION)(epoch))
+        for epoch in range(begin, trainer.max_epochs or 0)
+    )
 
 
 def _product(epochs: int | None, per_epoch: float) -> int | None:

@@ -119,7 +119,7 @@ def default_scope(
     if not included:
         raise _nothing_to_prune(excluded)
     return DefaultScope(
-        ScopedParameters(included, layers),
+        ScopedParameters(model, included, layers),
         excluded,
         equivalent=_equivalent_scope(named, included, layers),
         notes=[f"No forward pass could be traced: {trace.problem}"]

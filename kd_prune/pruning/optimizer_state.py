@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_prune.pruning.step_hooks import optimizer_chain
+
 
 def optimizer_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     """Return the parameters of all groups of an optimizer."""
@@ -39,8 +41,11 @@ def unscaled_gradients(
 def reset_optimizer_state(
     optimizers: Iterable[Optimizer], weight: nn.Parameter, where: Tensor
 ) -> None:
-    """Set optimizer state of the masked weights to zero: outdated momentum would move them."""
-    for optimizer in optimizers:
-        for value in optimizer.state.get(weight, {}).values():
+    """Set optimizer state of the masked weights to zero: outdated momentum would move them.
+
+    Of an optimizer that wraps another, the state of both.
+    """
+    for optimizer in (inner for outer in optimizers for inner in optimizer_chain(outer)):
+        for value in getattr(optimizer, "state", {}).get(weight, {}).values():
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 value.masked_fill_(where, 0.0)

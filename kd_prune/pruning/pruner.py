@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -15,34 +14,39 @@ from torch.optim import Optimizer
 
 from kd_prune.errors import ConfigTypeError
 from kd_prune.pruning.allocation import Allocation, uniform
+from kd_prune.pruning.checked_counts import CheckedCounts
 from kd_prune.pruning.checks import check_kinds
 from kd_prune.pruning.chosen_scope import DefaultScope
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
-from kd_prune.pruning.granularity import CrossTensorGranularity, reachable_counts
-from kd_prune.pruning.granularity.base import check_reachable
-from kd_prune.pruning.masked_parameters import MaskedParameters
+from kd_prune.pruning.granularity import CrossTensorGranularity
+from kd_prune.pruning.granularity.on_rows import prunes_groups
+from kd_prune.pruning.initial_zeros import InitialZerosWarning, set_initial_masks
 from kd_prune.pruning.preview import PruningPreview, TensorPreview
 from kd_prune.pruning.rigl import RigL
+from kd_prune.pruning.saved_settings import (
+    check_same_ramp,
+    check_same_settings,
+    described_settings,
+)
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.selection import Counts, Selection, count_pruned, unstructured
-from kd_prune.pruning.tensor_parts import check_norms
+from kd_prune.pruning.step_hooks import check_attachable, hook_steps
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 
 
-class Pruner(MaskedParameters):
+class Pruner(CheckedCounts):
     """Masks over named parameters, updated to a schedule's sparsity.
 
     Weights stay plain parameters, and pruned ones are set to zero in place. Masks are nested unless
-    `regrow` is given: pruned weights stay pruned, and so do weights that are zero at construction,
-    so that a pruned model keeps its zeros. (A tensor of zeros only is taken for a new one and
-    pruned like others.) After the last update the masks are constant.
+    `regrow` is given: pruned weights stay pruned. After the last update the masks are constant.
 
     In a plain training loop `attach` does everything. Other callers call `observe` before an
     optimizer step, and `update` and `project` after it.
 
     Args:
         parameters: Parameters that may be pruned, name → parameter (see `Scope.select`,
-            `default_scope`), loaded and on their device.
+            `default_scope`), loaded and on their device. A plain dict of them is taken to hold
+            weights stored as (output, input, …); these two know transposed layers.
         schedule: Sparsity over progress; None: the zeros present at construction stay zero, and
             nothing else is pruned.
         total_steps: Optimizer steps of the run.
@@ -59,6 +63,11 @@ class Pruner(MaskedParameters):
         regrow: True: pruned weights keep their last value as a dormant weight and compete again at
             every update. `RigL`: pruned weights with large gradients return from 0. Optimizer state
             of weights whose mask changes is reset. Takes one more value per weight.
+        keep_zeros: Whether weights that are zero at construction count as pruned. None: in a scope
+            that is at ``schedule.initial`` already, above 0, as that of a pruned model pruned
+            further; elsewhere they train and are pruned like others (see `set_initial_masks`).
+        allow_empty: Whether a tensor may lose all its weights. False: one stays (or one group),
+            with a warning, and the total is lower by as much.
 
     Raises:
         ConfigError: The ramp does not fit the run (see `ramp_updates`), `allocation` or
@@ -88,6 +97,8 @@ class Pruner(MaskedParameters):
         granularity: Selection | CrossTensorGranularity = unstructured,
         update_schedule: Callable[..., UpdateSchedule] = ramp_updates,
         regrow: bool | RigL = False,
+        keep_zeros: bool | None = None,
+        allow_empty: bool = False,
     ) -> None:
         check_kinds(
             criterion=criterion,
@@ -110,59 +121,30 @@ class Pruner(MaskedParameters):
             allocation=allocation,
             granularity=granularity,
             regrow=regrow,
+            allow_empty=allow_empty,
         )
-        self._reset_all_zero_masks()
+        self._initial_zeros = set_initial_masks(self.masks, schedule, keep_zeros)
+        self._attached: list[Any] = []
+        self._settings = described_settings(criterion, allocation, granularity)
         self.target = 0.0 if schedule else self.sparsity
         self.expected_pruned: Counts = {n: count_pruned(mask) for n, mask in self.masks.items()}
         """Name → pruned weights after the last update. Empty where it cannot be known: for your own
         granularity; and for groups in weights with zeros or with RigL, until the last update."""
         unpruned = not any(self.expected_pruned.values()) and not isinstance(regrow, RigL)
-        if granularity is not unstructured and not (unpruned and self._is_grouped):
+        if granularity is not unstructured and not (unpruned and prunes_groups(granularity)):
             self.expected_pruned = {}
         self._updated_at = 0
         if schedule:
-            self._validate_reachable(schedule.final)
+            self.check_reachable(schedule.final)
 
-    def _validate_reachable(self, final: float) -> None:
-        """Refuse an unreachable final sparsity, and warn of a distant one, before training."""
-        if self._normed:
-            check_norms(self._asked_counts(final), self._normed)
-        shapes = self._parts.shapes
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        limits = reachable_counts(self.granularity, shapes, sizes)
-        if limits != sizes:
-            # The worst case of scores: each tensor's scores are all below those of the next one.
-            dense = self._all_candidates()
-            rank = {name: float(i) for i, name in enumerate(dense)}
-            worst = self._counts(final, dense, lambda name: dense[name] * rank[name])
-            check_reachable(self.granularity, worst, limits, sizes)
-        counts = self._counts(final)
-        pruned = {name: count_pruned(mask) for name, mask in self._candidates().items()}
-        asked = self._parts.sum(counts)
-        wanted = sum(max(asked[name], pruned[name]) for name in pruned)
-        found, total = sum(self._target_pruned(counts, pruned).values()), sum(sizes.values())
-        # A twelfth of all weights, or a quarter of those that stay: at 0.95 that is 0.0125.
-        if abs(found - wanted) > min(total / 12, (total - wanted) / 4):
-            warnings.warn(
-                f"granularity={self.granularity}: prunes full groups and reaches sparsity "
-                f"{found / total:.4g} where {wanted / total:.4g} is asked for; smaller groups come "
-                "closer",
-                stacklevel=3,
-            )
+    def warn_of_initial_zeros(self) -> None:
+        """Warn once where zeros present at construction may not be treated as meant.
 
-    def _reset_all_zero_masks(self) -> None:
-        """Unmask tensors of zeros only: their mask would keep them from training (B of LoRA)."""
-        all_zero = [name for name, mask in self.masks.items() if not mask.any()]
-        for name in all_zero if self.schedule else ():
-            self.masks[name].fill_(True)
-        if all_zero:
-            others = f" and {len(all_zero) - 1} more" if all_zero[1:] else ""
-            treatment = (
-                "so taken for new weights to be pruned like others, not for pruned ones"
-                if self.schedule
-                else "so kept at zero; leave new weights that should train out of the scope"
-            )
-            warnings.warn(f"{all_zero[0]}{others}: zero altogether, {treatment}", stacklevel=3)
+        Called by the first `update`: masks that are loaded before it leave nothing to guess.
+        """
+        if self._initial_zeros:
+            warnings.warn(self._initial_zeros, InitialZerosWarning, stacklevel=3)
+        self._initial_zeros = ""
 
     def _schedule_updates(self, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -193,12 +175,14 @@ class Pruner(MaskedParameters):
             ValueError: A weight in scope or a score is NaN. Nothing has changed then.
             ConfigError: Your own function returns an invalid value. Nothing has changed then.
         """
+        self.warn_of_initial_zeros()
         due = bisect_right(self._update_steps, step)
         if not due or self._update_steps[due - 1] <= self._updated_at:
             return False
         at = self._update_steps[due - 1]
         candidates, score = self._candidates(), partial(self._score, step=step)
         counts = self._counts(self.update_schedule[at], candidates, score)
+        self._last_weights.warn(self.update_schedule[at])
         # All masks are computed before the first one is used, because this may raise.
         masks = self._new_masks(candidates, score, counts)
         # Masks of `unstructured` are nested bools of the right shape: two passes less over them.
@@ -218,7 +202,7 @@ class Pruner(MaskedParameters):
             else:
                 self._apply_new_mask(name, mask)
         is_last = self._updated_at == self._update_steps[-1]
-        if self._is_grouped and not self.expected_pruned and is_last:
+        if prunes_groups(self.granularity) and not self.expected_pruned and is_last:
             self.expected_pruned = {name: count_pruned(mask) for name, mask in self.masks.items()}
         return True
 
@@ -244,21 +228,31 @@ class Pruner(MaskedParameters):
         Steps skipped by a GradScaler do not count. A closure passed to ``optimizer.step`` runs
         after gradients are observed: use criteria without state there. Call `project` after
         ``eval()`` of a schedule-free optimizer, which averages weights.
+
+        Args:
+            optimizer: An optimizer, or a wrapper of one (Accelerate's, Fabric's, Lookahead): see
+                `hook_steps`.
+
+        Raises:
+            ConfigTypeError: `optimizer` is no optimizer.
+            ConfigError: This Pruner is attached to it already.
         """
+        self._attached.append(check_attachable(optimizer, self._attached))
 
-        def before_step(*_: Any) -> None:
-            self.observe_gradients(optimizer)
-
-        def after_step(*_: Any) -> None:
+        def after_step() -> None:
             self.steps += 1
             # Before the update as well: momentum moved pruned weights, and an update reads them.
             self.project(optimizer)
             if self.update(self.steps):
                 self.project()
 
+        hook_steps(
+            optimizer,
+            before=lambda stepping, *_: self.observe_gradients(stepping),
+            after=after_step,
+            after_wrapper=partial(self.project, optimizer),
+        )
         self.track_optimizers([*self._optimizers, optimizer])
-        optimizer.register_step_pre_hook(before_step)
-        optimizer.register_step_post_hook(after_step)
 
     @torch.no_grad()
     def preview(
@@ -304,6 +298,7 @@ class Pruner(MaskedParameters):
             "expected_pruned": dict(self.expected_pruned),
             "total_steps": self.total_steps,
             "update_schedule": dict(self.update_schedule),
+            "settings": dict(self._settings),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -311,11 +306,15 @@ class Pruner(MaskedParameters):
 
         Raises:
             ValueError: The state has other parameters, another kind of criterion, or, unless
-                ``schedule=None`` leaves the masks unchanged, another ramp.
+                ``schedule=None`` leaves the masks unchanged, another ramp, allocation or
+                granularity. Nothing has changed then.
         """
         self._check_state(state)
+        if self.schedule:
+            check_same_settings(self._settings, state.get("settings", {}))
         self._load_update_schedule(state)
         super().load_state_dict(state)
+        self._initial_zeros = ""
         self.target = state["target"]
         self.steps = state["steps"]
         self._updated_at = state["updated_at"]
@@ -325,12 +324,11 @@ class Pruner(MaskedParameters):
         """Compute the updates for the saved length; raise ValueError if the saved ones differ."""
         total_steps = self.total_steps
         self._schedule_updates(state["total_steps"])
-        own, saved = self.update_schedule, state.get("update_schedule", self.update_schedule)
-        for step in sorted({*own, *saved}) if self.schedule else ():
-            if not math.isclose(own.get(step, -1.0), saved.get(step, -1.0)):
-                self._schedule_updates(total_steps)
-                raise ValueError(
-                    f"the saved state is of another ramp: for step {step} of "
-                    f"{state['total_steps']} it plans {saved.get(step, 'no update')}, the settings "
-                    f"here {own.get(step, 'no update')}; resume with the same schedule"
-                )
+        if not self.schedule:
+            return
+        try:
+            saved = state.get("update_schedule", self.update_schedule)
+            check_same_ramp(self.update_schedule, saved, self.total_steps)
+        except ValueError:
+            self._schedule_updates(total_steps)
+            raise

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from kd_prune.errors import ConfigError, ConfigTypeError
 from kd_prune.pruning.layers import LayerWeight, computed_name, layer_weights
+from kd_prune.pruning.layout import LaidOutParameters
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -47,17 +48,20 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-class ScopedParameters(dict[str, nn.Parameter]):
-    """Parameters in scope, name → parameter, and the layers whose weights they are.
+class ScopedParameters(LaidOutParameters):
+    """Parameters in scope, name → parameter, their layouts and the layers whose weights they are.
 
     Attributes:
         layers: Name → weight of a layer, which says how the parameter may be pruned.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], layers: Mapping[int, LayerWeight]
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        layers: Mapping[int, LayerWeight],
     ) -> None:
-        super().__init__(parameters)
+        super().__init__(model, parameters)
         self.layers = {n: layers[id(p)] for n, p in parameters.items() if id(p) in layers}
 
 
@@ -136,7 +140,7 @@ class Scope:
                 expected=f"include={list(self.include)} exclude={list(self.exclude)} leaves no "
                 "floating-point parameter of two or more dimensions to prune",
             )
-        return ScopedParameters(selected, layers)
+        return ScopedParameters(model, selected, layers)
 
     def as_code(self) -> str:
         """Format the scope as Python code.

@@ -192,7 +192,7 @@ def test_learning_rate_finder_does_not_affect_the_fit(tmp_path, finder):
         def on_train_start(self, trainer, module):
             began.append((pruning.pruner.target, zeros_in(module)))
 
-    began, pruning = [], SparsityCallback(0.9)
+    began, pruning = [], SparsityCallback(0.9, keep_zeros=True)
     rewind = RewindCallback(at=[1.0])
     fold = Found(mlp(), (8,))
     for module in (Found(mlp(), (8,)), fold, fold):

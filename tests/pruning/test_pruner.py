@@ -72,7 +72,7 @@ def test_pruner_pruned_model_keeps_its_zeros(start):
             order = torch.randperm(weight.numel(), generator=generator)
             weight.view(-1)[order[: round(start * weight.numel())]] = 0.0
     zeros = {name: weight == 0 for name, weight in weights_of(model).items()}
-    pruner = make_pruner(model)
+    pruner = make_pruner(model, keep_zeros=True)
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     for step in range(1, STEPS + 1):
         run(model, pruner, optimizer, [step])
@@ -201,17 +201,17 @@ def test_expected_pruned_includes_initial_zeros():
     model = make_model()
     with torch.no_grad():
         model[0].weight[:10] = 0.0
-    assert make_pruner(model, Schedule(final=0.5)).expected_pruned == {
+    assert make_pruner(model, Schedule(final=0.5), keep_zeros=True).expected_pruned == {
         "0.weight": 70,
         "2.weight": 0,
     }
-    pruner = make_pruner(model, Schedule(final=0.5))
+    pruner = make_pruner(model, Schedule(final=0.5), keep_zeros=True)
     run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     assert pruner.expected_pruned == {"0.weight": 70, "2.weight": 16}
     assert pruner.expected_pruned == {
         name: count_pruned(mask) for name, mask in pruner.masks.items()
     }
-    rows = make_pruner(model, Schedule(final=0.7), granularity=Rows())
+    rows = make_pruner(model, Schedule(final=0.7), granularity=Rows(), keep_zeros=True)
     assert rows.expected_pruned == {}  # counts of rows with zeros are unknown until the last update
     run(model, rows, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     assert rows.expected_pruned == {name: count_pruned(mask) for name, mask in rows.masks.items()}
@@ -224,10 +224,10 @@ def test_pruner_all_zero_tensor_is_new_with_a_schedule(schedule):
     nn.init.zeros_(model[2].weight)
     with torch.no_grad():
         model[0].weight[:10] = 0.0
-    fate = "so taken for new" if schedule else "so kept at zero; leave new weights"
+    fate = "so taken for new" if schedule else "so kept at zero; leave new weights out"
+    pruner = make_pruner(model, schedule, keep_zeros=True)
     with pytest.warns(UserWarning, match=rf"^2\.weight: zero altogether, {fate}"):
-        pruner = make_pruner(model, schedule)
-    run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
+        run(model, pruner, OPTIMIZERS["sgd"](model.parameters()), range(1, STEPS + 1))
     zeros = {name: int((weight == 0).sum()) for name, weight in weights_of(model).items()}
     assert zeros == {"0.weight": 70, "2.weight": round(0.9 * 33) if schedule else 33}
 
@@ -250,7 +250,7 @@ def test_preview_counts_initial_zeros():
     model = make_model()
     with torch.no_grad():
         model[0].weight[:10] = 0.0
-    plan = make_pruner(model, Schedule(final=0.5)).preview()
+    plan = make_pruner(model, Schedule(final=0.5), keep_zeros=True).preview()
     assert [tensor.pruned for tensor in plan.tensors] == [70, 16]
     plan = make_pruner(model, Schedule(final=0.5), regrow=True).preview()
     assert [tensor.pruned for tensor in plan.tensors] == [38, 16]

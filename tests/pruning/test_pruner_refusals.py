@@ -71,7 +71,7 @@ def of_rows(weight):
 def test_update_invalid_scores_or_masks_raise_and_change_nothing(options, says):
     model = make_model()
     nn.init.zeros_(model[2].weight[0])
-    pruner = make_pruner(model, **options)
+    pruner = make_pruner(model, keep_zeros=True, **options)
     before = copy.deepcopy(pruner.state_dict())
     with pytest.raises(ValueError, match=says):
         pruner.update(STEPS)

@@ -14,7 +14,7 @@ from kd_prune.pruning.schedule import Schedule
 from .toy import OPTIMIZERS, PLAN, STEPS, bits, make_model, make_pruner, run, train_step
 
 
-@pytest.mark.parametrize("allocation", [None, Global()])
+@pytest.mark.parametrize("allocation", [None, Global(ceiling=0.96)])
 def test_pruner_resumed_in_mid_ramp_equals_uninterrupted(allocation):
     options = {"allocation": allocation} if allocation else {}
     model = make_model()

@@ -97,7 +97,7 @@ def test_experts_with_zeros_count_each_for_itself():
     experts = Experts(is_transposed=False)
     with torch.no_grad():
         experts.up[0] = torch.where(torch.arange(96).view(12, 8) < 90, 0.0, experts.up[0])
-    pruner = prune(Scope(include=["up"]).select(experts))
+    pruner = prune(Scope(include=["up"]).select(experts), keep_zeros=True)
     assert (~pruner.masks["up"]).sum((1, 2)).tolist() == [90, 72, 72, 72]
     assert pruner.expected_pruned == {"up": 90 + 3 * 72}
 

@@ -6,7 +6,9 @@ reach every count is a `Granularity`, and one that ties weights of several tenso
 all tensors in scope.
 
 Weights are matrices (output, input); convolutions are treated as ``weight.flatten(1)``. Conv1D of
-transformers (GPT-2) stores (input, output), so its rows are inputs. Biases are never pruned.
+transformers (GPT-2) and transposed convolutions store (input, output, …): a granularity sees them
+turned, so rows are outputs everywhere (`OnRows`; the parameters have to come from a `Scope` or
+`default_scope`, which know the layers). Biases are never pruned.
 """
 
 from kd_prune.pruning.granularity.base import (

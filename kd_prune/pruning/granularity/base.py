@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
@@ -138,6 +139,25 @@ def check_reachable(
                 f"take final={share} or less, and an allocation that takes no more from one tensor "
                 f"(Global: ceiling={share})",
             )
+
+
+def warn_if_distant(granularity: object, found: int, wanted: int, total: int) -> None:
+    """Warn where full groups miss the number of weights to prune by much.
+
+    Args:
+        granularity: The granularity.
+        found: Weights that it prunes.
+        wanted: Weights asked for.
+        total: Weights in scope.
+    """
+    # A twelfth of all weights, or a quarter of those that stay: at 0.95 that is 0.0125.
+    if abs(found - wanted) > min(total / 12, (total - wanted) / 4):
+        warnings.warn(
+            f"granularity={granularity}: prunes full groups and reaches sparsity "
+            f"{found / total:.4g} where {wanted / total:.4g} is asked for; smaller groups come "
+            "closer",
+            stacklevel=4,
+        )
 
 
 @contextmanager

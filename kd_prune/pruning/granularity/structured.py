@@ -157,8 +157,7 @@ class Block(Tiles):
 class Rows(Tiles):
     """Rows: output neurons, or output channels of a convolution, by their mean score.
 
-    Rows are slices along the first dimension: input channels of a transposed convolution. The bias
-    stays: a neuron without weights outputs its bias.
+    The bias stays: a neuron without weights outputs its bias.
 
     Source: Li et al. 2017, arXiv 1608.08710, section 3.1 (there by the sum: the same order).
 

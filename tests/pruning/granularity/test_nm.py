@@ -118,7 +118,12 @@ def test_nm_reaches_pattern_from_any_zeros_and_scores(zeros, allocation):
         for weight in weights.values():
             weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)) < zeros] = 0
     pruner = Pruner(
-        weights, Schedule(final=0.5), total_steps=20, granularity=NM(), allocation=allocation
+        weights,
+        Schedule(final=0.5),
+        total_steps=20,
+        granularity=NM(),
+        allocation=allocation,
+        keep_zeros=True,
     )
     for step in range(1, 21):
         with torch.no_grad():

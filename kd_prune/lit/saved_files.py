@@ -1,0 +1,59 @@
+"""Saved files: which of the checkpoints that a fit leaves were saved on its ramp."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+
+
+def warn_of_files_on_the_ramp(trainer: L.Trainer, key: str, final: float) -> None:
+    """Warn of checkpoints that the fit leaves as its best or last and that are less sparse.
+
+    Args:
+        trainer: The trainer, after the fit.
+        key: Key of the callback in checkpoints.
+        final: Sparsity at the end of the ramp.
+    """
+    short = {
+        f"{path} ({role})": target
+        for path, role in _kept_files(trainer)
+        if (target := _target_in(path, key)) is not None and target < final
+    }
+    if short:
+        files = ", ".join(f"{path} at {target:.4g}" for path, target in short.items())
+        warnings.warn(
+            f"saved on the ramp, below sparsity {final:g}: {files}; a ModelCheckpoint without "
+            "monitor keeps the model of the end, and EarlyStopping has to wait for the ramp",
+            stacklevel=3,
+        )
+
+
+def _kept_files(trainer: L.Trainer) -> Iterator[tuple[Path, str]]:
+    """Yield the files that users take a model from, each once."""
+    seen = set[str]()
+    for callback in trainer.checkpoint_callbacks:
+        monitor = getattr(callback, "monitor", None)
+        roles = {"last_model_path": "the last", "best_model_path": f"the best by {monitor}"}
+        for attribute, role in roles.items():
+            path = getattr(callback, attribute, "")
+            if path and path not in seen and Path(path).is_file():
+                seen.add(path)
+                yield Path(path), role if monitor else "the last"
+
+
+def _target_in(path: Path, key: str) -> float | None:
+    """Return the sparsity that a checkpoint's masks have; None if it does not say."""
+    try:
+        # Mapped, so that no weight is read; and as plain data.
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError):
+        return None  # with hyperparameters that are no plain data, or of another format
+    callbacks = saved.get("callbacks", {}) if isinstance(saved, Mapping) else {}
+    pruner = callbacks.get(key, {}).get("pruner", {})
+    target: float | None = pruner.get("target")
+    return target
