@@ -128,7 +128,7 @@ def test_the_printed_scope_copied_selects_the_same(tmp_path, capsys):
     make_trainer(tmp_path, pruning).fit(module, module.batches())
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "To choose otherwise" in x]
     scope = eval(line.partition("scope=")[2], {"Scope": Scope})  # noqa: S307  # as a user would
-    copied = SparsityCallback(0.9, scope=scope)
+    copied, module = SparsityCallback(0.9, scope=scope), FrozenTeacher()
     make_trainer(tmp_path, copied).fit(module, module.batches())
     assert list(copied.pruner.parameters) == list(pruning.pruner.parameters)
 
@@ -172,6 +172,7 @@ def test_cells_are_pruned_and_wanda_refuses_them(tmp_path, cell):
     counts = zeros_per_tensor(module, pruning)
     assert list(counts) == ["network.cell.weight_ih", "network.cell.weight_hh"]
     assert all(zeros == round(0.9 * size) for zeros, size in counts.values())
+    module = UserModule(Unrolled(), (8,))
     with pytest.raises(ConfigError, match="does not correspond to the weight's columns"):
         make_trainer(tmp_path, SparsityCallback(0.9, criterion=Wanda())).fit(
             module, module.batches()
@@ -194,6 +195,7 @@ def test_experts_are_pruned_and_wanda_refuses_them(tmp_path):
     make_trainer(tmp_path, pruning).fit(module, module.batches())
     zeros = (module.network[0].experts == 0).sum((1, 2)).tolist()
     assert zeros == [round(0.9 * 128)] * 4
+    module = UserModule(nn.Sequential(Mixture(), nn.Linear(16, 3)), (8,))
     with pytest.raises(ConfigError, match="does not correspond to the weight's columns"):
         make_trainer(tmp_path, SparsityCallback(0.9, criterion=Wanda())).fit(
             module, module.batches()
