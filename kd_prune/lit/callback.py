@@ -18,6 +18,7 @@ from kd_prune.lit.distributed import (
     first_process_number,
     is_distributed,
     refuse_sharding,
+    restores_after_fit_start,
 )
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
 from kd_prune.lit.progress import RunLength, batches_of
@@ -35,7 +36,8 @@ from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
-from kd_prune.pruning.selection import Selection, unstructured
+from kd_prune.pruning.selection import Selection, count_pruned, unstructured
+from kd_prune.pruning.sharded_pruner import make_pruner
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 
 OnMilestone = Callable[[L.LightningModule, float], None]
@@ -82,7 +84,7 @@ class SparsityCallback(AveragedWeights):
         ConfigTypeError: A name or a class was given instead of a function or an object.
         ConfigError: A fraction is out of range (see `Schedule`); at the start of a fit: the ramp
             does not fit the run, nothing is left to prune, there is no module `submodule`, or the
-            strategy shards parameters.
+            strategy shards parameters otherwise than as DTensors.
     """
 
     def __init__(
@@ -218,8 +220,12 @@ class SparsityCallback(AveragedWeights):
         return pruner.preview(length.unit, scope.excluded)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the masks, or load those of the checkpoint."""
+        """Make the masks, or load those of the checkpoint; later if the checkpoint is."""
         refuse_sharding(trainer)
+        if not restores_after_fit_start(trainer):
+            self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scope = self._choose_scope(pl_module, trainer.optimizers)
         resumed = self.take_resumed()
         self._length = RunLength(**resumed["length"]) if resumed else RunLength.from_fit(trainer)
@@ -234,11 +240,15 @@ class SparsityCallback(AveragedWeights):
         self._weights_dirty, self._started_here = False, not resumed
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)
-        if self.verbose and trainer.is_global_zero:
-            print(self.pruner.preview(self._length.unit, scope.excluded), flush=True)
+        if self.verbose:
+            preview = self.pruner.preview(self._length.unit, scope.excluded)  # of all processes
+            if trainer.is_global_zero:
+                print(preview, flush=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn when resuming from a checkpoint without this callback's state."""
+        if restores_after_fit_start(trainer):
+            self._begin(trainer, pl_module)
         if self.pruner is not None and self._started_here:
             step = self._length.step(trainer)
             warn_if_ramp_has_begun(self.pruner.update_schedule, step, self._length)
@@ -262,7 +272,7 @@ class SparsityCallback(AveragedWeights):
         schedule = self.schedule
         if schedule and getattr(trainer, "fast_dev_run", False):
             schedule = Schedule(final=schedule.final)  # few steps, so all of them are on the ramp
-        return Pruner(
+        return make_pruner(
             parameters, schedule, total_steps=length.total, **(self._pruner_settings | settings)
         )
 
@@ -323,8 +333,10 @@ class SparsityCallback(AveragedWeights):
             return
         self._hooks.detach()
         super().on_fit_end(trainer, pl_module)
-        if self.verbose and trainer.is_global_zero:
-            print(SparsityReport.count(self._model(pl_module), self.pruner.parameters), flush=True)
+        if self.verbose:
+            report = SparsityReport.count(self._model(pl_module), self.pruner.parameters)
+            if trainer.is_global_zero:
+                print(report, flush=True)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -337,7 +349,7 @@ class SparsityCallback(AveragedWeights):
     def pruned(self) -> int:
         """Number of weights that the masks prune; 0 before the first fit."""
         masks = self.pruner.masks.values() if self.pruner else ()
-        return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
+        return sum(map(count_pruned, masks))
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, ramp and the position on it: plain tensors and numbers."""

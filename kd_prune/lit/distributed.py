@@ -1,4 +1,4 @@
-"""Pruning in several processes: the first one's masks and clock count; sharding is refused."""
+"""Pruning in several processes: the first one's masks and clock count; FSDP1 is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kd_prune.errors import ConfigError
 
-SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+"""Strategies that keep parameters as pieces of one flat tensor, without the tensors' shapes."""
 
 
 def is_distributed() -> bool:
@@ -31,13 +32,22 @@ def first_process_number(number: int, device: torch.device) -> int:
     return int(shared)
 
 
+def restores_after_fit_start(trainer: L.Trainer) -> bool:
+    """Return whether the fit resumes, and its state is loaded only after `on_fit_start`.
+
+    A strategy that shards parameters loads them when they are sharded.
+    """
+    later: bool = trainer.strategy.restore_checkpoint_after_setup
+    return later and trainer.ckpt_path is not None
+
+
 def refuse_sharding(trainer: L.Trainer) -> None:
-    """Raise ConfigError if the trainer's strategy shards parameters."""
+    """Raise ConfigError if the strategy shards parameters otherwise than as DTensors (FSDP2)."""
     strategy = type(trainer.strategy).__name__
-    if strategy in SHARDED:
+    if strategy in REFUSED:
         raise ConfigError(
             "trainer.strategy",
             strategy,
-            "it shards parameters between processes, and a mask needs all of a tensor",
-            "take strategy='ddp'",
+            "it keeps parameters as pieces of one flat tensor, and a mask needs their shapes",
+            "take ModelParallelStrategy, which is FSDP2, or strategy='ddp' (docs/cluster.md)",
         )

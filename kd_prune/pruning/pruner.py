@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from kd_prune.pruning.masked_parameters import MaskedParameters
 from kd_prune.pruning.preview import PruningPreview, TensorPreview
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
-from kd_prune.pruning.selection import Counts, Selection, count_pruned, unstructured
+from kd_prune.pruning.selection import Counts, Selection, count_pruned, count_true, unstructured
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 from kd_prune.pruning.validated_calls import check_mask_shape
 
@@ -148,7 +148,7 @@ class Pruner(MaskedParameters):
 
     def _reset_all_zero_masks(self) -> None:
         """Unmask tensors of zeros only: their mask would keep them from training (B of LoRA)."""
-        all_zero = [name for name, mask in self.masks.items() if not mask.any()]
+        all_zero = [name for name, mask in self.masks.items() if not count_true(mask)]
         for name in all_zero if self.schedule else ():
             self.masks[name].fill_(True)
         if all_zero:
@@ -193,23 +193,15 @@ class Pruner(MaskedParameters):
         if not due or self._update_steps[due - 1] <= self._updated_at:
             return False
         at = self._update_steps[due - 1]
-        candidates, score = self._candidates(), partial(self._score, step=step)
-        counts = self._counts(self.update_schedule[at], candidates, score)
-        # All masks are computed before the first one is used, because this may raise.
-        masks = dict(compute_masks(self.granularity, candidates, score, counts))
-        # Masks of `unstructured` are nested bools of the right shape: two passes less over them.
-        simple = (
-            self.criterion is magnitude and self.granularity is unstructured and not self.regrow
-        )
-        if not simple:
-            masks = {name: self._combine_masks(name, mask, at) for name, mask in masks.items()}
+        counts, new_masks = self._compute_masks(at, step)
+        masks = dict(new_masks)  # all of them before the first one is used, because this may raise
         self._updated_at, self.target = at, self.update_schedule[at]
         if self.expected_pruned:
             self.expected_pruned = self._target_pruned(counts, self.expected_pruned)
         for name, mask in masks.items():
             if sync_mask:
                 sync_mask(mask)
-            if simple:
+            if self._masks_are_nested:
                 self.masks[name] = mask
             else:
                 self._apply_new_mask(name, mask)
@@ -217,6 +209,26 @@ class Pruner(MaskedParameters):
         if self._is_grouped and not self.expected_pruned and is_last:
             self.expected_pruned = {name: count_pruned(mask) for name, mask in self.masks.items()}
         return True
+
+    @property
+    def _masks_are_nested(self) -> bool:
+        """Whether new masks are nested bools of the right shape: two passes less over them."""
+        simple = self.criterion is magnitude and self.granularity is unstructured
+        return simple and not self.regrow
+
+    def _compute_masks(self, at: int, step: int) -> tuple[Counts, Iterator[tuple[str, Tensor]]]:
+        """Return the counts and the new masks, name by name, of the update planned for step `at`.
+
+        Args:
+            at: Step of the update.
+            step: Completed optimizer steps, for messages.
+        """
+        candidates, score = self._candidates(), partial(self._score, step=step)
+        counts = self._counts(self.update_schedule[at], candidates, score)
+        masks = compute_masks(self.granularity, candidates, score, counts)
+        if self._masks_are_nested:
+            return counts, masks
+        return counts, ((name, self._combine_masks(name, mask, at)) for name, mask in masks)
 
     def _combine_masks(self, name: str, mask: Tensor, at: int) -> Tensor:
         """Intersect a new mask with the current one, unless weights regrow, and apply RigL."""
