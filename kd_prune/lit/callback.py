@@ -13,13 +13,7 @@ from torch.optim import Optimizer
 from kd_prune.errors import ConfigError
 from kd_prune.lit.argument_checks import check_name, check_scope
 from kd_prune.lit.averaged_weights import AveragedWeights
-from kd_prune.lit.distributed import (
-    broadcast_mask,
-    first_process_number,
-    is_distributed,
-    refuse_sharding,
-    restores_after_fit_start,
-)
+from kd_prune.lit.distributed import first_process_number, mask_sync, print_once, refuse_sharding
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
 from kd_prune.lit.progress import RunLength, batches_of
 from kd_prune.lit.ramp_warnings import warn_if_ramp_has_begun, warn_if_ramp_was_cut
@@ -219,13 +213,9 @@ class SparsityCallback(AveragedWeights):
         pruner = self._make_pruner(trainer, scope.included, length)
         return pruner.preview(length.unit, scope.excluded)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the masks, or load those of the checkpoint; later if the checkpoint is."""
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the masks, or load those of the checkpoint."""
         refuse_sharding(trainer)
-        if not restores_after_fit_start(trainer):
-            self._begin(trainer, pl_module)
-
-    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scope = self._choose_scope(pl_module, trainer.optimizers)
         resumed = self.take_resumed()
         self._length = RunLength(**resumed["length"]) if resumed else RunLength.from_fit(trainer)
@@ -241,14 +231,11 @@ class SparsityCallback(AveragedWeights):
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)
         if self.verbose:
-            preview = self.pruner.preview(self._length.unit, scope.excluded)  # of all processes
-            if trainer.is_global_zero:
-                print(preview, flush=True)
+            print_once(trainer, self.pruner.preview(self._length.unit, scope.excluded))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn when resuming from a checkpoint without this callback's state."""
-        if restores_after_fit_start(trainer):
-            self._begin(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)
         if self.pruner is not None and self._started_here:
             step = self._length.step(trainer)
             warn_if_ramp_has_begun(self.pruner.update_schedule, step, self._length)
@@ -310,7 +297,7 @@ class SparsityCallback(AveragedWeights):
 
     def _update(self, pruner: Pruner, step: int) -> None:
         # Scores depend on the batches that each process has seen, so the first one's masks count.
-        if pruner.update(step, broadcast_mask if is_distributed() else None):
+        if pruner.update(step, mask_sync()):
             pruner.project()
             self._counted = pruner.sparsity
 
@@ -334,9 +321,8 @@ class SparsityCallback(AveragedWeights):
         self._hooks.detach()
         super().on_fit_end(trainer, pl_module)
         if self.verbose:
-            report = SparsityReport.count(self._model(pl_module), self.pruner.parameters)
-            if trainer.is_global_zero:
-                print(report, flush=True)
+            model = self._model(pl_module)
+            print_once(trainer, SparsityReport.count(model, self.pruner.parameters))
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
 from kd_prune.errors import ConfigError
@@ -23,6 +26,11 @@ def broadcast_mask(mask: Tensor) -> None:
     dist.broadcast(mask.view(torch.uint8), 0)
 
 
+def mask_sync() -> Callable[[Tensor], None] | None:
+    """Return what makes a new mask the same in all processes; None in a single process."""
+    return broadcast_mask if is_distributed() else None
+
+
 def first_process_number(number: int, device: torch.device) -> int:
     """Return the first process's value of a number."""
     if not is_distributed():
@@ -32,17 +40,17 @@ def first_process_number(number: int, device: torch.device) -> int:
     return int(shared)
 
 
-def restores_after_fit_start(trainer: L.Trainer) -> bool:
-    """Return whether the fit resumes, and its state is loaded only after `on_fit_start`.
-
-    A strategy that shards parameters loads them when they are sharded.
-    """
-    later: bool = trainer.strategy.restore_checkpoint_after_setup
-    return later and trainer.ckpt_path is not None
+def print_once(trainer: L.Trainer, text: object) -> None:
+    """Print in the first process only."""
+    if trainer.is_global_zero:
+        print(text, flush=True)
 
 
 def refuse_sharding(trainer: L.Trainer) -> None:
-    """Raise ConfigError if the strategy shards parameters otherwise than as DTensors (FSDP2)."""
+    """Raise ConfigError if a strategy shards parameters in a way that cannot be pruned.
+
+    Sharded as DTensors (FSDP2) they can, but callbacks that average weights keep no DTensors.
+    """
     strategy = type(trainer.strategy).__name__
     if strategy in REFUSED:
         raise ConfigError(
@@ -51,3 +59,12 @@ def refuse_sharding(trainer: L.Trainer) -> None:
             "it keeps parameters as pieces of one flat tensor, and a mask needs their shapes",
             "take ModelParallelStrategy, which is FSDP2, or strategy='ddp' (docs/cluster.md)",
         )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in its __init__
+        averages = isinstance(callback, WeightAveraging | StochasticWeightAveraging)
+        if averages and strategy == "ModelParallelStrategy":
+            raise ConfigError(
+                "trainer.callbacks",
+                type(callback).__name__,
+                "the average of sharded weights is not kept as sparse as they are",
+                "leave it out, or take strategy='ddp'",
+            )

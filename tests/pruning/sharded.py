@@ -1,7 +1,7 @@
-"""Run by test_sharded_pruner.py in three processes: sharded pruners, compared with whole ones.
+"""Run by test_sharded_pruner.py in some processes: sharded pruners, compared with whole ones.
 
-Every process trains the same parameters twice on the same gradients, sharded and whole, and compares
-masks, weights and states after every step: bit by bit.
+Every process trains the same parameters twice on the same gradients, sharded and whole, and then
+compares masks, weights and states bit by bit.
 """
 
 from __future__ import annotations
