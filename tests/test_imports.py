@@ -42,7 +42,8 @@ ALONE = {
         "kd_prune.pruning.ramps",
     },
     "kd_prune.pruning.scope": {"kd_prune.errors"},
-    "kd_prune.pruning.selection": set(),
+    "kd_prune.pruning.selection": {"kd_prune.pruning.sharding"},
+    "kd_prune.pruning.sharding": set(),
 }
 # Package → the only places that may import it.
 ONLY_IN = {

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from kd_prune.errors import ConfigError
 
+FSDP2 = "ModelParallelStrategy"
+"""Strategy that shards parameters as DTensors."""
 REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 """Strategies that keep parameters as pieces of one flat tensor, without the tensors' shapes."""
 
@@ -46,6 +48,11 @@ def print_once(trainer: L.Trainer, text: object) -> None:
         print(text, flush=True)
 
 
+def shards_parameters(trainer: L.Trainer) -> bool:
+    """Return whether the strategy shards parameters between processes, in whatever way."""
+    return type(trainer.strategy).__name__ in {*REFUSED, FSDP2}
+
+
 def refuse_sharding(trainer: L.Trainer) -> None:
     """Raise ConfigError if a strategy shards parameters in a way that cannot be pruned.
 
@@ -61,7 +68,7 @@ def refuse_sharding(trainer: L.Trainer) -> None:
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in its __init__
         averages = isinstance(callback, WeightAveraging | StochasticWeightAveraging)
-        if averages and strategy == "ModelParallelStrategy":
+        if averages and strategy == FSDP2:
             raise ConfigError(
                 "trainer.callbacks",
                 type(callback).__name__,
