@@ -37,11 +37,54 @@ def torchrun_environments(nodes: int, per_node: int) -> list[dict[str, str]]:
     ]
 
 
+def slurm_environments(nodes: int, per_node: int) -> list[dict[str, str]]:
+    """What srun sets for each process of a job on some nodes, all of them here."""
+    port = str(free_port())
+    return [
+        {
+            "SLURM_JOB_ID": "4242",
+            "SLURM_JOB_NAME": "fit",
+            "SLURM_NODELIST": "127.0.0.1",
+            "SLURM_NNODES": str(nodes),
+            "SLURM_NTASKS": str(nodes * per_node),
+            "SLURM_NTASKS_PER_NODE": str(per_node),
+            "SLURM_PROCID": str(node * per_node + local),
+            "SLURM_NODEID": str(node),
+            "SLURM_LOCALID": str(local),
+            "MASTER_PORT": port,
+        }
+        for node in range(nodes)
+        for local in range(per_node)
+    ]
+
+
+def environments_by_hand(nodes: int, per_node: int) -> list[dict[str, str]]:
+    """What a person sets on each node, where Lightning starts the other processes."""
+    port = str(free_port())
+    return [
+        {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(node)}
+        for node in range(nodes)
+    ]
+
+
+LAUNCHERS = {
+    "torchrun": torchrun_environments,
+    "slurm": slurm_environments,
+    "by hand": environments_by_hand,
+}
+
+
 def start(
     environments: list[dict[str, str]], *command: str | Path, **settings: object
 ) -> list[subprocess.Popen[str]]:
     """Start the command, a script and its arguments, once in each environment."""
-    common = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command)], env=common | environment, text=True,
