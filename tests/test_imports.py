@@ -49,7 +49,8 @@ ALONE = {
         "kd_prune.pruning.layout",
     },
     "kd_prune.pruning.scope_patterns": set(),
-    "kd_prune.pruning.selection": set(),
+    "kd_prune.pruning.selection": {"kd_prune.pruning.sharding"},
+    "kd_prune.pruning.sharding": set(),
     "kd_prune.pruning.unchanged": set(),
 }
 # Package → the only places that may import it.

@@ -14,11 +14,7 @@ from kd_prune.lit.argument_checks import check_name, check_scope
 from kd_prune.lit.averaged_weights import AveragedWeights
 from kd_prune.lit.before_fit import before_fit
 from kd_prune.lit.callback_settings import CallbackSettings
-from kd_prune.lit.distributed import (
-    broadcast_mask,
-    is_distributed,
-    refuse_sharding,
-)
+from kd_prune.lit.distributed import mask_sync, print_once, refuse_sharding
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
 from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_position import RampPosition
@@ -36,7 +32,8 @@ from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.scope import Scope
-from kd_prune.pruning.selection import Selection, unstructured
+from kd_prune.pruning.selection import Selection, count_pruned, unstructured
+from kd_prune.pruning.sharded_pruner import make_pruner
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 
 OnMilestone = Callable[[L.LightningModule, float], None]
@@ -87,8 +84,8 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         ConfigTypeError: A name or a class was given instead of a function or an object.
         ConfigError: A fraction is out of range (see `Schedule`); at the start of a fit: the ramp
             does not fit the run, nothing is left to prune, there is no module `submodule`, the
-            strategy shards parameters, or another callback has the same name or prunes the same
-            parameters.
+            strategy shards parameters otherwise than as DTensors, or another callback has the same
+            name or prunes the same parameters.
     """
 
     def __init__(
@@ -199,7 +196,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             pruner = self._make_pruner(trainer, scope.included, fit.length)
             return pruner.preview(fit.length.unit, scope)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or load those of the checkpoint."""
         refuse_sharding(trainer)
         scope = self._choose_scope(trainer, pl_module, trainer.optimizers)
@@ -217,12 +214,12 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         self._weights_dirty = False
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)
-        if self.verbose and trainer.is_global_zero:
-            preview = self.pruner.preview(length.unit, scope)
-            print(self.labelled(preview), flush=True)
+        if self.verbose:
+            print_once(trainer, self.labelled(self.pruner.preview(length.unit, scope)))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn when resuming from a checkpoint without this callback's state."""
+        super().on_train_start(trainer, pl_module)
         if self.pruner is not None:
             self._position.warn_if_begun(trainer, self.pruner)
 
@@ -244,7 +241,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         schedule = self.schedule
         if schedule and getattr(trainer, "fast_dev_run", False):
             schedule = Schedule(final=schedule.final)  # few steps, so all of them are on the ramp
-        return Pruner(
+        return make_pruner(
             parameters, schedule, total_steps=length.total, **(self._pruner_settings | settings)
         )
 
@@ -288,7 +285,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
 
     def _update(self, pruner: Pruner, step: int) -> None:
         # Scores depend on the batches that each process has seen, so the first one's masks count.
-        if pruner.update(step, broadcast_mask if is_distributed() else None):
+        if pruner.update(step, mask_sync()):
             pruner.project()
             self._counted = pruner.sparsity
 
@@ -314,9 +311,9 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             return
         self._hooks.detach()
         super().on_fit_end(trainer, pl_module)
-        if self.verbose and trainer.is_global_zero:
+        if self.verbose:
             report = SparsityReport.count(self._model(pl_module), self.pruner.parameters)
-            print(self.labelled(report), flush=True)
+            print_once(trainer, self.labelled(report))
         if self.schedule and trainer.is_global_zero:
             warn_of_files_on_the_ramp(trainer, self.state_key, self.schedule.final)
 
@@ -331,7 +328,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
     def pruned(self) -> int:
         """Number of weights that the masks prune; 0 before the first fit."""
         masks = self.pruner.masks.values() if self.pruner else ()
-        return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
+        return sum(map(count_pruned, masks))
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, ramp and the position on it: plain tensors and numbers."""

@@ -24,6 +24,7 @@ from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.scope import Scope
 from kd_prune.pruning.selection import unstructured
+from kd_prune.pruning.sharded_pruner import ShardedPruner
 from kd_prune.pruning.update_schedule import periodic_updates, ramp_updates
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Rows",
     "Schedule",
     "Scope",
+    "ShardedPruner",
     "SoftMovement",
     "SparsityReport",
     "StatefulCriterion",

@@ -171,8 +171,11 @@ class _Trial:
         draws = torch.rand(len(index), generator=torch.Generator().manual_seed(0))
         half = (draws < 0.5).view(shape).to(device)
 
+        def plain_ones(like: Tensor) -> Tensor:  # not sharded, whatever the parameter is
+            return torch.ones(like.shape, dtype=like.dtype, device=like.device)
+
         def weight(tensor: Tensor) -> Tensor:
-            inputs = [tensor if k == key else torch.ones_like(p) for k, p in originals.items()]
+            inputs = [tensor if k == key else plain_ones(p) for k, p in originals.items()]
             first, *others = parametrization
             result = first(*inputs)
             for step in others:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ from kd_prune.pruning.optimizer_state import (
 )
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.selection import Counts, Masks, Score, Selection, unstructured
+from kd_prune.pruning.sharding import any_sharded, count_nonzero, local_part
 from kd_prune.pruning.tensor_parts import TensorParts, check_groups, keep_best, most_prunable
 from kd_prune.pruning.validated_calls import check_mask_shape, compute_counts, compute_scores
 
@@ -49,8 +50,11 @@ class MaskedParameters:
 
     Raises:
         ConfigError: `regrow` does not suit `granularity`, or `granularity` a tensor.
-        ConfigTypeError: `parameters` is no mapping.
+        ConfigTypeError: `parameters` is no mapping, or of DTensors (see `ShardedPruner`).
     """
+
+    takes_sharded = False
+    """Whether parameters may be DTensors."""
 
     def __init__(
         self,
@@ -66,6 +70,10 @@ class MaskedParameters:
         except (TypeError, ValueError) as error:
             expected = "expected name → parameter, for example default_scope(model).included"
             raise ConfigTypeError("parameters", type(parameters).__name__, expected) from error
+        if any_sharded(self.parameters.values()) and not self.takes_sharded:
+            raise ConfigTypeError(
+                "parameters", "DTensor", "are sharded between processes", "take ShardedPruner"
+            )
         if isinstance(regrow, RigL) and granularity is not unstructured:
             raise ConfigError(
                 "regrow",
@@ -91,10 +99,15 @@ class MaskedParameters:
         self._gradients: dict[str, Tensor] = {}
         self._criterion_state: dict[str, State] = {}
         if isinstance(criterion, StatefulCriterion):
-            self._criterion_state = self._for_each(lambda w: criterion.init_state(w.detach()))
+            self._criterion_state = {
+                name: self._init_state(criterion, name) for name in self.parameters
+            }
 
     def _for_each(self, function: Callable[[nn.Parameter], _T]) -> dict[str, _T]:
         return {name: function(weight) for name, weight in self.parameters.items()}
+
+    def _init_state(self, criterion: StatefulCriterion, name: str) -> State:
+        return criterion.init_state(self.parameters[name].detach())
 
     @torch.no_grad()
     def observe(self, grad_or_input: Mapping[str, Tensor]) -> None:
@@ -150,7 +163,8 @@ class MaskedParameters:
             # Multiplied as integers by 0 or 1: exact for NaN and negative zero, and without the
             # branches that make masked_fill_ several times slower.
             mask = self.masks[name] = self.masks[name].to(weight.device)  # the model may have moved
-            weight.view(_INTEGER_OF_SIZE[weight.element_size()]).mul_(mask)
+            part = local_part(weight)
+            part.view(_INTEGER_OF_SIZE[part.element_size()]).mul_(local_part(mask))
 
     def track_optimizers(self, optimizers: Iterable[Optimizer]) -> None:
         """Set the optimizers whose state is reset where weights regrow."""
@@ -160,7 +174,7 @@ class MaskedParameters:
     def sparsity(self) -> float:
         """Fraction of in-scope weights that are zero, counted from the weights."""
         total = sum(weight.numel() for weight in self.parameters.values())
-        kept = sum(int(weight.count_nonzero()) for weight in self.parameters.values())
+        kept = sum(count_nonzero(self.parameters.values()))
         return (total - kept) / total
 
     @property
@@ -216,22 +230,27 @@ class MaskedParameters:
             reachable = {name: max(count, before[name]) for name, count in reachable.items()}
         return self._parts.sum(reachable)
 
-    def _new_masks(self, candidates: Masks, score: Score, counts: Counts) -> dict[str, Tensor]:
-        """Return the masks that the granularity selects, none of them in use yet."""
+    def _new_masks(
+        self, candidates: Masks, score: Score, counts: Counts
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and new mask of every tensor, as the granularity selects them."""
         candidates, score = self._parts.split(candidates), self._parts.split_score(score)
-        masks = dict(compute_masks(self.granularity, candidates, score, counts))
-        for name, mask in masks.items():
-            check_mask_shape(self.granularity, name, mask, candidates[name])
-        return dict(self._parts.join(masks.items()))
+
+        def checked() -> Iterator[tuple[str, Tensor]]:
+            shapes = self._parts.shapes
+            for name, mask in compute_masks(self.granularity, candidates, score, counts):
+                if mask.shape != shapes[name]:
+                    check_mask_shape(self.granularity, name, mask, candidates[name])
+                yield name, mask
+
+        return self._parts.join(checked())
 
     def _apply_new_mask(self, name: str, mask: Tensor) -> None:
         """Replace a mask and update weights, criterion state and optimizer state accordingly."""
         weight = self.parameters[name].detach()
         changed = mask ^ self.masks[name]
         if isinstance(self.criterion, StatefulCriterion):
-            dropped = changed & self.masks[name]
-            self.criterion.compensate(weight, dropped, self._criterion_state[name])
-            self.criterion.after_update(self._criterion_state[name])
+            self._compensate(self.criterion, name, changed & self.masks[name])
         if self._dormant_weights:
             effective = self._effective_weight(name)
             self._dormant_weights[name].copy_(effective)
@@ -241,6 +260,11 @@ class MaskedParameters:
         if isinstance(self.regrow, RigL):
             weight.masked_fill_(changed, 0.0)
         self.masks[name].copy_(mask)
+
+    def _compensate(self, criterion: StatefulCriterion, name: str, dropped: Tensor) -> None:
+        state = self._criterion_state[name]
+        criterion.compensate(self.parameters[name].detach(), dropped, state)
+        criterion.after_update(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, criterion state and dormant weights.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -180,24 +180,15 @@ class Pruner(CheckedCounts):
         if not due or self._update_steps[due - 1] <= self._updated_at:
             return False
         at = self._update_steps[due - 1]
-        candidates, score = self._candidates(), partial(self._score, step=step)
-        counts = self._counts(self.update_schedule[at], candidates, score)
-        self._last_weights.warn(self.update_schedule[at])
-        # All masks are computed before the first one is used, because this may raise.
-        masks = self._new_masks(candidates, score, counts)
-        # Masks of `unstructured` are nested bools of the right shape: two passes less over them.
-        simple = (
-            self.criterion is magnitude and self.granularity is unstructured and not self.regrow
-        )
-        if not simple:
-            masks = {name: self._combine_masks(name, mask, at) for name, mask in masks.items()}
+        counts, new_masks = self._compute_masks(at, step)
+        masks = dict(new_masks)  # all of them before the first one is used, because this may raise
         self._updated_at, self.target = at, self.update_schedule[at]
         if self.expected_pruned:
             self.expected_pruned = self._target_pruned(counts, self.expected_pruned)
         for name, mask in masks.items():
             if sync_mask:
                 sync_mask(mask)
-            if simple:
+            if self._masks_are_nested:
                 self.masks[name] = mask
             else:
                 self._apply_new_mask(name, mask)
@@ -205,6 +196,27 @@ class Pruner(CheckedCounts):
         if prunes_groups(self.granularity) and not self.expected_pruned and is_last:
             self.expected_pruned = {name: count_pruned(mask) for name, mask in self.masks.items()}
         return True
+
+    @property
+    def _masks_are_nested(self) -> bool:
+        """Whether new masks are nested bools of the right shape: two passes less over them."""
+        simple = self.criterion is magnitude and self.granularity is unstructured
+        return simple and not self.regrow
+
+    def _compute_masks(self, at: int, step: int) -> tuple[Counts, Iterator[tuple[str, Tensor]]]:
+        """Return the counts and the new masks, name by name, of the update planned for step `at`.
+
+        Args:
+            at: Step of the update.
+            step: Completed optimizer steps, for messages.
+        """
+        candidates, score = self._candidates(), partial(self._score, step=step)
+        counts = self._counts(self.update_schedule[at], candidates, score)
+        self._last_weights.warn(self.update_schedule[at])
+        masks = self._new_masks(candidates, score, counts)
+        if self._masks_are_nested:
+            return counts, masks
+        return counts, ((name, self._combine_masks(name, mask, at)) for name, mask in masks)
 
     def _combine_masks(self, name: str, mask: Tensor, at: int) -> Tensor:
         """Intersect a new mask with the current one, unless weights regrow, and apply RigL."""

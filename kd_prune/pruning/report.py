@@ -11,6 +11,7 @@ from torch import nn
 
 from kd_prune.errors import ConfigError
 from kd_prune.pruning.scope import named_parameters
+from kd_prune.pruning.sharding import count_nonzero
 from kd_prune.pruning.unpruned_kinds import averages
 
 
@@ -51,6 +52,8 @@ class SparsityReport:
     def count(cls, model: nn.Module, scope: Collection[str]) -> SparsityReport:
         """Count the zeros of `model`; `scope` names the parameters in scope of pruning.
 
+        A sharded model is counted by all processes together, so each has to call this.
+
         Raises:
             ConfigError: `model` lacks a parameter named in `scope`.
         """
@@ -61,6 +64,7 @@ class SparsityReport:
         unknown = set(scope) - {name for name, _ in first.values()}
         if unknown:
             raise ConfigError("scope", expected=f"the model has no parameter {min(unknown)!r}")
+        nonzero = count_nonzero(parameter for _, parameter in first.values())
         return cls(
             tuple(
                 TensorCount(
@@ -68,9 +72,9 @@ class SparsityReport:
                     shape="x".join(map(str, parameter.shape)),
                     in_scope=name in scope,
                     size=parameter.numel(),
-                    zeros=parameter.numel() - int(parameter.count_nonzero()),
+                    zeros=parameter.numel() - kept,
                 )
-                for name, parameter in first.values()
+                for (name, parameter), kept in zip(first.values(), nonzero, strict=True)
             ),
             averages=frozenset(name for key, (name, _) in first.items() if key in averaged),
         )

@@ -13,6 +13,7 @@ from kd_prune.pruning.granularity.base import Shape
 from kd_prune.pruning.granularity.structured import Tiles
 from kd_prune.pruning.layers import LayerWeight
 from kd_prune.pruning.selection import Counts, Masks, Score, count_pruned
+from kd_prune.pruning.sharding import gather
 
 
 class TensorParts:
@@ -58,18 +59,19 @@ class TensorParts:
         return _Parts(self, score).__getitem__ if self._transposed else score
 
     def join(self, masks: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Yield name → tensor for parts that come in any order."""
-        if not self._transposed:
-            yield from masks
-            return
-        parts = dict(masks)
-        for name in self._whole:
-            pieces = [parts[part] for part in self.names(name)]
+        """Yield name and tensor as soon as all its parts have come, in any order."""
+        waiting: dict[str, dict[int, Tensor]] = {}
+        for part, mask in masks:
+            name, index = self.places[part]
             if name not in self._transposed:
-                yield name, pieces[0]
-            else:
-                stacked = torch.stack(pieces)
+                yield name, mask
+                continue
+            pieces = waiting.setdefault(name, {})
+            pieces[index] = mask
+            if len(pieces) == self._whole[name][0]:
+                stacked = torch.stack([pieces[expert] for expert in sorted(pieces)])
                 yield name, stacked.mT.contiguous() if self._transposed[name] else stacked
+                del waiting[name]
 
     def sum(self, counts: Counts) -> Counts:
         """Return the counts of whole tensors."""
@@ -82,7 +84,7 @@ class TensorParts:
         found = dict(pruned)
         for name in self._transposed:
             del found[name]
-            pieces = zip(self.names(name), self.pieces(name, masks[name]), strict=True)
+            pieces = zip(self.names(name), self.pieces(name, gather(masks[name])), strict=True)
             found |= {part: count_pruned(piece) for part, piece in pieces}
         return found
 
