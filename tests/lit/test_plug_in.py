@@ -531,7 +531,7 @@ def test_sharding_strategy_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     pruning = SparsityCallback(0.9)
     trainer.strategy.__class__ = type("FSDPStrategy", (type(trainer.strategy),), {})
-    with pytest.raises(ValueError, match=r"strategy=FSDPStrategy: it shards.*strategy='ddp'"):
+    with pytest.raises(ValueError, match=r"strategy=FSDPStrategy: it keeps.*strategy='ddp'"):
         pruning.on_fit_start(trainer, module)
 
 
