@@ -143,15 +143,20 @@ def judge(
     zeros = {name: int((p == 0).sum()) for name, p in parameters.items()}
     weights = sum(p.numel() for p in parameters.values())
     exact = all(
-        zeros[name] == mask.numel() - int(mask.count_nonzero())
-        and abs(zeros[name] - FINAL * mask.numel()) < 1
-        for name, mask in callback.pruner.masks.items()
+        bool(((weight == 0) == ~callback.pruner.masks[name]).all())
+        and all(abs(int((m == 0).sum()) - FINAL * m.numel()) < 1 for m in matrices(name, weight))
+        for name, weight in parameters.items()
     )
     named = dict(module.named_parameters())
     taken = {id(p) for p in parameters.values()}
     dense = [p for p in named.values() if p.ndim > 1 and p.requires_grad and id(p) not in taken]
     counted = sum(zeros.values()) / weights
     return Outcome(len(parameters), len(dense), counted, exact, same(module, again))
+
+
+def matrices(name: str, weight: torch.Tensor) -> list[torch.Tensor]:
+    """Return the experts of a tensor that holds several, or else the tensor alone."""
+    return list(weight) if "experts" in name and weight.ndim == 3 else [weight]
 
 
 def same(one: L.LightningModule, other: L.LightningModule) -> bool:

@@ -42,8 +42,16 @@ ALONE = {
         "kd_prune.pruning.pauses",
         "kd_prune.pruning.ramps",
     },
-    "kd_prune.pruning.scope": {"kd_prune.errors", "kd_prune.pruning.layout"},
-    "kd_prune.pruning.selection": set(),
+    "kd_prune.pruning.layers": set(),
+    "kd_prune.pruning.scope": {
+        "kd_prune.errors",
+        "kd_prune.pruning.layers",
+        "kd_prune.pruning.layout",
+    },
+    "kd_prune.pruning.scope_patterns": set(),
+    "kd_prune.pruning.selection": {"kd_prune.pruning.sharding"},
+    "kd_prune.pruning.sharding": set(),
+    "kd_prune.pruning.unchanged": set(),
 }
 # Package → the only places that may import it.
 ONLY_IN = {

@@ -158,7 +158,7 @@ PRUNING = [
     Mutant(
         "parameters that no optimizer holds are pruned",
         "pruning", "default_scope", Replace(r" & set\[int\]\(\)\.union\(\*groups\)", ""),
-        "tests/pruning/test_scope.py",
+        "tests/pruning/test_chosen_scope.py",
     ),
 ]  # fmt: skip
 

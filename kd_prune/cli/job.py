@@ -102,15 +102,16 @@ def check_command(config: DictConfig) -> None:
     """Check the chosen options of the command that is running.
 
     Raises:
-        ConfigError: See `validation.check_choices`.
+        ConfigError: See `validation.check_choices` and `launch.check_nodes`.
     """
+    launch.check_nodes(config)
     hydra = HydraConfig.get()
     folders = [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file"]
     named = any(override.startswith("budget=") for override in hydra.overrides.task)
     validation.check_choices(
         config,
         hydra.runtime.choices,
-        many=launch.is_sweep() or launch.is_child_rank(),
+        many=launch.is_sweep() or launch.is_child_rank(config),
         budgets=validation.options_of("budget", folders) if named else None,
     )
 

@@ -18,19 +18,68 @@ from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import read_write
+from omegaconf import DictConfig, read_write
 
 from kd_prune.cli.locations import CLONE
+from kd_prune.errors import ConfigError
 from kd_prune.results import STATUS_FILE
 from kd_prune.sweep import status
 
+CHECKPOINT_FILE = "last.ckpt"
 SHUTDOWN_SECONDS = 60.0
 """Time limit for workers to finish the current step and write a checkpoint."""
 
 
-def is_child_rank() -> bool:
-    """Return whether a job started this process for its second, third … device."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+def is_on_nodes(config: DictConfig) -> bool:
+    """Return whether the job is one of several machines: ``trainer=nodes``."""
+    return "num_nodes" in config.trainer
+
+
+def is_child_rank(config: DictConfig) -> bool:
+    """Return whether this process is the job's second, third …, and the first keeps the record.
+
+    Lightning says so to those that it starts itself, and torchrun and Slurm to those of a job on
+    several machines. (Without one, ``srun -n 4`` may well start four jobs.)
+    """
+    ranks = ["LOCAL_RANK"]
+    if is_on_nodes(config):
+        ranks += ["RANK", "SLURM_PROCID", "NODE_RANK"]
+    return any(int(os.environ.get(rank, 0)) > 0 for rank in ranks)
+
+
+def check_nodes(config: DictConfig) -> None:
+    """Refuse a job on several machines whose processes would not find each other's files.
+
+    Raises:
+        ConfigError: It is one of a sweep, or has no run folder of a fixed name.
+    """
+    if not is_on_nodes(config):
+        return
+    if is_sweep():
+        raise ConfigError(
+            "trainer.num_nodes",
+            config.trainer.num_nodes,
+            "each job of a sweep takes one machine",
+            "start this job alone, under torchrun or srun, or take trainer=ddp (docs/cluster.md)",
+        )
+    given = [override.partition("=")[0] for override in HydraConfig.get().overrides.hydra]
+    if "hydra.run.dir" not in given:
+        raise ConfigError(
+            "hydra.run.dir",
+            expected="each process would make a folder of its own, named by the time",
+            hint="name one that all machines share",
+        )
+
+
+def resumable_checkpoint(config: DictConfig, out: Path) -> str | None:
+    """Return the checkpoint that a job on several machines left in its folder, if it was ended.
+
+    A launcher that starts a job once more gives the same command.
+    """
+    checkpoint = out / CHECKPOINT_FILE
+    if not is_on_nodes(config) or config.ckpt_path or not checkpoint.is_file():
+        return None
+    return str(checkpoint)
 
 
 def is_sweep() -> bool:

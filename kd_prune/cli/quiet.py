@@ -14,6 +14,7 @@ def quiet_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.profilers").setLevel(
         logging.INFO
     )  # their report is asked for

@@ -93,9 +93,11 @@ def run_composed(config: DictConfig) -> float | None:
     try:
         return sweep_metric(run_recorded(config, out, record), config.task.monitor)
     except Interrupted as interrupted:
-        if launch.is_child_rank():
+        if launch.is_child_rank(config):
             return None
-        sys.stderr.write(f"{interrupted}\n{resume_hint(interrupted.path, out)}\n")
+        by_itself = launch.is_sweep() or launch.is_on_nodes(config)
+        hint = resume_hint(interrupted.path, out, by_itself=by_itself)
+        sys.stderr.write(f"{interrupted}\n{hint}\n")
         sys.exit(128 + interrupted.number)
     except SystemExit as end:
         # Lightning turns KeyboardInterrupt into exit code 1.
@@ -117,9 +119,10 @@ def run_recorded(config: DictConfig, out: Path, record: Status) -> RunResult | M
     if config.eval and sweep:
         return run_eval_job(out, record, lambda: evaluate_model(config, out))
     if config.eval:  # no record: evaluation.json is the only result
-        return evaluate_model(config, out)
-    if launch.is_child_rank():  # the first process keeps the record
-        return run_job(config, out)
+        return None if launch.is_child_rank(config) else evaluate_model(config, out)
+    resume = launch.resumable_checkpoint(config, out)
+    if launch.is_child_rank(config):  # the first process keeps the record
+        return run_job(config, out, resume)
     if sweep:
         return run_sweep_job(
             out,
@@ -128,7 +131,7 @@ def run_recorded(config: DictConfig, out: Path, record: Status) -> RunResult | M
             retry_failed=config.sweep.retry_failed,
         )
     with status.run_lock(out, record):
-        return run_job(config, out)
+        return run_job(config, out, resume)
 
 
 def evaluate_model(config: DictConfig, out: Path) -> ModelResult:
@@ -146,7 +149,7 @@ def run_job(config: DictConfig, out: Path, checkpoint: str | None = None) -> Run
     Args:
         config: The composed configuration.
         out: The run folder.
-        checkpoint: Checkpoint that a sweep found in the run folder; training starts from the
+        checkpoint: Checkpoint that was found in the run folder; training starts from the
             beginning if it cannot be read.
 
     Returns:
@@ -173,12 +176,13 @@ def run_job(config: DictConfig, out: Path, checkpoint: str | None = None) -> Run
         return run_job(config, out)
 
 
-def resume_hint(checkpoint: Path, out: Path) -> str:
+def resume_hint(checkpoint: Path, out: Path, *, by_itself: bool) -> str:
     """Return the instruction that resumes an interrupted run.
 
-    A sweep finds its checkpoints by itself, and every command finds the checkpoint of a teacher.
+    A sweep and a job on several machines find their checkpoints by themselves, and every command
+    finds the checkpoint of a teacher.
     """
-    if checkpoint.parent == out and not launch.is_sweep():
+    if checkpoint.parent == out and not by_itself:
         override = quote_override("ckpt_path", str(checkpoint))
         return f"To resume, run the same command with {override}"
     return "To resume, run the same command again"

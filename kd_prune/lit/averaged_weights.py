@@ -65,8 +65,8 @@ class AveragedWeights(Resumable):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Zero pruned weights in the saved state, which may be an average's."""
-        if self.pruner is None or self._other_module:
-            return
+        if self.pruner is None or self._other_module or self.pruner.takes_sharded:
+            return  # averages of sharded weights are refused
         names = self._mask_names(pl_module, self.pruner)
         masks, saved = self.pruner.masks, checkpoint["state_dict"]
         zeroed: dict[int, Tensor] = {}  # by storage: tensors shared in the model stay shared

@@ -12,29 +12,28 @@ from torch.optim import Optimizer
 from kd_prune.errors import ConfigError
 from kd_prune.lit.argument_checks import check_name, check_scope
 from kd_prune.lit.averaged_weights import AveragedWeights
+from kd_prune.lit.before_fit import before_fit
 from kd_prune.lit.callback_settings import CallbackSettings
-from kd_prune.lit.distributed import (
-    broadcast_mask,
-    is_distributed,
-    refuse_sharding,
-)
+from kd_prune.lit.distributed import mask_sync, print_once, refuse_sharding
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
-from kd_prune.lit.progress import RunLength, batches_of
+from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_position import RampPosition
 from kd_prune.lit.saved_files import warn_of_files_on_the_ramp
+from kd_prune.lit.scope_choice import choose_scope
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checks import check_kinds
+from kd_prune.pruning.chosen_scope import DefaultScope
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import CrossTensorGranularity
-from kd_prune.pruning.optimizer_state import optimizer_parameters
 from kd_prune.pruning.preview import PruningPreview
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.ramps import Ramp, cubic
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
-from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
-from kd_prune.pruning.selection import Selection, unstructured
+from kd_prune.pruning.scope import Scope
+from kd_prune.pruning.selection import Selection, count_pruned, unstructured
+from kd_prune.pruning.sharded_pruner import make_pruner
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
 
 OnMilestone = Callable[[L.LightningModule, float], None]
@@ -85,8 +84,8 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         ConfigTypeError: A name or a class was given instead of a function or an object.
         ConfigError: A fraction is out of range (see `Schedule`); at the start of a fit: the ramp
             does not fit the run, nothing is left to prune, there is no module `submodule`, the
-            strategy shards parameters, or another callback has the same name or prunes the same
-            parameters.
+            strategy shards parameters otherwise than as DTensors, or another callback has the same
+            name or prunes the same parameters.
     """
 
     def __init__(
@@ -173,14 +172,15 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
     ) -> PruningPreview:
         """Preview the pruning of a fit, before it or during it: tensors, ramp, final counts.
 
-        Nothing is trained or changed. Before a fit there are no optimizers yet, so all parameters
-        that require a gradient count as one network.
+        Nothing is trained or changed. Before a fit, `configure_optimizers` is tried out to learn
+        which parameters train; if it fails, the preview says so, and all parameters that require a
+        gradient count as one network.
 
         Args:
             trainer: The trainer of the fit.
             module: The module; None: the one whose fit has begun.
-            train_dataloader: The training loader or data module of the fit; None: the Trainer's
-                ``max_steps`` is the length of the run.
+            train_dataloader: The training loader or data module of the fit; None: the module's own
+                loader, if it has one, or else the Trainer's ``max_steps`` is the length of the run.
 
         Raises:
             ConfigError: As the fit would.
@@ -191,17 +191,15 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
                     "module", None, "before a fit, give the module that is to be fitted"
                 )
             return self.pruner.preview(self._position.length.unit)
-        scope = self._choose_scope(module, None)
-        batches = batches_of(train_dataloader)
-        automatic = module.automatic_optimization
-        length = RunLength.from_trainer_config(trainer, batches, automatic=automatic)
-        pruner = self._make_pruner(trainer, scope.included, length)
-        return pruner.preview(length.unit, scope.excluded)
+        with before_fit(trainer, module, train_dataloader) as fit:
+            scope = self._choose_scope(trainer, module, fit.optimizers()).with_note(fit.note)
+            pruner = self._make_pruner(trainer, scope.included, fit.length)
+            return pruner.preview(fit.length.unit, scope)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or load those of the checkpoint."""
         refuse_sharding(trainer)
-        scope = self._choose_scope(pl_module, trainer.optimizers)
+        scope = self._choose_scope(trainer, pl_module, trainer.optimizers)
         resumed = self.take_resumed()
         saved_length = resumed["length"] if resumed else None
         self._position = RampPosition(trainer, resumed=saved_length, label=self.label)
@@ -216,23 +214,22 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         self._weights_dirty = False
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)
-        if self.verbose and trainer.is_global_zero:
-            preview = self.pruner.preview(length.unit, scope.excluded)
-            print(self.labelled(preview), flush=True)
+        if self.verbose:
+            print_once(trainer, self.labelled(self.pruner.preview(length.unit, scope)))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn when resuming from a checkpoint without this callback's state."""
+        super().on_train_start(trainer, pl_module)
         if self.pruner is not None:
             self._position.warn_if_begun(trainer, self.pruner)
 
     def _choose_scope(
-        self, module: L.LightningModule, optimizers: list[Optimizer] | None
+        self, trainer: L.Trainer, module: L.LightningModule, optimizers: list[Optimizer] | None
     ) -> DefaultScope:
-        model = self._model(module)
-        if self.scope is not None:
-            return DefaultScope(self.scope.select(model))
-        networks = None if optimizers is None else list(map(optimizer_parameters, optimizers))
-        return default_scope(model, networks)
+        model, keep_only = self._model(module), self.schedule is None
+        return choose_scope(
+            self.scope, model, optimizers, module=module, trainer=trainer, keep_only=keep_only
+        )
 
     def _make_pruner(
         self,
@@ -244,7 +241,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         schedule = self.schedule
         if schedule and getattr(trainer, "fast_dev_run", False):
             schedule = Schedule(final=schedule.final)  # few steps, so all of them are on the ramp
-        return Pruner(
+        return make_pruner(
             parameters, schedule, total_steps=length.total, **(self._pruner_settings | settings)
         )
 
@@ -288,7 +285,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
 
     def _update(self, pruner: Pruner, step: int) -> None:
         # Scores depend on the batches that each process has seen, so the first one's masks count.
-        if pruner.update(step, broadcast_mask if is_distributed() else None):
+        if pruner.update(step, mask_sync()):
             pruner.project()
             self._counted = pruner.sparsity
 
@@ -314,9 +311,9 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             return
         self._hooks.detach()
         super().on_fit_end(trainer, pl_module)
-        if self.verbose and trainer.is_global_zero:
+        if self.verbose:
             report = SparsityReport.count(self._model(pl_module), self.pruner.parameters)
-            print(self.labelled(report), flush=True)
+            print_once(trainer, self.labelled(report))
         if self.schedule and trainer.is_global_zero:
             warn_of_files_on_the_ramp(trainer, self.state_key, self.schedule.final, self.label)
 
@@ -331,7 +328,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
     def pruned(self) -> int:
         """Number of weights that the masks prune; 0 before the first fit."""
         masks = self.pruner.masks.values() if self.pruner else ()
-        return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
+        return sum(map(count_pruned, masks))
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, ramp and the position on it: plain tensors and numbers."""

@@ -1,15 +1,21 @@
-"""Pruning in several processes: the first one's masks and clock count; sharding is refused."""
+"""Pruning in several processes: the first one's masks and clock count; FSDP1 is refused."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
 from kd_prune.errors import ConfigError
 
-SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+FSDP2 = "ModelParallelStrategy"
+"""Strategy that shards parameters as DTensors."""
+REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+"""Strategies that keep parameters as pieces of one flat tensor, without the tensors' shapes."""
 
 
 def is_distributed() -> bool:
@@ -22,6 +28,11 @@ def broadcast_mask(mask: Tensor) -> None:
     dist.broadcast(mask.view(torch.uint8), 0)
 
 
+def mask_sync() -> Callable[[Tensor], None] | None:
+    """Return what makes a new mask the same in all processes; None in a single process."""
+    return broadcast_mask if is_distributed() else None
+
+
 def first_process_number(number: int, device: torch.device) -> int:
     """Return the first process's value of a number."""
     if not is_distributed():
@@ -31,13 +42,36 @@ def first_process_number(number: int, device: torch.device) -> int:
     return int(shared)
 
 
+def print_once(trainer: L.Trainer, text: object) -> None:
+    """Print in the first process only."""
+    if trainer.is_global_zero:
+        print(text, flush=True)
+
+
+def shards_parameters(trainer: L.Trainer) -> bool:
+    """Return whether the strategy shards parameters between processes, in whatever way."""
+    return type(trainer.strategy).__name__ in {*REFUSED, FSDP2}
+
+
 def refuse_sharding(trainer: L.Trainer) -> None:
-    """Raise ConfigError if the trainer's strategy shards parameters."""
+    """Raise ConfigError if a strategy shards parameters in a way that cannot be pruned.
+
+    Sharded as DTensors (FSDP2) they can, but callbacks that average weights keep no DTensors.
+    """
     strategy = type(trainer.strategy).__name__
-    if strategy in SHARDED:
+    if strategy in REFUSED:
         raise ConfigError(
             "trainer.strategy",
             strategy,
-            "it shards parameters between processes, and a mask needs all of a tensor",
-            "take strategy='ddp'",
+            "it keeps parameters as pieces of one flat tensor, and a mask needs their shapes",
+            "take ModelParallelStrategy, which is FSDP2, or strategy='ddp' (docs/cluster.md)",
         )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in its __init__
+        averages = isinstance(callback, WeightAveraging | StochasticWeightAveraging)
+        if averages and strategy == FSDP2:
+            raise ConfigError(
+                "trainer.callbacks",
+                type(callback).__name__,
+                "the average of sharded weights is not kept as sparse as they are",
+                "leave it out, or take strategy='ddp'",
+            )

@@ -8,15 +8,18 @@ from typing import Any
 import lightning.pytorch as L
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from kd_prune.errors import ConfigError
+from kd_prune.pruning.layers import layer_weights
 from kd_prune.pruning.optimizer_state import optimizer_parameters
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.step_hooks import Handle, hook_steps
 
 NO_INPUT = (
     nn.RNNBase,
+    nn.RNNCellBase,
     nn.MultiheadAttention,
     NonDynamicallyQuantizableLinear,  # the output of MultiheadAttention, which never calls it
     nn.Bilinear,
@@ -133,6 +136,7 @@ def observe_inputs(module: nn.Module, pruner: Pruner) -> list[Handle]:
             "fit the model without torch.compile, or take another criterion",
         )
     names = {id(parameter): name for name, parameter in pruner.parameters.items()}
+    weights = layer_weights(module)
 
     def observe(
         name: str, layer: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor]
@@ -142,9 +146,10 @@ def observe_inputs(module: nn.Module, pruner: Pruner) -> list[Handle]:
 
     handles: list[Handle] = []
     for layer in module.modules():
-        for parameter in layer.parameters(recurse=False):
+        for parameter in _own_parameters(layer):
             name = names.get(id(parameter))
-            if name and _input_differs_from_columns(layer):
+            experts = id(parameter) in weights and weights[id(parameter)].experts
+            if name and (experts or _input_differs_from_columns(layer)):
                 raise ConfigError(
                     "criterion",
                     criterion,
@@ -156,6 +161,15 @@ def observe_inputs(module: nn.Module, pruner: Pruner) -> list[Handle]:
                 hook = partial(observe, name)
                 handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
     return handles
+
+
+def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that a layer computes with, those of parametrized weights included."""
+    if isinstance(layer, ParametrizationList):  # its parameters are those of the layer around it
+        return []
+    parametrized = getattr(layer, "parametrizations", {}).values()
+    own = list(layer.parameters(recurse=False))
+    return own + [p for weight in parametrized for p in weight.parameters(recurse=False)]
 
 
 def _input_differs_from_columns(layer: nn.Module) -> bool:

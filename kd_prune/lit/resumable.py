@@ -16,6 +16,19 @@ class Resumable(L.Callback):
 
     _resumed: dict[str, Any] | None = None
 
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin a fit; the checkpoint's state, if it resumes, is loaded."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the fit, unless it resumes and the state is loaded later."""
+        if not _loads_after_fit_start(trainer):
+            self.begin(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the fit whose state was loaded after `on_fit_start`."""
+        if _loads_after_fit_start(trainer):
+            self.begin(trainer, pl_module)
+
     def take_resumed(self) -> dict[str, Any] | None:
         """Return the checkpoint's state once, if the fit resumes from one; then None."""
         resumed, self._resumed = self._resumed, None
@@ -34,3 +47,9 @@ class Resumable(L.Callback):
     ) -> None:
         """Drop a state that no fit used."""
         self._resumed = None
+
+
+def _loads_after_fit_start(trainer: L.Trainer) -> bool:
+    """Return whether the fit resumes with a strategy that shards first and then loads."""
+    later: bool = trainer.strategy.restore_checkpoint_after_setup
+    return later and trainer.ckpt_path is not None

@@ -15,6 +15,7 @@ from kd_prune.lit.progress import RunLength
 from kd_prune.lit.resumable import Resumable
 from kd_prune.pruning.checks import check_fraction
 from kd_prune.pruning.scope import named_parameters
+from kd_prune.pruning.sharding import any_sharded
 
 
 class RewindCallback(Resumable):
@@ -36,7 +37,7 @@ class RewindCallback(Resumable):
     Raises:
         ConfigTypeError: `at` or `exclude` is no list.
         ConfigError: A fraction is out of range or not above `to`; at the start of a fit: an
-            `exclude` pattern matches nothing.
+            `exclude` pattern matches nothing, or the strategy shards parameters.
     """
 
     def __init__(
@@ -68,9 +69,16 @@ class RewindCallback(Resumable):
         if stage == "fit":
             self._length, self._earlier, self._done = RunLength(), {}, 0
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check `exclude`, and restore the checkpoint's state if the fit resumes."""
         names = named_parameters(pl_module)
+        if any_sharded(names.values()):
+            raise ConfigError(
+                "trainer.strategy",
+                type(trainer.strategy).__name__,
+                "weights are not rewound where they are sharded",
+                "take strategy='ddp'",
+            )
         for pattern in self.exclude:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ConfigError(

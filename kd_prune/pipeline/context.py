@@ -67,11 +67,14 @@ class Context:
         chain: Name → stage, in the order in which they run.
         inputs: Name → tokens.
         outcomes: Name → outcome, of the finished stages.
+        first_process: Whether this is the first of the job's processes. It fits the stages before
+            the student; the others wait for their outcomes.
     """
 
     job: Job
     cache: Path
     chain: dict[str, ChainStage]
+    first_process: bool = True
     inputs: dict[str, Inputs] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from transformers import PreTrainedModel
 
@@ -126,7 +127,8 @@ def single_device_job(job: Job) -> Job:
     """Return the job with one process, for stages before the student and for evaluations."""
     if job.trainer(logger=False).world_size == 1:
         return job
-    single = {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
+    # Lightning's own environment: that of torchrun or Slurm says that there are more processes.
+    single = {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": LightningEnvironment()}
     return replace(job, trainer=partial(job.trainer, **single))
 
 

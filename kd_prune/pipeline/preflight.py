@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 
 import lightning.pytorch as L
 import torch
 from datasets import Dataset
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
 from kd_prune.distillation import Objective
 from kd_prune.errors import ConfigError, key_prefix
-from kd_prune.lit.distributed import refuse_sharding
+from kd_prune.lit.distributed import shards_parameters
 from kd_prune.lit.progress import RunLength, limited
 from kd_prune.pipeline.context import Context, GivenModel, saved_tokenizer
 from kd_prune.pipeline.fitting import (
@@ -128,7 +130,6 @@ def check_trainer(context: Context, stage: ChainStage, student: PreTrainedModel)
             "set max_epochs or max_steps too",
         )
     if stage.sparsity:
-        refuse_sharding(trainer)
         key = stage.setting_key("sparsity")
         parameters = stage_scope(context, stage, student).select(student)
         try:
@@ -295,13 +296,31 @@ def checked_trainer(job: Job, limits: dict[str, object]) -> L.Trainer:
     for name in NONZERO_SETTINGS:
         if getattr(trainer, name) == 0:
             raise ConfigError(f"trainer.{name}", 0, "expected a number above 0")
-    if trainer.num_nodes > 1:
+    check_processes(trainer)
+    return trainer
+
+
+def check_processes(trainer: L.Trainer) -> None:
+    """Refuse several processes that nobody starts, or that share a model out between them.
+
+    Raises:
+        ConfigError: Their machines are not told apart, or the strategy shards parameters.
+    """
+    if shards_parameters(trainer):
+        raise ConfigError(
+            "trainer.strategy",
+            type(trainer.strategy).__name__,
+            "it shards parameters between processes, and a job's encoder has to fit one device",
+            "take strategy=ddp, or SparsityCallback in a module of your own (docs/cluster.md)",
+        )
+    by_hand = type(getattr(trainer.strategy, "cluster_environment", None)) is LightningEnvironment
+    if trainer.num_nodes > 1 and by_hand and not {"NODE_RANK", "GROUP_RANK"} & os.environ.keys():
         raise ConfigError(
             "trainer.num_nodes",
             trainer.num_nodes,
-            "a job runs on one machine; a sweep's jobs run on many (docs/sweeps.md)",
+            "nothing says which machine this is",
+            "start it with torchrun or srun, or set NODE_RANK, MASTER_ADDR and MASTER_PORT on each",
         )
-    return trainer
 
 
 def check_interval(trainer: L.Trainer, who: str, batches: int) -> None:

@@ -25,7 +25,8 @@ from kd_prune.pipeline.job import Job, cache_folder
 from kd_prune.pipeline.messages import say
 from kd_prune.pipeline.milestones import Milestones, copy_milestones, milestone_folder
 from kd_prune.pipeline.models import initial_model, stage_scope, teacher_model
-from kd_prune.pipeline.preflight import check_stage, check_student_task
+from kd_prune.pipeline.preflight import check_stage, check_student_task, checked_trainer
+from kd_prune.pipeline.processes import check_shared
 from kd_prune.pipeline.reporting import draw_curves, print_summary
 from kd_prune.pipeline.resume_check import (
     check_resume_step,
@@ -49,8 +50,8 @@ from kd_prune.results import MilestoneResult, ModelResult, RunResult, StageResul
 def run(job: Job) -> RunResult | None:
     """Run a job's stages and write the results to the run folder.
 
-    If the student's fit uses several processes, each of them calls this function; all but the first
-    return after the fit.
+    If the student's fit uses several processes, each of them calls this function. The first one
+    fits the other stages and evaluates; the others take part in the student's fit and return.
 
     Returns:
         The content of ``result.json``; None in a process other than the first.
@@ -67,7 +68,10 @@ def run(job: Job) -> RunResult | None:
     if job.ckpt_path:
         job = replace(job, ckpt_path=checkpoint_file(job.ckpt_path))
     job.out.mkdir(parents=True, exist_ok=True)
-    context = Context(job, cache_folder(job.cache_dir), job.chain())
+    trainer = checked_trainer(job, {})
+    context = Context(job, cache_folder(job.cache_dir), job.chain(), trainer.is_global_zero)
+    if trainer.num_nodes > 1:
+        check_shared(context)
     with timed(seconds, "data"):
         context.load_inputs()
     lengths = {name: check_stage(context, stage) for name, stage in context.chain.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -46,6 +47,7 @@ from kd_prune.results import SchemaError, StageResult, read_json, write_json
 
 log = logging.getLogger(__name__)
 
+POLL_SECONDS = 1.0
 RECORD = "stage.json"
 """File in a finished stage's folder that contains its `StageResult`."""
 
@@ -62,6 +64,8 @@ def obtain_stage(context: Context, stage: ChainStage) -> Outcome:
         return given_model(context, stage)
     student, teacher = initial_model(context, stage), teacher_model(context, stage)
     folder = stage_folder(context, stage, student, teacher)
+    if not context.first_process:
+        return awaited_stage(context, stage, folder)
     if found := found_stage(context, stage, folder):
         return found
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,11 +86,22 @@ def found_stage(context: Context, stage: ChainStage, folder: Path) -> Outcome | 
     return None
 
 
+def awaited_stage(context: Context, stage: ChainStage, folder: Path) -> Outcome:
+    """Wait for a stage that the job's first process fits or finds.
+
+    If that process fails, its launcher ends this one.
+    """
+    while not (found := read_stage(context, stage, folder)):
+        time.sleep(POLL_SECONDS)
+    return found
+
+
 def given_model(context: Context, stage: ChainStage) -> Outcome:
     """Evaluate the model that `Stage.path` gives; return it as the stage's outcome."""
     given, inputs = GivenModel.of(stage.path or "", f"{stage.key}.path"), context.inputs[stage.name]
     path = given.path
-    if stage.objective is not None:  # it may have no head for the task, so it is not evaluated
+    # Without a head for the task it cannot be evaluated, and the first process reports.
+    if stage.objective is not None or not context.first_process:
         return Outcome(path, StageResult(metrics={}, path=path, reused=True))
     model = load_fine_tuned(given, stage.task, inputs.data)
     metrics = evaluate(context.job, stage, inputs, model, role=stage.name)

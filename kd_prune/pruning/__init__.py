@@ -9,6 +9,7 @@ from kd_prune.pruning.allocation import (
     Threshold,
     uniform,
 )
+from kd_prune.pruning.chosen_scope import DefaultScope, default_scope
 from kd_prune.pruning.criteria import (
     PLATON,
     BlockFisher,
@@ -22,14 +23,16 @@ from kd_prune.pruning.criteria import (
     magnitude,
 )
 from kd_prune.pruning.granularity import NM, AttentionHeads, Block, Heads, Rows
+from kd_prune.pruning.layer_trace import LayerTrace, trace_layers
 from kd_prune.pruning.preview import PruningPreview
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.ramps import Stepwise, cosine, cubic, linear, one_shot
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
-from kd_prune.pruning.scope import DefaultScope, Scope, default_scope
+from kd_prune.pruning.scope import Scope
 from kd_prune.pruning.selection import unstructured
+from kd_prune.pruning.sharded_pruner import ShardedPruner
 from kd_prune.pruning.update_schedule import (
     last_update,
     lasting_updates,
@@ -50,6 +53,7 @@ __all__ = [
     "Global",
     "GroupAllocation",
     "Heads",
+    "LayerTrace",
     "MeanScore",
     "Movement",
     "Pruner",
@@ -59,6 +63,7 @@ __all__ = [
     "Rows",
     "Schedule",
     "Scope",
+    "ShardedPruner",
     "SoftMovement",
     "SparsityReport",
     "StatefulCriterion",
@@ -76,6 +81,7 @@ __all__ = [
     "one_shot",
     "periodic_updates",
     "ramp_updates",
+    "trace_layers",
     "uniform",
     "unstructured",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import nn
@@ -15,6 +16,7 @@ from kd_prune.pruning.last_weights import LastWeights, noting
 from kd_prune.pruning.masked_parameters import MaskedParameters
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.selection import Counts, Masks, Score, Selection, count_pruned
+from kd_prune.pruning.tensor_parts import check_norms
 
 
 class CheckedCounts(MaskedParameters):
@@ -60,8 +62,10 @@ class CheckedCounts(MaskedParameters):
         Raises:
             ConfigError: The allocation or the granularity refuses it.
         """
-        shapes = self._for_each(lambda weight: weight.shape)
-        sizes = self._for_each(lambda weight: weight.numel())
+        if self._normed:
+            check_norms(self._asked_counts(final), self._normed)
+        shapes = self._parts.shapes
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         limits = reachable_counts(self.granularity, shapes, sizes)
         if limits != sizes:
             # The worst case of scores: each tensor's scores are all below those of the next one.
@@ -74,7 +78,8 @@ class CheckedCounts(MaskedParameters):
         if not scored:  # else the scores of that step decide, not those of now
             self._last_weights.warn(final)
         pruned = {name: count_pruned(mask) for name, mask in self._candidates().items()}
-        wanted = sum(max(counts[name], pruned[name]) for name in pruned)
+        asked = self._parts.sum(counts)
+        wanted = sum(max(asked[name], pruned[name]) for name in pruned)
         found = sum(self._target_pruned(counts, pruned).values())
         warn_if_distant(self.granularity, found, wanted, sum(sizes.values()))
 
@@ -82,4 +87,4 @@ class CheckedCounts(MaskedParameters):
         self, sparsity: float, candidates: Masks | None = None, score: Score | None = None
     ) -> Counts:
         counts = super()._counts(sparsity, candidates, score)
-        return self._last_weights.limit(counts, self.masks)
+        return self._last_weights.limit(counts, self._parts.split(self.masks))

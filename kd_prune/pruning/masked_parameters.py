@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,9 +15,11 @@ from kd_prune.pruning.criteria import Criterion, State, StatefulCriterion
 from kd_prune.pruning.granularity import (
     CrossTensorGranularity,
     Granularity,
+    compute_masks,
     pool_scores,
     reachable_counts,
 )
+from kd_prune.pruning.layers import LayerWeight
 from kd_prune.pruning.optimizer_state import (
     optimizer_parameters,
     reset_optimizer_state,
@@ -25,7 +27,9 @@ from kd_prune.pruning.optimizer_state import (
 )
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.selection import Counts, Masks, Score, Selection, unstructured
-from kd_prune.pruning.validated_calls import compute_counts, compute_scores
+from kd_prune.pruning.sharding import any_sharded, count_nonzero, local_part
+from kd_prune.pruning.tensor_parts import TensorParts, check_groups, keep_best, most_prunable
+from kd_prune.pruning.validated_calls import check_mask_shape, compute_counts, compute_scores
 
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _T = TypeVar("_T")
@@ -37,16 +41,20 @@ class MaskedParameters:
     Computes counts and scores for a given sparsity and applies new masks. It has no schedule.
 
     Args:
-        parameters: Name → parameter.
+        parameters: Name → parameter. Those of `Scope.select` and `default_scope` also say which
+            tensors hold several experts, and by the norm of which a layer divides.
         criterion: See `Pruner`, as for the other arguments.
         allocation: Distribution of the target over the tensors.
         granularity: Weights that are pruned together.
         regrow: Whether and how pruned weights return.
 
     Raises:
-        ConfigError: `regrow` does not suit `granularity`.
-        ConfigTypeError: `parameters` is no mapping.
+        ConfigError: `regrow` does not suit `granularity`, or `granularity` a tensor.
+        ConfigTypeError: `parameters` is no mapping, or of DTensors (see `ShardedPruner`).
     """
+
+    takes_sharded = False
+    """Whether parameters may be DTensors."""
 
     def __init__(
         self,
@@ -62,6 +70,10 @@ class MaskedParameters:
         except (TypeError, ValueError) as error:
             expected = "expected name → parameter, for example default_scope(model).included"
             raise ConfigTypeError("parameters", type(parameters).__name__, expected) from error
+        if any_sharded(self.parameters.values()) and not self.takes_sharded:
+            raise ConfigTypeError(
+                "parameters", "DTensor", "are sharded between processes", "take ShardedPruner"
+            )
         if isinstance(regrow, RigL) and granularity is not unstructured:
             raise ConfigError(
                 "regrow",
@@ -70,6 +82,10 @@ class MaskedParameters:
                 f"{granularity}",
                 "take regrow=true",
             )
+        layers: Mapping[str, LayerWeight] = getattr(parameters, "layers", {})
+        self._parts = TensorParts(layers, self._for_each(lambda weight: weight.shape))
+        self._normed = {name: weight for name, weight in layers.items() if weight.divided_by_norm}
+        check_groups(granularity, self._normed)
         self.criterion = criterion
         self.allocation = allocation
         self.granularity = granularity
@@ -83,10 +99,15 @@ class MaskedParameters:
         self._gradients: dict[str, Tensor] = {}
         self._criterion_state: dict[str, State] = {}
         if isinstance(criterion, StatefulCriterion):
-            self._criterion_state = self._for_each(lambda w: criterion.init_state(w.detach()))
+            self._criterion_state = {
+                name: self._init_state(criterion, name) for name in self.parameters
+            }
 
     def _for_each(self, function: Callable[[nn.Parameter], _T]) -> dict[str, _T]:
         return {name: function(weight) for name, weight in self.parameters.items()}
+
+    def _init_state(self, criterion: StatefulCriterion, name: str) -> State:
+        return criterion.init_state(self.parameters[name].detach())
 
     @torch.no_grad()
     def observe(self, grad_or_input: Mapping[str, Tensor]) -> None:
@@ -142,7 +163,8 @@ class MaskedParameters:
             # Multiplied as integers by 0 or 1: exact for NaN and negative zero, and without the
             # branches that make masked_fill_ several times slower.
             mask = self.masks[name] = self.masks[name].to(weight.device)  # the model may have moved
-            weight.view(_INTEGER_OF_SIZE[weight.element_size()]).mul_(mask)
+            part = local_part(weight)
+            part.view(_INTEGER_OF_SIZE[part.element_size()]).mul_(local_part(mask))
 
     def track_optimizers(self, optimizers: Iterable[Optimizer]) -> None:
         """Set the optimizers whose state is reset where weights regrow."""
@@ -152,7 +174,7 @@ class MaskedParameters:
     def sparsity(self) -> float:
         """Fraction of in-scope weights that are zero, counted from the weights."""
         total = sum(weight.numel() for weight in self.parameters.values())
-        kept = sum(int(weight.count_nonzero()) for weight in self.parameters.values())
+        kept = sum(count_nonzero(self.parameters.values()))
         return (total - kept) / total
 
     @property
@@ -176,32 +198,59 @@ class MaskedParameters:
 
     def _score(self, name: str, step: int | None = None) -> Tensor:
         state = self._criterion_state.get(name)
-        return compute_scores(self.criterion, name, self._effective_weight(name), state, step)
+        scores = compute_scores(self.criterion, name, self._effective_weight(name), state, step)
+        if weight := self._normed.get(name):
+            kept = torch.ones_like(self.masks[name]) if self.regrow is True else self.masks[name]
+            scores = keep_best(scores, kept.to(scores.device), weight.norm_dim)
+        return scores
 
     def _counts(
         self, sparsity: float, candidates: Masks | None = None, score: Score | None = None
     ) -> Counts:
-        """Return how many weights of each tensor the allocation asks to prune."""
-        candidates = self._candidates() if candidates is None else candidates
-        score = pool_scores(self.granularity, candidates, score or self._score)
-        return compute_counts(self.allocation, candidates, score, sparsity, self.masks)
+        """Return how many weights of each part of a tensor are to be pruned."""
+        counts = self._asked_counts(sparsity, candidates, score)
+        limits = {name: most_prunable(weight) for name, weight in self._normed.items()}
+        return counts | {name: min(counts[name], limit) for name, limit in limits.items()}
+
+    def _asked_counts(
+        self, sparsity: float, candidates: Masks | None = None, score: Score | None = None
+    ) -> Counts:
+        """Return how many weights of each part of a tensor the allocation asks to prune."""
+        candidates = self._parts.split(self._candidates() if candidates is None else candidates)
+        score = self._parts.split_score(score or self._score)
+        score = pool_scores(self.granularity, candidates, score)
+        masks = self._parts.split(self.masks)
+        return compute_counts(self.allocation, candidates, score, sparsity, masks)
 
     def _target_pruned(self, counts: Counts, pruned: Counts) -> Counts:
         """Return how many weights will be pruned for `counts`, given those `pruned` already."""
-        shapes = self._for_each(lambda weight: weight.shape)
-        reachable = reachable_counts(self.granularity, shapes, counts)
-        if self.regrow is True:
-            return reachable
-        return {name: max(count, pruned[name]) for name, count in reachable.items()}
+        reachable = reachable_counts(self.granularity, self._parts.shapes, counts)
+        if self.regrow is not True:
+            before = self._parts.split_pruned(pruned, self.masks)
+            reachable = {name: max(count, before[name]) for name, count in reachable.items()}
+        return self._parts.sum(reachable)
+
+    def _new_masks(
+        self, candidates: Masks, score: Score, counts: Counts
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and new mask of every tensor, as the granularity selects them."""
+        candidates, score = self._parts.split(candidates), self._parts.split_score(score)
+
+        def checked() -> Iterator[tuple[str, Tensor]]:
+            shapes = self._parts.shapes
+            for name, mask in compute_masks(self.granularity, candidates, score, counts):
+                if mask.shape != shapes[name]:
+                    check_mask_shape(self.granularity, name, mask, candidates[name])
+                yield name, mask
+
+        return self._parts.join(checked())
 
     def _apply_new_mask(self, name: str, mask: Tensor) -> None:
         """Replace a mask and update weights, criterion state and optimizer state accordingly."""
         weight = self.parameters[name].detach()
         changed = mask ^ self.masks[name]
         if isinstance(self.criterion, StatefulCriterion):
-            dropped = changed & self.masks[name]
-            self.criterion.compensate(weight, dropped, self._criterion_state[name])
-            self.criterion.after_update(self._criterion_state[name])
+            self._compensate(self.criterion, name, changed & self.masks[name])
         if self._dormant_weights:
             effective = self._effective_weight(name)
             self._dormant_weights[name].copy_(effective)
@@ -211,6 +260,11 @@ class MaskedParameters:
         if isinstance(self.regrow, RigL):
             weight.masked_fill_(changed, 0.0)
         self.masks[name].copy_(mask)
+
+    def _compensate(self, criterion: StatefulCriterion, name: str, dropped: Tensor) -> None:
+        state = self._criterion_state[name]
+        criterion.compensate(self.parameters[name].detach(), dropped, state)
+        criterion.after_update(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, criterion state and dormant weights.

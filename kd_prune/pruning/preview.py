@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from kd_prune.pruning.chosen_scope import DefaultScope
+from kd_prune.pruning.scope import Scope
+from kd_prune.pruning.scope_patterns import number_pattern
 from kd_prune.pruning.update_schedule import UpdateSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPreview:
-    """A tensor in scope and how many of its weights will be zero at the end."""
+    """A tensor in scope, how many of its weights will be zero at the end, whether it trains."""
 
     name: str
     shape: tuple[int, ...]
     size: int
     pruned: int
+    trains: bool = True
+
+    def __str__(self) -> str:
+        """Format all but the name."""
+        shape = "x".join(map(str, self.shape))
+        return f"{shape}, {self.pruned:,} pruned{'' if self.trains else ', does not train'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,8 @@ class PruningPreview:
         total: Length of the run, in `unit`.
         unit: Unit of steps and of the length.
         excluded: Name → reason, of tensors that stay dense; empty where a scope was given.
+        equivalent: The `Scope` that selects the same tensors; None where one was given.
+        notes: Sentences about what the preview does not know.
     """
 
     tensors: Sequence[TensorPreview]
@@ -37,6 +47,8 @@ class PruningPreview:
     total: int
     unit: str = "optimizer steps"
     excluded: Mapping[str, str] = field(default_factory=dict)
+    equivalent: Scope | None = None
+    notes: Sequence[str] = ()
 
     @property
     def pruned(self) -> int:
@@ -51,18 +63,28 @@ class PruningPreview:
     def __str__(self) -> str:
         """Format the ramp, the tensors in scope and the tensors that stay dense."""
         percent = 100 * self.pruned / self.size
-        counts = {
-            t.name: f"{'x'.join(map(str, t.shape))}, {t.pruned:,} pruned" for t in self.tensors
-        }
         lines = [
             f"Pruning {self.pruned:,} of {self.size:,} weights ({percent:.2f} %) "
             f"in {len(self.tensors)} tensor{'s'[: len(self.tensors) - 1]}; {self._ramp()}",
-            *_by_kind(counts),
+            *_by_kind({tensor.name: str(tensor) for tensor in self.tensors}),
         ]
         if self.excluded:
             lines += ["Left dense:", *_by_kind(self.excluded)]
-            lines += ['To choose otherwise: scope=Scope(include=["*.weight"], exclude=["head.*"])']
+        if self.equivalent:
+            lines += [f"To choose otherwise, change scope={self.equivalent.as_code()}"]
+        lines += self.notes
         return "\n".join(lines)
+
+    def with_scope(self, scope: DefaultScope) -> PruningPreview:
+        """Add what is known of the scope: what stays dense and why, and what does not train."""
+        tensors = [replace(t, trains=t.name not in scope.untrained) for t in self.tensors]
+        return replace(
+            self,
+            tensors=tensors,
+            excluded=scope.excluded,
+            equivalent=scope.equivalent,
+            notes=scope.notes,
+        )
 
     def _ramp(self) -> str:
         if not self.updates:
@@ -78,7 +100,7 @@ def _by_kind(tensors: Mapping[str, str]) -> list[str]:
     """Merge lines of the same text whose names differ in numbers only."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for name, text in tensors.items():
-        kinds.setdefault((re.sub(r"\b\d+\b", "*", name), text), []).append(name)
+        kinds.setdefault((number_pattern(name), text), []).append(name)
     return [
         f"  {kind}: {text} each ({len(names)} tensors)"
         if len(names) > 1

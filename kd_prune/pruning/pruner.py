@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ from kd_prune.errors import ConfigTypeError
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checked_counts import CheckedCounts
 from kd_prune.pruning.checks import check_kinds
+from kd_prune.pruning.chosen_scope import DefaultScope
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
-from kd_prune.pruning.granularity import CrossTensorGranularity, compute_masks
+from kd_prune.pruning.granularity import CrossTensorGranularity
 from kd_prune.pruning.granularity.on_rows import prunes_groups
 from kd_prune.pruning.initial_zeros import InitialZerosWarning, set_initial_masks
 from kd_prune.pruning.preview import PruningPreview, TensorPreview
@@ -31,7 +32,6 @@ from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.selection import Counts, Selection, count_pruned, unstructured
 from kd_prune.pruning.step_hooks import check_attachable, hook_steps
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
-from kd_prune.pruning.validated_calls import check_mask_shape
 
 
 class Pruner(CheckedCounts):
@@ -180,24 +180,15 @@ class Pruner(CheckedCounts):
         if not due or self._update_steps[due - 1] <= self._updated_at:
             return False
         at = self._update_steps[due - 1]
-        candidates, score = self._candidates(), partial(self._score, step=step)
-        counts = self._counts(self.update_schedule[at], candidates, score)
-        self._last_weights.warn(self.update_schedule[at])
-        # All masks are computed before the first one is used, because this may raise.
-        masks = dict(compute_masks(self.granularity, candidates, score, counts))
-        # Masks of `unstructured` are nested bools of the right shape: two passes less over them.
-        simple = (
-            self.criterion is magnitude and self.granularity is unstructured and not self.regrow
-        )
-        if not simple:
-            masks = {name: self._combine_masks(name, mask, at) for name, mask in masks.items()}
+        counts, new_masks = self._compute_masks(at, step)
+        masks = dict(new_masks)  # all of them before the first one is used, because this may raise
         self._updated_at, self.target = at, self.update_schedule[at]
         if self.expected_pruned:
             self.expected_pruned = self._target_pruned(counts, self.expected_pruned)
         for name, mask in masks.items():
             if sync_mask:
                 sync_mask(mask)
-            if simple:
+            if self._masks_are_nested:
                 self.masks[name] = mask
             else:
                 self._apply_new_mask(name, mask)
@@ -206,9 +197,29 @@ class Pruner(CheckedCounts):
             self.expected_pruned = {name: count_pruned(mask) for name, mask in self.masks.items()}
         return True
 
+    @property
+    def _masks_are_nested(self) -> bool:
+        """Whether new masks are nested bools of the right shape: two passes less over them."""
+        simple = self.criterion is magnitude and self.granularity is unstructured
+        return simple and not self.regrow
+
+    def _compute_masks(self, at: int, step: int) -> tuple[Counts, Iterator[tuple[str, Tensor]]]:
+        """Return the counts and the new masks, name by name, of the update planned for step `at`.
+
+        Args:
+            at: Step of the update.
+            step: Completed optimizer steps, for messages.
+        """
+        candidates, score = self._candidates(), partial(self._score, step=step)
+        counts = self._counts(self.update_schedule[at], candidates, score)
+        self._last_weights.warn(self.update_schedule[at])
+        masks = self._new_masks(candidates, score, counts)
+        if self._masks_are_nested:
+            return counts, masks
+        return counts, ((name, self._combine_masks(name, mask, at)) for name, mask in masks)
+
     def _combine_masks(self, name: str, mask: Tensor, at: int) -> Tensor:
         """Intersect a new mask with the current one, unless weights regrow, and apply RigL."""
-        check_mask_shape(self.granularity, name, mask, self.masks[name])
         if self.regrow is not True:
             mask = mask & self.masks[name]
         if isinstance(self.regrow, RigL) and name in self._gradients:
@@ -257,9 +268,9 @@ class Pruner(CheckedCounts):
 
     @torch.no_grad()
     def preview(
-        self, unit: str = "optimizer steps", excluded: Mapping[str, str] | None = None
+        self, unit: str = "optimizer steps", scope: DefaultScope | None = None
     ) -> PruningPreview:
-        """Return a printable summary; `excluded` says why other tensors stay dense."""
+        """Return a printable summary; `scope` says why other tensors stay dense."""
         counts = {name: count_pruned(mask) for name, mask in self.masks.items()}
         if self.schedule:
             counts = self._target_pruned(self._counts(self.schedule.final), counts)
@@ -267,13 +278,10 @@ class Pruner(CheckedCounts):
             TensorPreview(name=n, shape=tuple(w.shape), size=w.numel(), pruned=counts[n])
             for n, w in self.parameters.items()
         ]
-        return PruningPreview(
-            tensors=tensors,
-            updates=self.update_schedule,
-            total=self.total_steps,
-            unit=unit,
-            excluded=excluded or {},
+        preview = PruningPreview(
+            tensors=tensors, updates=self.update_schedule, total=self.total_steps, unit=unit
         )
+        return preview.with_scope(scope) if scope else preview
 
     @property
     def milestone_window(self) -> range | None:

@@ -11,6 +11,8 @@ from torch import nn
 
 from kd_prune.errors import ConfigError
 from kd_prune.pruning.scope import named_parameters
+from kd_prune.pruning.sharding import count_nonzero
+from kd_prune.pruning.unpruned_kinds import averages
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,19 @@ class SparsityReport:
     Attributes:
         tensors: One entry per parameter.
         scope: Name of the parameters in scope in the printed table.
+        averages: Names of the parameters of moving averages (`AveragedModel`) inside the model:
+            they keep weights from before the pruning.
     """
 
     tensors: tuple[TensorCount, ...]
     scope: str = "in scope"
+    averages: frozenset[str] = frozenset()
 
     @classmethod
     def count(cls, model: nn.Module, scope: Collection[str]) -> SparsityReport:
         """Count the zeros of `model`; `scope` names the parameters in scope of pruning.
+
+        A sharded model is counted by all processes together, so each has to call this.
 
         Raises:
             ConfigError: `model` lacks a parameter named in `scope`.
@@ -53,9 +60,11 @@ class SparsityReport:
         first: dict[int, tuple[str, nn.Parameter]] = {}
         for name, parameter in named_parameters(model).items():
             first.setdefault(id(parameter), (name, parameter))
+        averaged = averages(model)
         unknown = set(scope) - {name for name, _ in first.values()}
         if unknown:
             raise ConfigError("scope", expected=f"the model has no parameter {min(unknown)!r}")
+        nonzero = count_nonzero(parameter for _, parameter in first.values())
         return cls(
             tuple(
                 TensorCount(
@@ -63,10 +72,11 @@ class SparsityReport:
                     shape="x".join(map(str, parameter.shape)),
                     in_scope=name in scope,
                     size=parameter.numel(),
-                    zeros=parameter.numel() - int(parameter.count_nonzero()),
+                    zeros=parameter.numel() - kept,
                 )
-                for name, parameter in first.values()
-            )
+                for (name, parameter), kept in zip(first.values(), nonzero, strict=True)
+            ),
+            averages=frozenset(name for key, (name, _) in first.items() if key in averaged),
         )
 
     @property
@@ -90,9 +100,15 @@ class SparsityReport:
         return self.parameters - sum(tensor.zeros for tensor in self.tensors)
 
     def __str__(self) -> str:
-        """Format a line for each tensor in scope, then both sparsities."""
+        """Format a line for each tensor in scope, then the sparsities of scope and model."""
         rows = [t for t in self.tensors if t.in_scope]
-        width = max((len(t.name) for t in rows), default=0)
+        width = max(
+            [len(t.name) for t in rows] + [len("without averages")] * bool(self.averages), default=0
+        )
+        others = [t for t in self.tensors if t.name not in self.averages]
+        lines = (
+            [f"{'without averages':{width}}  {100 * share(others):6.2f} %"] if self.averages else []
+        )
         return "\n".join(
             [
                 f"{'Sparsity as counted':{width}}  zeros / weights",
@@ -102,6 +118,7 @@ class SparsityReport:
                 ),
                 f"{self.scope:{width}}  {100 * self.sparsity:6.2f} %",
                 f"{'whole model':{width}}  {100 * self.model_sparsity:6.2f} %",
+                *lines,
             ]
         )
 

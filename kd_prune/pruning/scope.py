@@ -1,16 +1,17 @@
-"""Scope: which parameters may be pruned, by glob patterns over their names or by default."""
+"""Scope: which parameters may be pruned, by glob patterns over their names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from kd_prune.errors import ConfigError, ConfigTypeError
+from kd_prune.pruning.layers import LayerWeight, computed_name, layer_weights
 from kd_prune.pruning.layout import LaidOutParameters
 
 
@@ -47,16 +48,37 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
+class ScopedParameters(LaidOutParameters):
+    """Parameters in scope, name → parameter, their layouts and the layers whose weights they are.
+
+    Attributes:
+        layers: Name → weight of a layer, which says how the parameter may be pruned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        layers: Mapping[int, LayerWeight],
+    ) -> None:
+        super().__init__(model, parameters)
+        self.layers = {n: layers[id(p)] for n, p in parameters.items() if id(p) in layers}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scope:
     """Parameters whose name matches an `include` pattern and no `exclude` pattern.
 
-    Patterns are shell globs over full parameter names (``*`` crosses dots). Only real
-    floating-point tensors of two dimensions or more are selected, so biases and norms never are.
+    Patterns are shell globs over full parameter names (``*`` crosses dots). A parameter that a
+    layer's weight is computed from, by a weight norm for example, also has the name of that weight.
+    Only real floating-point tensors of two dimensions or more are selected, so biases and norms
+    never are.
 
     Args:
         include: Patterns of parameters that may be pruned.
         exclude: Patterns of parameters that may not be pruned although included.
+        frozen: Whether parameters that do not train may be among them, as in a frozen base under
+            adapters (checked where the optimizers are known: by `SparsityCallback`).
 
     Raises:
         ConfigTypeError: `include` or `exclude` is a string instead of a list of strings.
@@ -68,6 +90,7 @@ class Scope:
 
     include: Sequence[str]
     exclude: Sequence[str] = ()
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         for argument in ("include", "exclude"):
@@ -75,31 +98,36 @@ class Scope:
             if isinstance(patterns := getattr(self, argument), str):
                 raise ConfigTypeError(argument, repr(patterns), "expected a list of patterns")
 
-    def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def select(self, model: nn.Module) -> ScopedParameters:
         """Return the parameters of `model` in scope, name → parameter, in the model's order.
 
         Raises:
-            ConfigError: A pattern matches nothing, the scope is empty, or a parameter in scope is
-                shared with one outside it (pruning it would prune the other too).
+            ConfigError: A pattern matches nothing, the scope is empty, zeros in a parameter are no
+                zeros of the weight that a layer makes of it, or a parameter in scope is shared with
+                one outside it (pruning it would prune the other too).
         """
-        named = named_parameters(model)
-        for pattern in (*self.include, *self.exclude):
-            if not any(fnmatchcase(name, pattern) for name in named):
-                raise ConfigError(
-                    "scope",
-                    repr(pattern),
-                    "the pattern matches no parameter",
-                    f"there are for example {', '.join(list(named)[:3])}",
-                )
+        named, layers = named_parameters(model), layer_weights(model)
+        names = {name: all_names({name: p}, layers) for name, p in named.items()}
+        self._check_patterns(all_names(named, layers))
         selected: dict[str, nn.Parameter] = {}
         first_name: dict[int, str] = {}
         for name, parameter in named.items():
-            prunable = parameter.ndim >= 2 and not _unprunable_reason(parameter)
-            if prunable and self._matches(name) and id(parameter) not in first_name:
+            prunable = parameter.ndim >= 2 and not unprunable_reason(parameter)
+            weight = layers.get(id(parameter))
+            if not prunable or not self._matches(names[name]) or id(parameter) in first_name:
+                continue
+            if weight and weight.unprunable:
+                raise ConfigError(
+                    "scope",
+                    expected=f"{name} cannot be pruned: {weight.unprunable}",
+                    hint=f"exclude {names[name][-1]!r}, or take its parametrization away "
+                    "(torch.nn.utils.parametrize.remove_parametrizations)",
+                )
+            if not (weight and weight.is_scale):
                 selected[name] = parameter
                 first_name[id(parameter)] = name
         for name, parameter in named.items():
-            if id(parameter) in first_name and not self._matches(name):
+            if id(parameter) in first_name and not self._matches(names[name]):
                 raise ConfigError(
                     "scope",
                     expected=f"{first_name[id(parameter)]} is in scope but tied to {name}, which "
@@ -112,119 +140,49 @@ class Scope:
                 expected=f"include={list(self.include)} exclude={list(self.exclude)} leaves no "
                 "floating-point parameter of two or more dimensions to prune",
             )
-        return LaidOutParameters(model, selected)
+        return ScopedParameters(model, selected, layers)
 
-    def _matches(self, name: str) -> bool:
-        included = any(fnmatchcase(name, pattern) for pattern in self.include)
-        return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+    def as_code(self) -> str:
+        """Format the scope as Python code.
+
+        >>> print(Scope(include=["*.weight"], exclude=["head.*"]).as_code())
+        Scope(include=["*.weight"], exclude=["head.*"])
+        """
+        arguments = [f"include={json.dumps([*self.include])}"]
+        arguments += [f"exclude={json.dumps([*self.exclude])}"] if self.exclude else []
+        arguments += ["frozen=True"] if self.frozen else []
+        return f"Scope({', '.join(arguments)})"
+
+    def _check_patterns(self, names: Collection[str]) -> None:
+        """Refuse a pattern that matches none of the names."""
+        for pattern in (*self.include, *self.exclude):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigError(
+                    "scope",
+                    repr(pattern),
+                    "the pattern matches no parameter",
+                    f"there are for example {', '.join(list(names)[:3])}",
+                )
+
+    def _matches(self, names: Sequence[str]) -> bool:
+        """Return whether one of a parameter's names is included and none is excluded."""
+        included = any(fnmatchcase(name, p) for name in names for p in self.include)
+        return included and not any(fnmatchcase(name, p) for name in names for p in self.exclude)
 
 
-LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.MultiheadAttention)
-
-
-@dataclass(frozen=True)
-class DefaultScope:
-    """Parameters pruned by default, and why the others stay dense.
-
-    Attributes:
-        included: Name → parameter.
-        excluded: Name → reason, for tensors of two or more dimensions that stay dense.
-    """
-
-    included: dict[str, nn.Parameter] = field(default_factory=dict)
-    excluded: dict[str, str] = field(default_factory=dict)
-
-
-def default_scope(
-    model: nn.Module, networks: Iterable[Collection[nn.Parameter]] | None = None
-) -> DefaultScope:
-    """Select the weights of all trained linear, convolution, recurrent and attention layers.
-
-    Excluded are parameters that are not trained (frozen, or in no optimizer), embeddings, norms,
-    biases, parameters held directly by a module of your own, parameters tied to any of these, and
-    the output head: the last layer of each network, in the order of the model's modules.
-
-    Args:
-        model: The module.
-        networks: The parameters of each network: one collection per optimizer. None: all that
-            require a gradient are one network.
-
-    Raises:
-        ConfigError: Nothing is left to prune.
-
-    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    >>> scope = default_scope(model)
-    >>> list(scope.included), scope.excluded
-    (['1.weight'], {'0.weight': "no layer's weight", '3.weight': 'output head'})
-    """
-    named = {name: p for name, p in named_parameters(model).items() if p.ndim >= 2}
-    groups = [{id(p) for p in group} for group in networks or [list(model.parameters())]]
-    trained = {id(p) for p in named.values() if p.requires_grad} & set[int]().union(*groups)
-    layer_weights = {id(p) for module in model.modules() for p in _weights(module)}
-    names: dict[int, list[str]] = {}
+def all_names(named: Mapping[str, nn.Parameter], layers: Mapping[int, LayerWeight]) -> list[str]:
+    """Return the names of parameters and of the weights that layers compute from them."""
+    names = list[str]()
     for name, parameter in named.items():
-        names.setdefault(id(parameter), []).append(name)
-    tied = layer_weights & _outside_layers(model)
-    heads = set[int]()
-    for group in groups:
-        layers = [id(p) for p in named.values() if id(p) in trained & layer_weights & group]
-        heads.update(layers[-1:])
-    scope = DefaultScope()
-    for name, parameter in named.items():
-        key = id(parameter)
-        if reason := _unprunable_reason(parameter):
-            scope.excluded[name] = reason
-        elif key not in trained:
-            scope.excluded[name] = "not trained"
-        elif key not in layer_weights:
-            scope.excluded[name] = "no layer's weight"
-        elif key in tied:
-            scope.excluded[name] = "tied to another module"
-        elif key in heads:
-            scope.excluded[name] = "output head"
-        elif name == names[key][0]:  # a weight shared by layers is pruned once
-            scope.included[name] = parameter
-    if not scope.included:
-        reasons = [f"{name} ({reason})" for name, reason in scope.excluded.items()]
-        more = f" and {len(reasons) - 5} more" if reasons[5:] else ""
-        raise ConfigError(
-            "scope",
-            expected=f"no layer to prune found (excluded: {', '.join(reasons[:5]) or 'nothing'}"
-            f"{more})",
-            hint='say what may be pruned, for example Scope(include=["*.weight"])',
-        )
-    return DefaultScope(LaidOutParameters(model, scope.included), scope.excluded)
+        names.append(name)
+        weight = layers.get(id(parameter))
+        if weight and (computed := computed_name(name, weight)) != name:
+            names.append(computed)
+    return names
 
 
-def _unprunable_reason(parameter: nn.Parameter) -> str | None:
+def unprunable_reason(parameter: nn.Parameter) -> str | None:
     """Return why a tensor cannot be pruned, whatever its name; None if it can."""
     if not parameter.is_floating_point():
         return f"of {str(parameter.dtype).removeprefix('torch.')}"
     return None if parameter.numel() else "empty"
-
-
-def _is_layer(module: nn.Module) -> bool:
-    # Conv1D is the linear layer of GPT-2 in transformers, which is not imported here.
-    return isinstance(module, LAYERS) or type(module).__name__ == "Conv1D"
-
-
-def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """Return the weights of a layer: its parameters of two or more dimensions named weight.
-
-    Not the parts of an old ``weight_norm``, which divides by the norm of a row: 0 if pruned.
-    """
-    return [
-        parameter
-        for name, parameter in module.named_parameters(recurse=False)
-        if _is_layer(module) and parameter.ndim >= 2 and "weight" in name
-        if not name.endswith(("_g", "_v"))
-    ]
-
-
-def _outside_layers(model: nn.Module) -> set[int]:
-    return {
-        id(parameter)
-        for module in model.modules()
-        if not _is_layer(module)
-        for parameter in module.parameters(recurse=False)
-    }

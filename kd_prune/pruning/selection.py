@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_prune.pruning.sharding import count_nonzero, is_sharded
+
 Masks = Mapping[str, Tensor]
 Score = Callable[[str], Tensor]
 """Name → float32 scores of the tensor's shape; larger = keep. Computed at each call, not stored."""
@@ -49,11 +51,13 @@ def count_pruned(mask: Tensor) -> int:
 
 
 def count_true(mask: Tensor) -> int:
-    """Count the entries that are True.
+    """Count the entries that are True, of a sharded mask in all processes.
 
     >>> count_true(torch.tensor([True, False, False]))
     1
     """
+    if is_sharded(mask):
+        return count_nonzero([mask])[0]
     return int(np.count_nonzero(mask.numpy()) if on_cpu(mask) else mask.count_nonzero())
 
 

@@ -1,13 +1,16 @@
-"""Run by test_ddp.py in two processes: every rank writes its masks, weights and final sparsity."""
+"""Run by test_ddp.py in several processes: every rank writes its masks and weights.
+
+``ddp.py <folder> <nodes> <processes per node>``
+"""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,17 +33,18 @@ class Module(L.LightningModule):
 
 def unlike(weight: torch.Tensor) -> torch.Tensor:
     """Scores that differ between the processes, as do those of what each has seen."""
-    generator = torch.Generator().manual_seed(int(os.environ.get("LOCAL_RANK", "0")))
+    generator = torch.Generator().manual_seed(dist.get_rank())
     return torch.rand(weight.shape, generator=generator)
 
 
-def main(out: Path) -> None:
+def main(out: Path, nodes: int, per_node: int) -> None:
     generator = torch.Generator().manual_seed(1)
     rows = [(torch.randn(8, generator=generator), i % 2) for i in range(32)]
     pruning = SparsityCallback(0.9, criterion=unlike, updates=5)
     module = Module()
     L.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
+        accelerator="cpu", devices=per_node, num_nodes=nodes, strategy="ddp", max_epochs=2,
+        logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[pruning],
     ).fit(module, DataLoader(rows, batch_size=4))  # fmt: skip
@@ -51,4 +55,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -515,7 +515,7 @@ def test_preview_before_training_is_that_of_the_fit(tmp_path):
         ("network.0.weight", round(0.9 * 128)),
         ("network.2.weight", round(0.9 * 256)),
     ]
-    assert plan.excluded == {"network.3.weight": "output head"}
+    assert plan.excluded == {"network.3.weight": "output head (last layer)"}
     assert "4 mask updates from 3 to 12 of 24 optimizer steps, then 12 at 0.9" in str(plan)
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     trainer = make_trainer(tmp_path, pruning, max_epochs=4)
@@ -531,7 +531,7 @@ def test_sharding_strategy_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     pruning = SparsityCallback(0.9)
     trainer.strategy.__class__ = type("FSDPStrategy", (type(trainer.strategy),), {})
-    with pytest.raises(ValueError, match=r"strategy=FSDPStrategy: it shards.*strategy='ddp'"):
+    with pytest.raises(ValueError, match=r"strategy=FSDPStrategy: it keeps.*strategy='ddp'"):
         pruning.on_fit_start(trainer, module)
 
 

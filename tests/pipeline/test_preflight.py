@@ -145,7 +145,7 @@ NOWHERE = Scope(include=["*decoder*"])
         ),
         (
             {"trainer_settings": {"num_nodes": 2, "devices": 1, "strategy": "ddp"}},
-            r"^trainer\.num_nodes=2: a job runs on",
+            r"^trainer\.num_nodes=2: nothing says which machine this is; start it with torchrun or",
         ),
         ({"task": {"metrics": ["f1"], "monitor": "f1"}}, r"^task\.metrics=f1: "),
         ({"task": {"label": "nope"}}, r"^task\.label=nope: the train split has no such column"),

@@ -1,6 +1,8 @@
 """PruningPreview: totals and text."""
 
+from kd_prune.pruning.chosen_scope import DefaultScope
 from kd_prune.pruning.preview import PruningPreview, TensorPreview
+from kd_prune.pruning.scope import Scope
 
 
 def make_plan(**changes):
@@ -13,7 +15,10 @@ def make_plan(**changes):
 
 
 def test_preview_totals_and_text():
-    plan = make_plan(excluded={"head.weight": "output head"})
+    scope = Scope(include=["*.weight"], exclude=["head.weight"])
+    plan = make_plan(
+        excluded={"head.weight": "output head"}, equivalent=scope, notes=["The end is open."]
+    )
     assert (plan.pruned, plan.size) == (60, 80)
     assert str(plan).splitlines() == [
         "Pruning 60 of 80 weights (75.00 %) in 4 tensors; "
@@ -22,7 +27,18 @@ def test_preview_totals_and_text():
         "  conv.weight: 2x2x5, 3 pruned",
         "Left dense:",
         "  head.weight: output head",
-        'To choose otherwise: scope=Scope(include=["*.weight"], exclude=["head.*"])',
+        'To choose otherwise, change scope=Scope(include=["*.weight"], exclude=["head.weight"])',
+        "The end is open.",
+    ]
+
+
+def test_preview_with_scope_marks_what_does_not_train():
+    untrained = ["conv.weight", "layer.1.weight"]
+    lines = str(make_plan().with_scope(DefaultScope(untrained=untrained))).splitlines()
+    assert lines[1:] == [
+        "  layer.*.weight: 4x5, 19 pruned each (2 tensors)",
+        "  layer.1.weight: 4x5, 19 pruned, does not train",
+        "  conv.weight: 2x2x5, 3 pruned, does not train",
     ]
 
 

@@ -65,3 +65,14 @@ def test_report_csv(model, tmp_path):
         "sparsity": "0.500000",
     }
     assert [row["name"] for row in rows] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def test_report_shows_the_model_without_its_moving_averages(model):
+    both = nn.ModuleDict({"net": model})
+    assert "averages" not in str(SparsityReport.count(both, ["net.0.weight"]))
+    both["ema"] = torch.optim.swa_utils.AveragedModel(nn.Sequential(nn.Linear(4, 5)))
+    lines = str(SparsityReport.count(both, ["net.0.weight"])).splitlines()
+    assert lines[-2:] == [
+        "whole model        17.74 %",
+        "without averages   29.73 %",
+    ]  # 11 / 62, 11 / 37

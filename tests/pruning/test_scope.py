@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from kd_prune.errors import ConfigError
+from kd_prune.pruning.chosen_scope import default_scope
 from kd_prune.pruning.report import SparsityReport
-from kd_prune.pruning.scope import Scope, default_scope, named_parameters
+from kd_prune.pruning.scope import Scope, named_parameters
 
 
 def encoder():
@@ -97,89 +98,6 @@ def test_scope_selects_convolutions():
     assert model[0].weight.shape == torch.Size([4, 3, 3, 3])
 
 
-class Tied(nn.Module):
-    """A weight shared by embedding and head, one by two layers, and a direct parameter."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(6, 4)
-        self.first = nn.Linear(4, 4)
-        self.second = nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-        self.positions = nn.Parameter(torch.ones(3, 4))
-        self.frozen = nn.Linear(4, 4).requires_grad_(False)
-        self.last = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 6)
-        self.head.weight = self.embed.weight
-
-
-def test_default_scope_with_tied_and_frozen_weights():
-    scope = default_scope(Tied())
-    assert list(scope.included) == ["first.weight", "last.weight"]
-    assert scope.excluded == {
-        "embed.weight": "tied to another module",
-        "positions": "no layer's weight",
-        "frozen.weight": "not trained",
-        "head.weight": "tied to another module",
-    }
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-def test_default_scope_selects_layers_by_class():
-    empty = nn.Linear(4, 1)
-    empty.weight = nn.Parameter(torch.empty(0, 4))
-    model = nn.ModuleDict(
-        {
-            "conv": nn.Conv1d(2, 4, 3),
-            "up": nn.ConvTranspose2d(4, 4, 2),
-            "norm": nn.LayerNorm([4, 4]),
-            "lstm": nn.LSTM(4, 4, proj_size=2),
-            "attention": nn.MultiheadAttention(4, 2, add_bias_kv=True),
-            "halves": torch.nn.utils.weight_norm(nn.Linear(4, 4)),
-            "rnn": torch.nn.utils.weight_norm(nn.RNN(4, 4), "weight_hh_l0"),
-            "complex": nn.Linear(4, 4, dtype=torch.complex64),
-            "empty": empty,
-            "bilinear": nn.Bilinear(4, 4, 4),
-            "embed": nn.EmbeddingBag(5, 4),
-            "out": nn.Linear(4, 2),
-        }
-    )
-    scope = default_scope(model)
-    assert list(scope.included) == [
-        "conv.weight",
-        "up.weight",
-        "lstm.weight_ih_l0",
-        "lstm.weight_hh_l0",
-        "lstm.weight_hr_l0",
-        "attention.in_proj_weight",
-        "attention.out_proj.weight",
-        "rnn.weight_ih_l0",
-        "bilinear.weight",
-    ]
-    assert set(scope.excluded) == {
-        "norm.weight",
-        "norm.bias",
-        "attention.bias_k",
-        "attention.bias_v",
-        "halves.weight_g",  # divided by the norm of a row: 0 if pruned
-        "halves.weight_v",
-        "rnn.weight_hh_l0_g",
-        "rnn.weight_hh_l0_v",
-        "complex.weight",
-        "empty.weight",
-        "embed.weight",
-        "out.weight",
-    }
-    assert scope.excluded["complex.weight"] == "of complex64"
-    assert Scope(include=["*.weight"], exclude=["norm*", "embed*"]).select(model).keys() == {
-        "conv.weight",
-        "up.weight",
-        "attention.out_proj.weight",
-        "bilinear.weight",
-        "out.weight",
-    }
-
-
 def test_scope_lazy_layer_raises():
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4), nn.Linear(4, 2))
     for choose in (default_scope, Scope(include=["1.weight"]).select):
@@ -187,21 +105,6 @@ def test_scope_lazy_layer_raises():
             choose(model)
     model(torch.ones(1, 3))
     assert list(default_scope(model).included) == ["0.weight", "1.weight"]
-
-
-def test_default_scope_excludes_head_of_each_network():
-    model = nn.ModuleDict({n: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for n in "ab"})
-    scope = default_scope(model, [list(model[n].parameters()) for n in "ab"])
-    assert list(scope.included) == ["a.0.weight", "b.0.weight"]
-    only_a = default_scope(model, [list(model["a"].parameters())])
-    assert list(only_a.included) == ["a.0.weight"]
-    assert only_a.excluded["b.1.weight"] == "not trained"
-
-
-def test_default_scope_only_head_raises():
-    message = r"^scope: no layer to prune found \(excluded: weight \(output head\)\); say what"
-    with pytest.raises(ConfigError, match=message):
-        default_scope(nn.Linear(3, 3))
 
 
 class Projection(nn.Module):

@@ -119,7 +119,8 @@ class GroupAllocation:
         """Return ratio and masks of each group, the unmatched tensors last."""
         groups: dict[str | None, dict[str, Tensor]] = {pattern: {} for pattern in self.ratios}
         for name, mask in masks.items():
-            pattern = next((p for p in self.ratios if fnmatchcase(name, p)), None)
+            tensor = name.partition("[")[0]  # experts count as their tensor
+            pattern = next((p for p in self.ratios if fnmatchcase(tensor, p)), None)
             groups.setdefault(pattern, {})[name] = mask
         for pattern, group in groups.items():
             if not group:

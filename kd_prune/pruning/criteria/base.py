@@ -47,6 +47,11 @@ class StatefulCriterion(ABC):
     observes: ClassVar[Literal["gradient", "input"]] = "gradient"
     """Which tensor `observe` receives as `grad_or_input`."""
 
+    elementwise: ClassVar[bool] = False
+    """Whether each entry that `observe` changes depends on the same entry of weight and gradient
+    alone, besides numbers such as a step count. Of a sharded model every process then observes
+    its own part of a tensor; otherwise the whole tensor is gathered at each step."""
+
     @abstractmethod
     def init_state(self, weight: Tensor) -> State:
         """Return the initial state for one tensor, on the tensor's device."""

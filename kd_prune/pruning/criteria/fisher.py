@@ -51,6 +51,8 @@ class DiagonalFisher(StatefulCriterion):
     tensor([1.0000, 2.5000])
     """
 
+    elementwise = True
+
     damping: float = 1e-7
     decay: float = 0.999
 

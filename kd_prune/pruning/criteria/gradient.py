@@ -41,6 +41,8 @@ class Taylor(StatefulCriterion):
     tensor([1.0000, 1.5000])
     """
 
+    elementwise = True
+
     decay: float = 0.9
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class Movement(StatefulCriterion):
     >>> criterion(weight, state)
     tensor([-2.,  2.])
     """
+
+    elementwise = True
 
     rate: float = 1.0
 

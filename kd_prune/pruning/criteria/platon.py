@@ -49,6 +49,8 @@ class PLATON(StatefulCriterion):
     tensor([0.5000, 2.0000])
     """
 
+    elementwise = True
+
     beta1: float = 0.85
     beta2: float = 0.95
 

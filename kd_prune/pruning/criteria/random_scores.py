@@ -28,6 +28,8 @@ class Random(StatefulCriterion):
     True
     """
 
+    elementwise = True
+
     seed: int = 0
 
     def init_state(self, weight: Tensor) -> State:

@@ -52,6 +52,8 @@ class SoftMovement(StatefulCriterion):
     tensor([0.2689, 0.7311])
     """
 
+    elementwise = True
+
     penalty: float
     rate: float = 0.01
 
