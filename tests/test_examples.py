@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.processes import finish, start
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PAGE = 110  # lines
@@ -20,7 +23,9 @@ def load(name: str):
 
 
 def test_every_example_has_a_test():
-    tested = {"cnn", "distil_any_module", "hf_distillation", "lstm", "torch_loop", "two_four"}
+    tested = {
+        "cnn", "distil_any_module", "fsdp2", "hf_distillation", "lstm", "torch_loop", "two_four",
+    }  # fmt: skip
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -72,3 +77,11 @@ def test_two_four_keeps_two_of_every_four_weights():
         groups = network[index].weight.detach().cpu().reshape(-1, 4)
         assert ((groups != 0).sum(1) == 2).all()
     assert (network[4].weight != 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch is built without gloo")
+def test_fsdp2_prunes_what_two_processes_share():
+    (output,) = finish(start([{}], EXAMPLES / "fsdp2.py"))
+    assert "Pruning 93,450 of 98,368 weights (95.00 %) in 9 tensors" in output
+    assert re.search(r"in scope +95\.00 %", output)
