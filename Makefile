@@ -15,7 +15,7 @@ DEV := $(VENV)/.installed-dev
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test faults lint types format clean \
-	mutants bench-masks bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study \
+	mutants bench-masks bench-sharded bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study \
 	bench-poster bench-sweep bench-compatibility bench-storage
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ format: $(DEV)  ## ruff: fix and format
 
 bench-masks: $(RUN)  ## time of a mask update and of projection at BERT-base's size
 	$(BIN)/python benchmarks/mask_update.py $(ARGS)
+
+bench-sharded: $(RUN)  ## memory of a mask update of a model that is sharded over processes
+	$(BIN)/python benchmarks/sharded.py $(ARGS)
 
 bench-steps: need-MODEL $(RUN)  ## time of a step, plain against distilled and pruned: MODEL=
 	$(BIN)/python benchmarks/step_time.py --model "$(MODEL)" $(ARGS)

@@ -94,7 +94,7 @@ def start(
     ]  # fmt: skip
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
+def finish(processes: list[subprocess.Popen[str]], timeout: float = 280) -> list[str]:
     """Wait for all of them and return their outputs; none stays behind if one fails."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]

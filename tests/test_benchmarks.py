@@ -232,6 +232,19 @@ def test_storage(bench, tmp_path):
     assert all(row["seconds to load"] > 0 for row in found.values())
 
 
+def test_the_memory_of_a_sharded_update(bench, monkeypatch):
+    """In one process; `bench` finds what benchmarks share."""
+    spec = importlib.util.spec_from_file_location("sharded", FOLDER / "sharded.py")
+    sharded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sharded)
+    monkeypatch.setattr(sharded, "LAYERS", 1)
+    found = sharded.measure("magnitude, Global", processes=1)
+    assert found["held_mb"] == round(5 * (4 * 768**2 + 2 * 768 * 3072) / 1e6)  # weights, masks
+    assert found["peak_mb"] < 200
+    committed = json.loads((FOLDER / "results" / "sharded.json").read_text())
+    assert {row["method"] for row in committed["rows"]} == sharded.METHODS.keys()
+
+
 def test_the_comparison_with_peers(bench, capsys):
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96}
     tiny = {"title": "tiny", "config": sizes, "batch": (2, 8), "rounds": 2}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.processes import finish, start
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PAGE = 110  # lines
@@ -20,7 +23,15 @@ def load(name: str):
 
 
 def test_every_example_has_a_test():
-    tested = {"cnn", "digits", "distil_any_module", "hf_distillation", "lstm", "torch_loop"}
+    tested = {
+        "cnn",
+        "digits",
+        "distil_any_module",
+        "fsdp2",
+        "hf_distillation",
+        "lstm",
+        "torch_loop",
+    }
     tested |= {"two_four"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
@@ -87,3 +98,11 @@ def test_digits_compares_nets_with_equal_numbers_of_weights(tmp_path, monkeypatc
     assert dense[3][3] > 0.5  # a tenth by guessing
     assert (tmp_path / "digits.png").stat().st_size > 10_000
     assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch is built without gloo")
+def test_fsdp2_prunes_what_two_processes_share():
+    (output,) = finish(start([{}], EXAMPLES / "fsdp2.py"))
+    assert "Pruning 93,450 of 98,368 weights (95.00 %) in 9 tensors" in output
+    assert re.search(r"in scope +95\.00 %", output)

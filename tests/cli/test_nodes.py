@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from tests.processes import LAUNCHERS, finish, start
@@ -24,10 +29,6 @@ def job_on(launcher, nodes, per_node, cache, out, *overrides):
     )  # fmt: skip
     # Sessions of their own, to end a process together with those that it starts.
     return start(environments, *command, cwd=cache, start_new_session=True)
-
-
-def student_of(out):
-    return (out / "student" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -49,17 +50,20 @@ def test_job_on_two_machines(tmp_path, launcher, per_node):
     assert result["stages"]["student"]["sparsity"] == pytest.approx(0.95, abs=1e-3)
     assert len(list((cache / "stages").glob("*/stage.json"))) == 1
     AutoModelForSequenceClassification.from_pretrained(out / "student")
-    rows, batch, epochs = 128, result["config"]["task"]["batch_size"], 5
-    last = (out / "metrics.csv").read_text().splitlines()[-1]
-    assert f",{epochs * rows // batch // (2 * per_node)}," in f",{last},"
+    with (out / "metrics.csv").open() as file:
+        steps = int(list(csv.DictReader(file))[-1]["step"])
+    batches = math.ceil(128 / result["config"]["task"]["batch_size"])
+    assert steps == 5 * math.ceil(batches / (2 * per_node))  # of five epochs
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_machine_and_the_same_command_again_is_as_undisturbed(tmp_path):
+@pytest.mark.parametrize("per_node", [1, 2])
+def test_killed_machine_and_the_same_command_again_is_as_undisturbed(tmp_path, per_node):
+    """Bit by bit with two processes; sums of more depend on DDP's buckets, which it makes anew."""
     cache = tmp_path / "cache"
     cache.mkdir()
-    job = ("torchrun", 2, 2, cache)
+    job = ("torchrun", 2, per_node, cache)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     finish(job_on(*job, undisturbed, "trainer.max_epochs=40"))
 
@@ -69,7 +73,7 @@ def test_killed_machine_and_the_same_command_again_is_as_undisturbed(tmp_path):
         assert all(process.poll() is None for process in processes)
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    for process in processes[2:]:
+    for process in processes[per_node:]:
         os.killpg(process.pid, signal.SIGKILL)
     for process in processes:
         process.communicate(timeout=120)  # the other machine notices
@@ -78,7 +82,14 @@ def test_killed_machine_and_the_same_command_again_is_as_undisturbed(tmp_path):
 
     first, *_ = finish(job_on(*job, killed, "trainer.max_epochs=40"))
     assert "Resuming after step" in first
-    assert student_of(killed) == student_of(undisturbed)
+    found, expected = (
+        load_file(out / "student" / "model.safetensors") for out in (killed, undisturbed)
+    )
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(found[name] == 0, weight == 0), name
+        close = torch.equal if per_node == 1 else partial(torch.allclose, rtol=1e-3, atol=1e-5)
+        assert close(found[name], weight), name
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,9 @@ class Global:
             return low
         if self.normalized:
             score = _normalized(score)
-        ranked = {name: self._ranked(masks[name], name, score, low, high) for name in masks}
+        ranked = masks  # of a sharded model, tensors are gathered one at a time
+        if self.floor or any(high[name] < mask.numel() for name, mask in masks.items()):
+            ranked = {name: self._ranked(masks[name], name, score, low, high) for name in masks}
         threshold = kth_smallest(lambda: ((score(name), ranked[name]) for name in masks), to_prune)
 
         def count(comparison: Callable[[Any, float], Any], name: str) -> int:
