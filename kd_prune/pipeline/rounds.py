@@ -27,6 +27,9 @@ def is_round(name: str) -> bool:
 def with_rounds(stages: Mapping[str, Stage]) -> tuple[dict[str, Stage], dict[str, str]]:
     """Replace every stage of several rounds by a stage per round.
 
+    The zeros that a stage takes from another model stay zero (`keep_zeros`), unless it says
+    otherwise.
+
     Returns:
         Name → stage, and name → name of the stage that a command has the settings of.
 
@@ -39,7 +42,7 @@ def with_rounds(stages: Mapping[str, Stage]) -> tuple[dict[str, Stage], dict[str
         for one, round_ in rounds_of(name, stage).items():
             if one in found or (one in stages and one != name):
                 raise ConfigError(f"stages.{one}", expected=f"the name of a round of {name}")
-            found[one], named_in_command[one] = round_, name
+            found[one], named_in_command[one] = _keeping_zeros(round_), name
     return found, named_in_command
 
 
@@ -91,3 +94,13 @@ def rounds_of(name: str, stage: Stage) -> dict[str, Stage]:
 def _of_round(sparsity: SparsityCallback, schedule: Schedule, u: float) -> SparsityCallback:
     """Return the callback that prunes at the end of the round with ramp progress `u`."""
     return sparsity.replace(final=schedule.sparsity_at(u), initial=0.0, update_schedule=last_update)
+
+
+def _keeping_zeros(stage: Stage) -> Stage:
+    """Return the stage with a callback that keeps the zeros of its masks."""
+    sparsity = stage.sparsity
+    if stage.masks_from is None or sparsity is None or sparsity.schedule is None:
+        return stage
+    if sparsity.arguments()["keep_zeros"] is not None:
+        return stage
+    return replace(stage, sparsity=sparsity.replace(keep_zeros=True))

@@ -184,7 +184,7 @@ def fit_student(
     """
     job, inputs, stage = context.job, context.inputs[STUDENT], context.chain[STUDENT]
     student, teacher = initial_model(context, stage), teacher_model(context, stage)
-    scope = stage_scope(context, stage, student) if job.sparsity else None
+    scope = stage_scope(context, stage, student) if stage.sparsity else None
     initial_sparsity = None
     if scope:
         initial_sparsity = SparsityReport.count(student, scope.select(student).keys()).sparsity
@@ -193,7 +193,7 @@ def fit_student(
         hf.save(student, inputs.tokenizer, folder, kind=stage.task.kind, labels=inputs.data.labels)
 
     milestones = Milestones(lambda sparsity: save(milestone_folder(job.out, sparsity)))
-    sparsity = job.sparsity and job.sparsity.replace(submodule="student", scope=scope)
+    sparsity = stage.sparsity and stage.sparsity.replace(submodule="student", scope=scope)
     if sparsity and sparsity.schedule and sparsity.schedule.milestones:
         sparsity = milestones.connect(sparsity)
     # Earlier results are removed only when training starts, so that a refused command keeps them.

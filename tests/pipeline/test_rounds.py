@@ -204,3 +204,18 @@ def test_masks_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError) as error:
         run(job)
     assert str(error.value).startswith(says.format(**names))
+
+
+def test_student_that_is_pruned_further_keeps_the_zeros_of_its_masks(found, make_job, tmp_path):
+    """Without `keep_zeros` of its own, though its ramp begins at 0."""
+    _, result = found
+    masks = folder(result, "tickets_round_1")
+    job = make_job(
+        tmp_path / "run",
+        student=Stage(masks_from=masks),
+        sparsity=SparsityCallback(0.5, scope=SCOPE, end=0.5, updates=4, verbose=False),
+    )
+    student = run(job).student
+    assert student.sparsity == pytest.approx(0.5, abs=1e-3)
+    before, after = scoped(masks), scoped(tmp_path / "run" / "student")
+    assert all((after[name][before[name] == 0] == 0).all() for name in before)
