@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from kd_prune.errors import ConfigError
 from kd_prune.hf.layers import encoder_layers
 
 PARTS = "embeddings, layers, layers[:-1], head"
-LAYERS = re.compile(r"layers(?:\[(-?\d*):(-?\d*)\])?")
+LAYERS = re.compile(r"layers(\[-?\d*:-?\d*\])?")
 
 
 def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:
@@ -49,25 +48,18 @@ def part_names(model: PreTrainedModel, part: str) -> set[str]:
     if part not in ("embeddings", "head") and not LAYERS.fullmatch(part):
         return {name for name in names if fnmatchcase(name, part)}
     stacks = encoder_layers(model)
-    in_layers = [i for i, name in enumerate(names) if name.startswith(_prefixes(stacks))]
+    prefixes = tuple(f"{stack}." for stack in stacks)
+    in_layers = [i for i, name in enumerate(names) if name.startswith(prefixes)]
     if part == "embeddings":
         return set(names[: in_layers[0]])
     if part == "head":
         return set(names[in_layers[-1] + 1 :])
-    found = LAYERS.fullmatch(part)
-    begin, end = (int(bound) if bound else None for bound in (found.groups() if found else ()))
+    bounds = re.findall(r"\[(-?\d*):(-?\d*)\]", part)
+    begin, end = (int(bound) if bound else None for bound in (bounds[0] if bounds else ("", "")))
     chosen = {
-        parameter
+        id(parameter)
         for layers in stacks.values()
         for layer in list(layers)[begin:end]
         for parameter in layer.parameters()
     }
-    return _names_of(model, chosen)
-
-
-def _prefixes(stacks: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in stacks)
-
-
-def _names_of(model: PreTrainedModel, parameters: set[Parameter]) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter in parameters}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in chosen}

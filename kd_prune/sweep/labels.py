@@ -26,7 +26,8 @@ def method_labels(runs: Sequence[Run]) -> list[str]:
 
     ``sparsebert``, ``none``, ``sparsebert, sparsity=oneshot``, ``sparsebert, optimizer.lr=0.001``.
     A label shows at most three differences, the rarest ones, and ``+2 more`` for the others.
-    Where two methods would get the same label, a short hash is added.
+    Where two methods would get the same label, a short hash is added. Runs of several experiments
+    are labelled by the experiment, and by what differs among its own runs: ``poster/pkd6``.
 
     Refused runs are labelled by themselves: their settings make no others differ.
     """
@@ -35,9 +36,26 @@ def method_labels(runs: Sequence[Run]) -> list[str]:
         by_task[run.task, run.refused].append(i)
     labels = [""] * len(runs)
     for indices in by_task.values():
-        for i, label in zip(indices, _labels([runs[i] for i in indices]), strict=True):
-            labels[i] = label
+        by_experiment: dict[str | None, list[int]] = defaultdict(list)
+        for i in indices:
+            by_experiment[runs[i].choices.get("experiment")].append(i)
+        for experiment, members in by_experiment.items():
+            chosen = [runs[i] for i in members]
+            found = _labels(chosen)
+            if experiment and len(by_experiment) > 1:
+                found = _of_experiment(experiment, chosen, found)
+            for i, label in zip(members, found, strict=True):
+                labels[i] = label
     return labels
+
+
+def _of_experiment(experiment: str, runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
+    """Put an experiment's name before its runs' labels, or in the place of a common first part."""
+    names = {distillation_name(run) for run in runs}
+    if len(names) > 1:
+        return [f"{experiment}, {label}" for label in labels]
+    (common,) = names
+    return [experiment + label.removeprefix(common) for label in labels]
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
