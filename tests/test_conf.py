@@ -46,6 +46,7 @@ NEEDS = {
         "task.max_length=384",
     ],
     "task/kind/regression": ["task.metrics=[pearson]", "task.monitor=pearson"],
+    "task/kind/language_model": ["task.text=[things]"],
     "task/kind/masked_words": ["task.text=[things]"],
     "task/kind/text": ["task.metrics=[]", "task.monitor=loss"],
     "model/pretrained": ["model.path=folder"],

@@ -87,7 +87,7 @@ class Task:
             raise ConfigError("pad_to", self.pad_to, f"below max_length={self.max_length}")
         for key in ("augment", "unlabelled"):
             if getattr(self, key) and self.kind.missing_label is None:
-                kind = type(self.kind).__name__.lower()
+                kind = kind_name(self.kind)
                 raise ConfigError(
                     key,
                     UNSET,

@@ -175,6 +175,9 @@ def test_rows_differ_in_nothing_but_their_method():
         plain = compose("train")
         for row in ALL:
             chosen = compose("train", overrides=[f"experiment={row}"])
+            if row == "poster/sparsebert_augmented":  # further texts are its method
+                assert chosen.task.augment is not None
+                chosen.task.augment = None
             assert {key: chosen[key] for key in compared} == {key: plain[key] for key in compared}
 
 
