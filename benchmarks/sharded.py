@@ -99,7 +99,7 @@ def main() -> None:
                 row["others_peak_mb"] = max(other["peak_mb"] for other in others)
             rows.append(row)
             print(row, flush=True)
-    save({"machine": machine(), "rows": rows}, "sharded")
+            save({"machine": machine(), "rows": rows}, "sharded")
 
 
 if __name__ == "__main__":

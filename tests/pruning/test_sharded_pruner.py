@@ -32,7 +32,7 @@ def compared(folder, processes, which):
     ("processes", "which", "configurations"),
     [
         pytest.param(2, "quick", 2),
-        pytest.param(3, "all", 37, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+        pytest.param(3, "all", 36, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],
 )
 def test_sharded_pruner_prunes_what_one_process_would(tmp_path, processes, which, configurations):
