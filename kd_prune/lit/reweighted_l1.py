@@ -61,7 +61,7 @@ class ReweightedL1(Resumable):
         self.name = name
         self.strength = 0.0
         """λ of the current round."""
-        self._zeros = 0.0
+        self._zeros = 0.0  # share at the end of the last finished round
         self._round = 0  # rounds that have begun
         self._step = 0  # optimizer steps at the last call
         self._reference: dict[str, Tensor] = {}  # |w| at the beginning of the round
@@ -132,8 +132,8 @@ class ReweightedL1(Resumable):
     ) -> None:
         """Make the proximal step after an optimizer step on the ramp.
 
-        λ is logged as ``sparsity/strength``, the share of zeros where the round began as
-        ``sparsity/zeros``.
+        λ is logged as ``sparsity/strength``, the share of zeros that the last step of the latest
+        round left as ``sparsity/zeros``.
         """
         pruner, step = self._pruner(trainer), self._sparsity(trainer).step
         if step == self._step:
@@ -148,9 +148,9 @@ class ReweightedL1(Resumable):
                 self._round = due + 1
                 self._begin_round(pruner, self._round / rounds, ends[due] - step + 1)
             shrink(pruner.parameters, self._reference, self.strength, self.epsilon)
-        else:
-            if self._reference:
+            if step in ends:
                 self._zeros = pruner.sparsity
+        else:
             self.strength, self._reference = 0.0, {}
         prefix = f"sparsity/{self.name}" if self.name else "sparsity"
         pl_module.log(f"{prefix}/strength", self.strength)
@@ -158,7 +158,6 @@ class ReweightedL1(Resumable):
 
     def _begin_round(self, pruner: Pruner, u: float, steps: int) -> None:
         """Take α from the weights, and the λ for the sparsity at ramp progress `u`."""
-        self._zeros = pruner.sparsity
         self._reference = {n: w.detach().abs() for n, w in pruner.parameters.items()}
         wanted = cast("Schedule", pruner.schedule).sparsity_at(u)
         self.strength = strength_for(self._reference, wanted, steps, self.epsilon)

@@ -113,11 +113,15 @@ def reference(start, goal, rate, *, steps, end, final, rounds, epsilon):
 def test_fit_is_that_of_a_plain_implementation(tmp_path):
     module = Vector()
     settings = {"rounds": 5, "epsilon": 0.05}
-    found = fit_vector(tmp_path, module, ramp(), ReweightedL1(**settings))
+    callback = ReweightedL1(**settings)
+    found = fit_vector(tmp_path, module, ramp(), callback)
     expected = reference(module.start, module.goal, 0.02, steps=50, end=0.8, final=0.8, **settings)
     for step, (ours, theirs) in enumerate(zip(found[1:], expected, strict=True), start=1):
         np.testing.assert_allclose(ours, theirs, atol=2e-4, err_msg=f"step {step}")
     assert (found[-1] == 0).mean() == 0.8
+    by_steps = (expected[38] == 0).mean()  # before the masks complete them
+    assert callback.state_dict()["zeros"] == pytest.approx(by_steps, abs=0.011)
+    assert by_steps == pytest.approx(0.8, abs=0.05)
 
 
 def test_rounds_follow_the_ramp_where_no_gradient_moves_the_weights(tmp_path):
