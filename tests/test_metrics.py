@@ -1,5 +1,7 @@
 """Every metric against scikit-learn and scipy, in batches of uneven size."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from kd_prune.errors import ConfigError
-from kd_prune.metrics import metric_collection
+from kd_prune.metrics import Perplexity, metric_collection
 
 ROWS = 41
 CLASSES = {
@@ -166,3 +168,11 @@ def test_names_keep_their_order():
 def test_metric_that_does_not_suit_is_refused(name, num_labels, message):
     with pytest.raises(ConfigError, match=message):
         metric_collection([name], num_labels)
+
+
+def test_perplexity_of_an_improbable_token_is_finite():
+    """A float32 softmax of these logits is 0, and its logarithm infinite."""
+    perplexity = Perplexity()
+    perplexity.update(torch.tensor([[120.0, 0.0]] * 2), torch.tensor([1, 0]))
+    assert torch.softmax(torch.tensor([120.0, 0.0]), -1)[1] == 0
+    assert perplexity.compute().item() == pytest.approx(math.exp(60.0), rel=1e-5)
