@@ -144,6 +144,8 @@ def limits(facts: Facts) -> str:
     """Return what the model cannot do."""
     found = [
         "Only the task above was measured; accuracy on other texts, biases and robustness were not."
+        if facts.students
+        else "No measurement of this model is recorded."
     ]
     if facts.form in ("student", "fp16"):
         found.append(
@@ -151,19 +153,14 @@ def limits(facts: Facts) -> str:
         )
     if facts.form == "packed":
         found.append("Once loaded, the matrices are dense in memory.")
-    for option in facts.options:
-        if "int8" in option:
-            found.append("int8 rounding: outputs differ slightly from those measured above.")
-        elif "fp16" in option:
-            found.append("float16 rounding: outputs differ slightly from those measured above.")
-    if facts.form == "fp16":
-        found.append("float16 rounding: outputs differ slightly from those measured above.")
+    if rounding := ", ".join([*facts.options, *(["fp16"] if facts.form == "fp16" else [])]):
+        found.append(f"Rounded ({rounding}): outputs differ slightly from the trained model's.")
     if facts.tokens is not None:
         found.append(
             f"The vocabulary was reduced to {facts.tokens:,} tokens: the texts it was reduced for "
             "have the same tokens as before, others are split into shorter pieces."
         )
-    return "\n".join(f"- {line}" for line in dict.fromkeys(found))
+    return "\n".join(f"- {line}" for line in found)
 
 
 def method(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -102,6 +102,7 @@ def test_card_of_a_model_without_a_run_has_counts_only(tmp_path):
     card = card_of(tmp_path / "out")
     assert card.data.to_dict().keys() == {"library_name", "tags", "pipeline_tag"}
     assert "## Evaluation" not in card.text
+    assert "No measurement of this model is recorded" in card.text
     assert re.search(r"sparsity of the weights in scope \| [89]\d\.\d\d %", card.text)
 
 
