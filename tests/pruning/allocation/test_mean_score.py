@@ -84,6 +84,7 @@ def test_in_a_pruner_layers_with_higher_scores_stay_denser():
         criterion=SoftMovement(penalty=0.0, rate=0.5),
         allocation=MeanScore(),
         regrow=True,
+        allow_empty=True,
     )
     for _ in range(10):
         pruner.observe({"0.q": -torch.ones(10, 10), "1.q": torch.ones(10, 10)})
