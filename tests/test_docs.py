@@ -102,13 +102,14 @@ def test_training_command_composes(command, composed):
 @pytest.mark.parametrize("command", OTHERS)
 def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp_path, capsys):
     from kd_prune import checkpoint_sparsity
-    from kd_prune.cli import main, summary, train
+    from kd_prune.cli import bench, main, summary, train
 
     (tmp_path / "x").mkdir()  # the pages' placeholders stand for it
     monkeypatch.chdir(tmp_path)
     called = []
     monkeypatch.setattr(checkpoint_sparsity, "count_saved", called.append)
     monkeypatch.setattr(summary, "summarize_folders", lambda *given, **named: called.append(given))
+    monkeypatch.setattr(bench, "measure_folder", lambda *given: called.append(given) or [])
     monkeypatch.setattr(train, "main", lambda overrides: called.append(composed(overrides)))
     arguments = pages.words(command)[1:]
     main.main(arguments)

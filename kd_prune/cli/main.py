@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import kd_prune
 from kd_prune.cli import locations
 
-COMMANDS = ("train", "eval", "sparsity", "summary")
+COMMANDS = ("train", "eval", "sparsity", "summary", "bench")
 MODULES = {"eval": "evaluate"}
+INFERENCE = (["bench"],)
 HELP = """\
 usage: kd-prune <command> ...
 
@@ -24,6 +25,7 @@ commands:
   eval       evaluate a run, a model folder or a hub id on its task; nothing is trained
   sparsity   count the zeros of every layer of a saved model
   summary    one table and one page of all runs below some folders
+  bench      speed of saved models on this machine, dense and sparse
 
 examples:
   kd-prune train                                       the embedded task and model, offline
@@ -32,6 +34,7 @@ examples:
   kd-prune eval outputs/mrpc/<run>                     the metrics of a finished run's student
   kd-prune sparsity outputs/mrpc/<run>                 its zeros, layer by layer
   kd-prune summary outputs/sweeps/<sweep>              a sweep's table, also while it runs
+  kd-prune bench outputs/mrpc/<run>                    sentences per second, dense and sparse
 
 kd-prune <command> --help explains one command; kd-prune --version shows the version."""
 
@@ -45,15 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: An error, in one line, or an interrupt (exit code 130).
     """
-    # Set before torch is loaded: idle threads then sleep. Spinning threads make two runs on one
-    # machine many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] not in INFERENCE:
+        # Set before torch is loaded: idle threads then sleep. Spinning threads make two runs on one
+        # machine many times slower; threads that wake up slowly make short calls slow.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A user's own criterion or term may be a module in the current folder. The folder is last, so
     # that it hides no installed package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        run_command(list(sys.argv[1:] if arguments is None else arguments))
+        run_command(given)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted by SIGINT\n")
         sys.exit(128 + signal.SIGINT)
