@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test faults lint types format clean \
 	mutants bench-masks bench-sharded bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study \
-	bench-poster bench-sweep bench-compatibility bench-storage
+	bench-poster bench-sweep bench-compatibility bench-storage bench-hardware
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
@@ -86,6 +86,9 @@ bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task
 
 bench-glue: need-DATA $(RUN)  ## the table on real tasks, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/glue.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench-hardware: $(DEV)  ## speed of sparse models on this machine, minutes; draws docs/speed.png
+	$(BIN)/python benchmarks/hardware.py --curve 1 32 $(ARGS)
 
 bench-sweep: need-DATA $(RUN)  ## the sweep of the README's picture, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/sweep.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

@@ -297,3 +297,18 @@ def test_figures_of_a_result_hold_no_paths(bench):
     assert (found["teacher"], found["student"]) == ({"f1": 0.9}, {"f1": 0.8})
     assert found["seconds"] == {"data": 1.0, "teacher": 3.0, "student": 5.0}
     assert (found["sparsity"], found["overrides"]) == (0.9, ["seed=1"])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llvmlite") is None, reason="pip install 'kd_prune[cpu]'"
+)
+def test_the_hardware(bench):
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 32}
+    case = {"base 1": ("base", 0.95, 1, 8, 1)}
+    small = {"SHAPES": {"base": sizes}, "CASES": case, "MRPC": (4, 6)}
+    given = ("--cases", "base 1", "--curve", 2, "--compressions", 2, "--threads", 1)
+    results = bench("hardware", *given, **small)
+    rows = json.loads((results / "hardware.json").read_text())
+    assert [row["case"] for row in rows] == ["base 1", "curve 2 2×"]
+    assert all(row["difference"] < 1e-4 for row in rows)
+    assert (results / "speed.png").exists()

@@ -107,7 +107,7 @@ def test_training_command_composes(command, composed):
 def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp_path, capsys):
     from kd_prune import checkpoint_sparsity
     from kd_prune.cli import export as export_command
-    from kd_prune.cli import main, predict, summary, train
+    from kd_prune.cli import bench, main, predict, summary, train
     from kd_prune.export import hub
     from kd_prune.export.folders import Exported
 
@@ -116,6 +116,7 @@ def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp
     called = []
     monkeypatch.setattr(checkpoint_sparsity, "count_saved", called.append)
     monkeypatch.setattr(summary, "summarize_folders", lambda *given, **named: called.append(given))
+    monkeypatch.setattr(bench, "measure_folder", lambda *given: called.append(given) or [])
     monkeypatch.setattr(train, "main", lambda overrides: called.append(composed(overrides)))
     exported = Exported(folder=tmp_path, bytes=(2, 1), tokens=(2, 1), seconds=0.0)
     monkeypatch.setattr(export_command, "run", lambda given: called.append(given) or exported)

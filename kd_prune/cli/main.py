@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import kd_prune
 from kd_prune.cli import locations
 
-COMMANDS = ("train", "eval", "sparsity", "summary", "export", "predict")
+COMMANDS = ("train", "eval", "sparsity", "summary", "export", "predict", "bench")
 MODULES = {"eval": "evaluate"}
+INFERENCE = (["bench"], ["predict"])
 HELP = """\
 usage: kd-prune <command> ...
 
@@ -26,6 +27,7 @@ commands:
   summary    one table and one page of all runs below some folders
   export     a saved model packed, in half precision, as ONNX or OpenVINO, with a model card
   predict    the predictions of a saved model for the rows of a file
+  bench      speed of saved models on this machine, dense and sparse
 
 examples:
   kd-prune train                                       the embedded task and model, offline
@@ -36,6 +38,7 @@ examples:
   kd-prune summary outputs/sweeps/<sweep>              a sweep's table, also while it runs
   kd-prune export outputs/mrpc/<run> --format packed   its student as a small file
   kd-prune predict outputs/mrpc/<run> --file rows.csv  its predictions
+  kd-prune bench outputs/mrpc/<run>                    sentences per second, dense and sparse
 
 kd-prune <command> --help explains one command; kd-prune --version shows the version."""
 
@@ -49,15 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: An error, in one line, or an interrupt (exit code 130).
     """
-    # Set before torch is loaded: idle threads then sleep. Spinning threads make two runs on one
-    # machine many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] not in INFERENCE:
+        # Set before torch is loaded: idle threads then sleep. Spinning threads make two runs on one
+        # machine many times slower; threads that wake up slowly make short calls slow.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A user's own criterion or term may be a module in the current folder. The folder is last, so
     # that it hides no installed package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        run_command(list(sys.argv[1:] if arguments is None else arguments))
+        run_command(given)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted by SIGINT\n")
         sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,83 @@
+"""Times of engines that take turns, and the figure."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from kd_prune.inference import benchmark, figure
+from kd_prune.inference.benchmark import BFLOAT16, BLAS, ONEDNN, OURS, Timing
+from tests.inference.models import batch, sparse_model
+
+
+class Sleeper(nn.Module):
+    """Takes as long as it is told, and remembers who was called."""
+
+    def __init__(self, name, seconds, log):
+        super().__init__()
+        self.name, self.seconds, self.log = name, seconds, log
+
+    def forward(self, input_ids, attention_mask):
+        self.log.append(self.name)
+        time.sleep(self.seconds)
+
+
+def test_models_take_turns_and_the_first_round_does_not_count():
+    log = []
+    models = {name: Sleeper(name, 0.002, log) for name in "ab"}
+    work = benchmark.batches([5] * 6, 4, 50)
+    timings = benchmark.measure(models, work, rounds=3)
+    assert log == ["a", "b"] * 2 * 4
+    for timing in timings:
+        assert (timing.batch_size, timing.sentences) == (4, 6)
+        assert (len(timing.rounds), len(timing.calls)) == (3, 6)
+        assert all(seconds >= 0.002 for seconds in timing.calls)
+        assert sum(timing.rounds) == pytest.approx(sum(timing.calls))
+
+
+def test_timing_is_summed_up_by_medians():
+    timing = Timing("x", 8, 40, (2.0, 1.0, 10.0), tuple(range(1, 102)))
+    assert timing.sentences_per_second == 20
+    assert timing.median == 51
+    assert timing.p95 == 96
+
+
+def test_speed_up_is_to_the_better_of_the_dense_engines_in_the_same_round():
+    def timing(name, *rounds):
+        return Timing(name, 1, 1, rounds, rounds)
+
+    timings = [timing(BLAS, 8, 9, 9), timing(ONEDNN, 4, 6, 20), timing(BFLOAT16, 1, 1, 1)]
+    timings.append(timing(OURS, 1, 2, 10))
+    assert benchmark.speed_up(timings) == 4.5  # to BLAS, 26 s against 30 s: 8, 4.5, 0.9
+    assert benchmark.speed_up(timings, BLAS) == 1
+
+
+def test_batches_are_of_similar_length_and_mask_the_rest():
+    work = benchmark.batches([3, 9, 4, 8, 5], 2, 50)
+    assert [list(one["input_ids"].shape) for one in work] == [[2, 4], [2, 8], [1, 9]]
+    assert [one["attention_mask"].sum(1).tolist() for one in work] == [[3, 4], [5, 8], [9]]
+    assert all(one["input_ids"].max() < 50 for one in work)
+
+
+def test_all_engines_compute_the_same():
+    model = sparse_model("bert", 0.95)
+    models = benchmark.engines(model, bfloat16=True)
+    assert list(models) == [BLAS, ONEDNN, BFLOAT16, OURS]
+    inputs = batch(3, 20)
+    with torch.inference_mode():
+        logits = {name: one(**inputs).logits.float() for name, one in models.items()}
+    for name, found in logits.items():
+        tolerance = 0.05 if name == BFLOAT16 else 1e-5
+        torch.testing.assert_close(found, logits[BLAS], atol=tolerance, rtol=0)
+    assert benchmark.linear_sparsity(model) == pytest.approx(0.95, abs=0.01)
+
+
+def test_peak_is_what_a_dense_product_reaches():
+    assert 1e9 < benchmark.peak_multiply_adds(0.05) < 1e14
+
+
+def test_figure_is_drawn(tmp_path):
+    points = {"dense": [(1.0, 10.0), (2.0, 10.0)], "kd_prune": [(2.0, 15.0), (1.0, 10.0)]}
+    figure.draw({"batch 1": points, "batch 32": points}, tmp_path / "x.png", "Speed")
+    assert (tmp_path / "x.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
