@@ -106,8 +106,8 @@ def test_training_command_composes(command, composed):
 @pytest.mark.parametrize("command", OTHERS)
 def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp_path, capsys):
     from kd_prune import checkpoint_sparsity
-    from kd_prune.cli import export as export_command
     from kd_prune.cli import bench, main, predict, summary, train
+    from kd_prune.cli import export as export_command
     from kd_prune.export import hub
     from kd_prune.export.folders import Exported
 
