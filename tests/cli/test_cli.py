@@ -140,7 +140,7 @@ def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
             ["task=imdb"],
             [
                 "error: task=imdb: ",
-                "there are base, cola, corpus, mnli, ",
+                "there are base, cola, corpus, corpus_words, mnli, ",
                 "write conf/task/imdb.yaml",
             ],
         ),
