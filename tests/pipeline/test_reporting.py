@@ -50,6 +50,7 @@ def drawn(monkeypatch):
     return pictures
 
 
+@pytest.mark.filterwarnings("ignore:.*weights that are zero at the start:UserWarning")
 def test_curve_of_sparsity_begins_with_the_zeros_before_the_first_step(
     make_job, tmp_path, cache, drawn
 ):
