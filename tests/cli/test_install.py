@@ -133,7 +133,10 @@ def test_version_is_that_of_the_project(installed):
 
 @pytest.mark.parametrize(
     ("command", "says"),
-    [("trian", "did you mean train?"), ("/runs/a", "there are train, eval, sparsity, summary, export, predict, bench")],
+    [
+        ("trian", "did you mean train?"),
+        ("/runs/a", "there are train, eval, sparsity, summary, export, predict, bench"),
+    ],
 )
 def test_an_unknown_command_is_one_line(installed, command, says):
     done = installed(command)

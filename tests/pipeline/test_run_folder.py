@@ -88,6 +88,7 @@ def test_run_that_resumes_keeps_what_it_needs(again, make_job, tmp_path, place):
     assert left(folder) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*weights that are zero at the start:UserWarning")
 def test_run_keeps_the_earlier_student_that_it_reads(again, make_job):
     folder, before = again
     job = make_job(folder, teacher=Stage(path=str(folder)))
@@ -96,6 +97,7 @@ def test_run_keeps_the_earlier_student_that_it_reads(again, make_job):
     assert left(folder) == before - {"milestones/0.4", "milestones/0.7"}
 
 
+@pytest.mark.filterwarnings("ignore:.*weights that are zero at the start:UserWarning")
 @pytest.mark.parametrize("setting", ["init", "teacher"])
 def test_run_keeps_the_earlier_run_that_its_student_names(again, make_job, setting):
     """By its run folder, in which the student lies."""
