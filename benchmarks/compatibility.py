@@ -82,7 +82,7 @@ def run(case: Case) -> Outcome | str:
     if not case.installed:
         return f"skipped: {case.needs} is not installed"
     try:
-        callback = SparsityCallback(FINAL, updates=8, verbose=False)
+        callback = SparsityCallback(FINAL, scope=case.scope, updates=8, verbose=False)
         whole, resumed = fit_twice(case, callback)
         found = judge(whole, callback, resumed)
         return found if found.resumed else replace(found, resumes_without=same(*fit_twice(case)))
@@ -174,8 +174,9 @@ def page(outcomes: dict[Case, Outcome | str]) -> str:
     lines = [
         "# What the callback was tried on",
         "",
-        f"{number} small random networks, each trained for {2 * STEPS} steps with "
-        f"`SparsityCallback({FINAL})` and no other argument, on the CPU with torch "
+        f"{number} small random networks, each trained for {2 * STEPS} steps with `SparsityCallback"
+        f"({FINAL})` and no other argument",
+        "(adapters of a frozen base have to be named in a scope), on the CPU with torch "
         f"{torch.__version__.split('+')[0]}, Lightning {L.__version__} and Python "
         f"{platform.python_version()}.",
         "`make bench-compatibility` runs them again and rewrites this page; the projects are in",

@@ -10,6 +10,8 @@ from compatibility_project import Batch, Case, Project, Supervised, classify, ml
 from compatibility_transformers import DECODERS, language_model
 from torch import nn
 
+from kd_prune import Scope
+
 
 def optimized(make: Callable[[Iterable[nn.Parameter]], Any]) -> Project:
     """Make a small classifier with another optimizer."""
@@ -122,6 +124,6 @@ def cases() -> list[Case]:
         Case("loops", "bf16-true", lambda: with_trainer(precision="bf16-true")),
         Case("loops", "64-true", lambda: with_trainer(precision="64-true")),
         Case("loops", "exponential moving average", averaged),
-        Case("loops", "LoRA on a frozen GPT-2", lora, "peft"),
+        Case("loops", "LoRA on a frozen GPT-2", lora, "peft", Scope(include=("*lora_[AB]*",))),
     ]  # fmt: skip
     return found

@@ -149,7 +149,9 @@ def actor_critic() -> Project:
         actor, critic = network(batch["x"])
         return F.cross_entropy(actor, batch["y"]) + critic.square().mean()
 
-    return Project(Supervised(Heads(), loss), vectors())
+    module = Supervised(Heads(), loss)
+    module.example_input_array = torch.randn(1, 16)  # by which both heads are found
+    return Project(module, vectors())
 
 
 class Gan(L.LightningModule):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_prune import Scope
+
 Batch = dict[str, Tensor]
 WORDS, LENGTH, ROWS, STEPS = 101, 16, 8, 24
 
@@ -37,6 +39,7 @@ class Case:
     name: str
     make: Callable[[], Project]
     needs: str | None = None  # a package
+    scope: Scope | None = None  # what may be pruned, where that has to be said
 
     @property
     def installed(self) -> bool:
@@ -56,6 +59,10 @@ class Supervised(L.LightningModule):
         super().__init__()
         self.network, self.loss = network, loss
         self.optimizer = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the network's outputs."""
+        return self.network(x)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss."""

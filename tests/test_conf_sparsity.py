@@ -31,7 +31,7 @@ from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("criterion", "allocation", "granularity", "ramp")
-METHODS = sorted(file.stem for file in (CONF / "sparsity").glob("*.yaml"))
+METHODS = sorted(f.stem for f in (CONF / "sparsity").glob("*.yaml") if f.stem != "none")
 PARTS = sorted(
     f"sparsity/{file.parent.name}={file.stem}" for file in (CONF / "sparsity").glob("*/*.yaml")
 )

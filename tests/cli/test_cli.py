@@ -68,6 +68,7 @@ def test_a_student_that_learnt_too_little_fails_but_is_reported(smoke, call, tmp
     assert metrics_of(result)["accuracy"] < 0.9 * metrics_of(result, "teacher")["accuracy"]
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_at_once_train_one_teacher(tmp_path):
     outs = [tmp_path / "a", tmp_path / "b"]
     processes = [start(out, tmp_path, *SMALL) for out in outs]

@@ -49,9 +49,8 @@ def test_a_sweep_of_jobs_with_two_processes_each(cache, tmp_path):
         assert len(list(csv.DictReader(file))) == 2
 
 
-@pytest.mark.parametrize(
-    "whom", [pytest.param("the first process", marks=pytest.mark.slow), "the group"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["the first process", "the group"])
 def test_interrupted_in_two_processes(cache, tmp_path, whom):
     """Both stop at the same step, whoever got the signal, and the same command goes on."""
     sweep = tmp_path / "sweep"

@@ -104,6 +104,7 @@ def call(hub, tmp_path_factory):
 MRPC = ("task=mrpc", "model=minilm")
 
 
+@pytest.mark.slow
 def test_by_id_and_then_without_the_hub(call, hub, tmp_path):
     """What the README says first of real tasks."""
     (command,) = [command for command in ON_REAL_TASKS if not command.startswith("-m ")]

@@ -65,6 +65,7 @@ def installed(site, cache, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_kd_prune_train_runs_the_main_job_into_outputs(installed):
     done = installed("train", *SMALL)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import pytest
 from .script import SMALL, start
 
 
+@pytest.mark.slow
 def test_a_command_that_is_told_to_end_takes_its_workers_along(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="joblib is not installed")
     command = (
