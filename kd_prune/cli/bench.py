@@ -18,6 +18,7 @@ DESCRIPTION = """\
 Measure sentences per second and latency of saved models on this machine: dense with torch (float32
 with the default BLAS and with oneDNN, bfloat16 where the processor has it), and accelerated by
 kd_prune. All take turns in one process. The outputs are compared, too."""
+DEFAULT_LENGTH = 128
 EXAMPLES = """\
 examples:
   kd-prune bench outputs/mrpc/<run>
@@ -59,7 +60,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("folders", nargs="+", type=Path, help="run folders or model folders")
     parser.add_argument("--batch", nargs="+", type=positive, default=[1, 32], help="batch sizes")
-    parser.add_argument("--length", type=positive, default=128, help="tokens of every sentence")
+    parser.add_argument(
+        "--length",
+        type=positive,
+        help="tokens of every sentence; default: 128, if a model reads so many",
+    )
     parser.add_argument("--file", type=Path, help="CSV file: sentences as long as its rows")
     parser.add_argument("--columns", nargs="+", help="its columns with text; default: all")
     parser.add_argument("--sentences", type=positive, default=64, help="sentences in a round")
@@ -81,13 +86,14 @@ def measure_folder(folder: Path, options: argparse.Namespace) -> list[dict[str, 
     """Measure one model, print its part of the table and return it."""
     import torch
 
+    from kd_prune.hf import max_positions
     from kd_prune.inference import benchmark, report
 
     folder = folder / "student" if (folder / "student").is_dir() else folder
     model = load(folder)
     models = benchmark.engines(model)
     sparsity = benchmark.linear_sparsity(model)
-    lengths = token_lengths(folder, options)
+    lengths = token_lengths(folder, options, max_positions(model))
     print(f"{folder}: {report(models[benchmark.OURS])}")
     print(f"{'':24}{'batch':>6}{'sentences/s':>13}{'median ms':>11}{'p95 ms':>9}{'speed-up':>10}")
     rows = []
@@ -141,14 +147,22 @@ def load(folder: Path) -> Any:
     return model.eval()
 
 
-def token_lengths(folder: Path, options: argparse.Namespace) -> list[int]:
+def token_lengths(folder: Path, options: argparse.Namespace, longest: float) -> list[int]:
     """Return the lengths of the sentences to measure with.
 
+    Args:
+        folder: The model's folder, for its tokenizer.
+        options: The command's options.
+        longest: Tokens that the model reads.
+
     Raises:
-        ConfigError: The CSV file cannot be read, or has no such column.
+        ConfigError: The model does not read so many tokens; the CSV file cannot be read, or has no
+            such column.
     """
+    if options.length and options.length > longest:
+        raise ConfigError("--length", options.length, f"{folder} reads {longest:g} tokens")
     if options.file is None:
-        return [options.length] * options.sentences
+        return [options.length or int(min(DEFAULT_LENGTH, longest))] * options.sentences
     from transformers import AutoTokenizer
 
     try:
@@ -163,7 +177,7 @@ def token_lengths(folder: Path, options: argparse.Namespace) -> list[int]:
         raise ConfigError("--columns", missing, "not in the file", f"it has {', '.join(known)}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [" ".join(row[name] or "" for name in columns) for row in table[: options.sentences]]
-    return [len(ids) for ids in tokenizer(texts, truncation=True)["input_ids"]]
+    return [int(min(len(ids), longest)) for ids in tokenizer(texts, truncation=True)["input_ids"]]
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:

@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
     before, after = (size / 1e6 for size in exported.bytes)
     print(
-        f"{exported.folder}: weights {after:.2f} MB, {before / after:.1f} times smaller than dense"
+        f"{exported.folder}: {after:.2f} MB of weights, {after / before:.0%} of the dense model's"
     )
     if exported.tokens[0] != exported.tokens[1]:
         print(f"vocabulary: {exported.tokens[1]:,} of {exported.tokens[0]:,} tokens")

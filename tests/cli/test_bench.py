@@ -42,6 +42,7 @@ def test_bench_prints_a_table_and_writes_it(model, tmp_path, capsys):
     [
         (["/no/such"], "error: /no/such: no such folder"),
         (["{empty}"], "error: folder="),
+        (["{model}", "--length", "999"], "error: --length=999: "),
         (["{model}", "--file", "/no/such.csv"], r"error: --file=/no/such.csv: cannot be read"),
         (["{model}", "--file", "{rows}", "--columns", "b"], "--columns=[b]: not in the file"),
     ],

@@ -31,8 +31,8 @@ def test_export_writes_next_to_the_model_and_says_its_size(run, capsys):
     main(["export", str(run)])
     folder = run / "student-packed"
     said = capsys.readouterr().out
-    assert said.startswith(f"{folder}: weights 0.0")
-    assert "times smaller than dense" in said
+    assert said.startswith(f"{folder}: 0.0")
+    assert "% of the dense model's" in said
     assert json.loads((folder / "kd_prune.json").read_text())["values"] == "lossless"
     assert "exists already" in refused(run)
 
