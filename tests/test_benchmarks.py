@@ -69,7 +69,7 @@ def bench(tmp_path, monkeypatch):
 
 
 def real(data, model, tmp_path):
-    given = {"--data": data, "--model": model, "--work": tmp_path / "work"}
+    given = {"--data": data, "--model": model, "--work": tmp_path / "jobs"}
     return [word for pair in given.items() for word in pair] + ["--precision", "32-true"]
 
 
@@ -155,18 +155,18 @@ def test_the_posters_table(bench, data, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "poster/rpp: left out, as there is no --text" in said
     assert "mrpc: poster/theseus6" in said
-    page = (tmp_path / "work" / "poster.html").read_text()
+    page = (tmp_path / "jobs" / "poster.html").read_text()
     assert '"method":"poster/theseus6"' in page
     assert '"kept":0.5' in page
 
 
 def test_held_out_rows_are_a_third_of_the_training_rows(bench, data, tmp_path):
-    bench("poster", "--table", "--work", tmp_path / "work")
+    bench("poster", "--table", "--work", tmp_path / "jobs")
     module = sys.modules["bench_poster"]
-    arguments = argparse.Namespace(data=data, work=tmp_path / "work")
+    arguments = argparse.Namespace(data=data, work=tmp_path / "jobs")
     given = module.held_out("mrpc", arguments)
-    assert given == ["task=mrpc", "task.subset=null", f"task.path={tmp_path}/work/held_out/mrpc"]
-    folder = tmp_path / "work" / "held_out" / "mrpc"
+    assert given == ["task=mrpc", "task.subset=null", f"task.path={tmp_path}/jobs/held_out/mrpc"]
+    folder = tmp_path / "jobs" / "held_out" / "mrpc"
     parts = {
         split: pq.read_table(folder / f"{split}.parquet")["idx"].to_pylist()
         for split in ("train", "validation")

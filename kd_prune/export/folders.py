@@ -217,7 +217,7 @@ def encoder_weights(model: PreTrainedModel) -> set[str]:
 
 
 def record_of(source: Source, settings: Export) -> dict[str, Any]:
-    """Return the record of an exported folder: format, and of the task what prediction needs."""
+    """Describe an export as plain data: its format, and what predictions need of the task."""
     known = {key: source.task.get(key) for key in ("name", "text", "label", "max_length")}
     return {
         "format": settings.form,

@@ -193,7 +193,7 @@ def _renumber_processor(processor: dict[str, Any], new_ids: Mapping[int, int]) -
 
 @torch.no_grad()
 def trim_model(model: PreTrainedModel, new_ids: Mapping[int, int]) -> None:
-    """Keep the rows of a model's token embeddings that are named, in their new order."""
+    """Reduce a model's token embeddings to the kept tokens, in the order of their new ids."""
     old: Any = model.get_input_embeddings()
     rows = torch.tensor(sorted(new_ids, key=lambda i: new_ids[i]))
     padding = old.padding_idx

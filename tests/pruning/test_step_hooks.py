@@ -118,7 +118,8 @@ def make_lightning(optimizer):
 
 
 def test_attach_lookahead_leaves_no_pruned_weight_of_its_average():
-    fit(Lookahead)
+    _, pruner = fit(Lookahead)
+    assert pruner.sparsity == 99 / 110
 
 
 def test_attach_optimizer_that_is_none_of_torch():

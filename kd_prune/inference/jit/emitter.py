@@ -93,7 +93,7 @@ class Variable:
         self.set(value)
 
     def get(self) -> Value:
-        """Return the present value."""
+        """Load the variable's value."""
         return Value(self.emitter, self.emitter.builder.load(self.address, typ=self.type))
 
     def set(self, value: Value) -> None:

@@ -50,7 +50,7 @@ class Stack:
         return self.emit.load_pointer(self.call, slot)
 
     def tile(self, tiles: Value, number: Value, features: Value) -> Value:
-        """Return where a tile begins."""
+        """Return the address of a tile's first value."""
         return self.emit.offset(tiles, number * features * self.width)
 
     def pack(self) -> None:
