@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
+
+from tests.forked import ForkedProcess
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,8 +76,8 @@ LAUNCHERS = {
 
 
 def start(
-    environments: list[dict[str, str]], *command: str | Path, **settings: object
-) -> list[subprocess.Popen[str]]:
+    environments: list[dict[str, str]], *command: str | Path, **settings: Any
+) -> list[ForkedProcess]:
     """Start the command, a script and its arguments, once in each environment."""
     common = {
         **os.environ,
@@ -85,16 +86,14 @@ def start(
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
+    script = list(map(str, command))
     return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)], env=common | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings,
-        )
+        ForkedProcess(script, environment=common | environment, **settings)
         for environment in environments
-    ]  # fmt: skip
+    ]
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 280) -> list[str]:
+def finish(processes: list[ForkedProcess], timeout: float = 280) -> list[str]:
     """Wait for all of them and return their outputs; none stays behind if one fails."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]

@@ -57,9 +57,15 @@ KINDS |= {"squad": QuestionAnswering, "squad_v2": QuestionAnswering}
 TERMS = ("embeddings", "hidden_states", "attention_scores", "soft_targets")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The embedded task and model are written once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def _conf(tmp_path, monkeypatch):
-    monkeypatch.setenv("KD_PRUNE_CACHE", str(tmp_path))
+def _conf(cache, monkeypatch):
+    monkeypatch.setenv("KD_PRUNE_CACHE", str(cache))
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield

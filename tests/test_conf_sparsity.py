@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from omegaconf import MissingMandatoryValue
+from omegaconf import DictConfig, MissingMandatoryValue
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -59,9 +60,15 @@ def _conf(tmp_path, monkeypatch):
 
 def parts(*overrides: str) -> dict[str, Any]:
     """Arguments of the callback that the configuration describes."""
-    config = compose("train", overrides=list(overrides)).sparsity
+    config = composed(*overrides)
     config["_target_"] = "builtins.dict"
     return instantiate(config, _convert_="all")
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """The composed group `sparsity`; parts of it are asked for again and again."""
+    return compose("train", overrides=list(overrides)).sparsity
 
 
 def make_encoder() -> BertModel:
@@ -193,12 +200,9 @@ def test_threshold_of_magnitudes_reaches_their_quantile():
 @pytest.mark.parametrize("allocation", ["uniform", "erk", "group", "global"])
 @pytest.mark.parametrize("granularity", ["unstructured", "block", "rows"])
 def test_criterion_allocation_and_granularity_combine(criterion, allocation, granularity):
-    made = parts(
-        f"sparsity/criterion={criterion}",
-        f"sparsity/allocation={allocation}",
-        f"sparsity/granularity={granularity}",
-        "sparsity.final=0.6",
-    )
+    chosen = {"criterion": criterion, "allocation": allocation, "granularity": granularity}
+    made = parts("sparsity.final=0.6")
+    made |= {group: parts(f"sparsity/{group}={name}")[group] for group, name in chosen.items()}
     pruner, _ = prune(made)
     assert pruner.sparsity == pytest.approx(0.6, abs=1e-3 if granularity == "unstructured" else 0.1)
     assert_expected_zeros(pruner)

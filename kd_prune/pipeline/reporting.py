@@ -34,7 +34,8 @@ def draw_curves(
         start: Counted sparsity before the first step; None: unknown.
         milestones: Students saved at milestones.
     """
-    figure = Figure(figsize=(7, 8), layout="constrained")
+    figure = Figure(figsize=(7, 8))
+    figure.subplots_adjust(left=0.11, right=0.97, bottom=0.07, top=0.98, hspace=0.06)
     sparsity, losses, metric = figure.subplots(3, 1, sharex=True)
     terms = sorted({name for row in rows for name in row if name.startswith("train/")})
     begin = [] if start is None else [{"step": 0, "sparsity/counted": start}]

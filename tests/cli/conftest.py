@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
 from .script import SCRIPT
@@ -21,6 +22,8 @@ def call(cache, monkeypatch, capsys):
     """Call the script in this process; returns exit code, stdout and stderr."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
+    # Hydra composes everything twice, first for `hydra.mode`, which nothing in conf/ sets.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def call_script(*overrides: str, cache: Path = cache):
         monkeypatch.setenv("KD_PRUNE_CACHE", str(cache))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.forked import ForkedProcess
+
 SCRIPT = Path(__file__).parents[2] / "train.py"
 SMALL = (
     "experiment=smoke",
@@ -24,21 +26,30 @@ def metrics_of(result: dict, stage: str = "student") -> dict[str, float]:
     return result["stages"][stage]["metrics"]
 
 
-def start(out: Path, cache: Path, *overrides: str, **options) -> subprocess.Popen:
-    """A process in a folder of its own, as a person would start it."""
-    environment = os.environ | {
+def start(out: Path, cache: Path, *overrides: str, **options) -> ForkedProcess:
+    """A process in a folder of its own, as a person would start it, with the imports made."""
+    command = [str(SCRIPT), *overrides, f"hydra.run.dir={out}"]
+    return ForkedProcess(command, environment=environment(cache), folder=cache, **options)
+
+
+def start_interpreter(out: Path, cache: Path, *overrides: str) -> subprocess.Popen[str]:
+    """The same in a new interpreter: launchers' workers are started from one."""
+    command = [sys.executable, str(SCRIPT), *overrides, f"hydra.run.dir={out}"]
+    return subprocess.Popen(
+        command,
+        cwd=cache,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """What the script finds in its environment."""
+    return os.environ | {
         "KD_PRUNE_CACHE": str(cache),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    command = [sys.executable, str(SCRIPT), *overrides, f"hydra.run.dir={out}"]
-    return subprocess.Popen(
-        command,
-        cwd=cache,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )

@@ -300,7 +300,7 @@ def test_interrupted_and_gone_on_with(smoke, call, cache, tmp_path, number):
     process = start(first, cache, "experiment=smoke", "checkpoint_minutes=0")
     deadline = time.monotonic() + 120
     while not (first / "last.ckpt").is_file() and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)

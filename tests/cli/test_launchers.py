@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from .script import SMALL, start
+from .script import SMALL, start_interpreter
 
 
 @pytest.mark.slow
@@ -20,7 +20,7 @@ def test_a_command_that_is_told_to_end_takes_its_workers_along(tmp_path):
         "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *SMALL,
         "trainer.max_epochs=2000", "sparsity.final=0.5,0.9", f"hydra.sweep.dir={tmp_path}/sweep",
     )  # fmt: skip
-    process = start(tmp_path, tmp_path, *command)
+    process = start_interpreter(tmp_path, tmp_path, *command)
     deadline = time.monotonic() + 200
     while len(list((tmp_path / "sweep").glob("*/last.ckpt"))) < 2:
         assert process.poll() is None, process.communicate()[1]
@@ -58,7 +58,7 @@ def test_jobs_side_by_side(launcher, tmp_path):
         "-m", f"hydra/launcher={launcher}", setting, *SMALL,
         "sparsity.final=0.5,0.9,95", f"hydra.sweep.dir={sweep}",
     )  # fmt: skip
-    process = start(tmp_path, tmp_path, *command)
+    process = start_interpreter(tmp_path, tmp_path, *command)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 1, stderr  # one value is impossible
     states = {}
@@ -75,7 +75,7 @@ def test_jobs_side_by_side(launcher, tmp_path):
         assert [row["target"] for row in csv.DictReader(file)] == ["0.5", "0.9"]
     assert "did you mean 0.95?" in stdout
 
-    process = start(tmp_path, tmp_path, *command)  # again: nothing to do
+    process = start_interpreter(tmp_path, tmp_path, *command)  # again: nothing to do
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 1, stderr
     assert len(list(sweep.glob("*/status.json"))) == 3

@@ -28,7 +28,7 @@ def job_on(launcher, nodes, per_node, cache, out, *overrides):
         f"trainer.devices={per_node}", f"cache_dir={cache}", f"hydra.run.dir={out}", *overrides,
     )  # fmt: skip
     # Sessions of their own, to end a process together with those that it starts.
-    return start(environments, *command, cwd=cache, start_new_session=True)
+    return start(environments, *command, folder=cache, start_new_session=True)
 
 
 @pytest.mark.parametrize(

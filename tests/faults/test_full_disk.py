@@ -25,7 +25,7 @@ def no_file_above_limit() -> None:
 def test_a_job_without_room_fails_and_says_so(tmp_path):
     sweep = tmp_path / "sweep"
     command = ("-m", *SMALL, "model.path.hidden_size=16,96", f"hydra.sweep.dir={sweep}")
-    process = start(tmp_path, tmp_path, *command, preexec_fn=no_file_above_limit)
+    process = start(tmp_path, tmp_path, *command, before=no_file_above_limit)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 1, stderr
     runs = {run.state: run for run in collect([sweep]).runs}
@@ -45,7 +45,7 @@ def test_a_job_without_room_fails_and_says_so(tmp_path):
 def test_a_single_run_says_it_in_one_line(tmp_path):
     process = start(
         tmp_path / "run", tmp_path, *SMALL, "model.path.hidden_size=96",
-        preexec_fn=no_file_above_limit,
+        before=no_file_above_limit,
     )  # fmt: skip
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 1
