@@ -22,8 +22,8 @@ class Row(NamedTuple):
         final: Key of its target sparsity; None: a smaller student, which is pruned by SparseBERT's
             schedule where it has to keep less.
         rates: Learning rates to choose from.
-        text: Whether it has a stage on plain text.
-        halved: Stage on the task before the student, which then has half of the epochs each.
+        text: Its stages on plain text.
+        halved: Stage on the task before the student, which then have half of the steps each.
         settings: Further overrides.
         poster: The poster's figure of MRPC and QNLI.
     """
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     kept: float | dict[str, float]
     final: str | None = "sparsity.final"
     rates: tuple[str, str] = FROM_LABELS
-    text: bool = False
+    text: Sequence[str] = ()
     halved: str | None = None
     settings: Sequence[str] = ()
     poster: tuple[float | None, float | None] = (None, None)
@@ -51,6 +51,10 @@ class Row(NamedTuple):
 
 
 PRUNED_BEFORE = "stages.pruned.sparsity.final"
+GENERAL = ("general",)
+WORDS_THEN_GENERAL = ("head", "words", "general")
+PRUNED = ("head", "words", "pruned")
+PHASES = ("head", "words", "pretraining")
 # The shape that keeps 18 % of all-MiniLM-L6-v2's encoder: a third of the layers, narrower ones.
 NARROW = [f"stages.general.{k}" for k in ("hidden_size=0.75", "intermediate_size=0.71875")]
 
@@ -58,16 +62,16 @@ ROWS = {
     "poster/bert": Row(1.0, None, poster=(88.6, 91.8)),
     "poster/pkd6": Row(0.5, None, poster=(85.0, 89.0)),
     "poster/theseus6": Row(0.5, None, poster=(89.0, 89.5)),
-    "poster/distilbert6": Row(0.5, None, text=True, poster=(87.5, 89.2)),
-    "poster/minilm6": Row(0.5, None, text=True, poster=(88.4, 91.0)),
+    "poster/distilbert6": Row(0.5, None, text=WORDS_THEN_GENERAL, poster=(87.5, 89.2)),
+    "poster/minilm6": Row(0.5, None, text=GENERAL, poster=(88.4, 91.0)),
     "poster/tinybert6": Row(
-        0.5, None, FROM_LAYERS, text=True, halved="intermediate", poster=(87.3, 90.4)
+        0.5, None, FROM_LAYERS, text=GENERAL, halved="intermediate", poster=(87.3, 90.4)
     ),
     "poster/tinybert4": Row(
         0.182,
         None,
         FROM_LAYERS,
-        text=True,
+        text=GENERAL,
         halved="intermediate",
         settings=NARROW,
         poster=(86.8, 88.7),
@@ -78,9 +82,9 @@ ROWS = {
         poster=(84.9, 88.9),
     ),
     "poster/bert_tickets_oneshot": Row(0.5),
-    "poster/compressbert": Row(0.1, PRUNED_BEFORE, text=True, poster=(None, 76.8)),
+    "poster/compressbert": Row(0.1, PRUNED_BEFORE, text=PRUNED, poster=(None, 76.8)),
     "poster/compressbert_downstream": Row(0.1),
-    "poster/rpp": Row(0.116, PRUNED_BEFORE, text=True, poster=(81.9, 88.0)),
+    "poster/rpp": Row(0.116, PRUNED_BEFORE, text=PRUNED, poster=(81.9, 88.0)),
     "poster/rpp_downstream": Row(0.116),
     "poster/sparsebert": Row(TARGET, rates=FROM_LAYERS, poster=(88.5, 90.6)),
     "later/gmp_star": Row(TARGET, rates=FROM_LAYERS),
@@ -91,12 +95,14 @@ ROWS = {
     "later/spd": Row(TARGET, rates=FROM_LAYERS),
     "later/smp": Row(TARGET, rates=FROM_LAYERS),
     "paradigm/prune_at_pretraining": Row(
-        TARGET, "stages.pretraining.sparsity.final", FROM_LAYERS, text=True, halved="finetuning"
+        TARGET, "stages.pretraining.sparsity.final", FROM_LAYERS, text=PHASES, halved="finetuning"
     ),
     "paradigm/prune_at_finetuning": Row(
-        TARGET, "stages.finetuning.sparsity.final", FROM_LAYERS, text=True, halved="finetuning"
+        TARGET, "stages.finetuning.sparsity.final", FROM_LAYERS, text=PHASES, halved="finetuning"
     ),
-    "paradigm/prune_at_distilling": Row(TARGET, rates=FROM_LAYERS, text=True, halved="finetuning"),
+    "paradigm/prune_at_distilling": Row(
+        TARGET, rates=FROM_LAYERS, text=PHASES, halved="finetuning"
+    ),
 }
 
 
@@ -106,20 +112,22 @@ def shares(row: str, task: str) -> list[float]:
     return [own] if own in (1.0, TARGET) else [own, TARGET]
 
 
-def overrides(row: str, task: str, kept: float, epochs: int, pretraining_steps: int) -> list[str]:
+def overrides(row: str, task: str, kept: float, steps: int, pretraining_steps: int) -> list[str]:
     """Return the overrides of a row: its experiment, what it keeps, and its part of the budget."""
     system = ROWS[row]
-    part = max(1, epochs // 2) if system.halved else epochs
+    part = steps // 2 if system.halved else 0
     found = [
         f"experiment={row}",
         *system.settings,
         *system.pruned_to(task, kept),
-        f"trainer.max_epochs={max(1, epochs - part) if system.halved else epochs}",
+        "trainer.max_epochs=-1",
+        f"trainer.max_steps={steps - part}",
     ]
     if system.halved:
-        found.append(f"stages.{system.halved}.max_epochs={part}")
+        found.append(f"stages.{system.halved}.max_steps={part}")
     if system.text:
         found.append(f"pretraining.max_steps={pretraining_steps}")
     if row == "poster/bert_tickets":  # a tenth of all weights per round
-        found.append(f"stages.tickets.rounds={round(10 * (1 - kept))}")
+        rounds = round(10 * (1 - kept))
+        found += [f"stages.tickets.rounds={rounds}", f"+stages.tickets.max_steps={steps}"]
     return found

@@ -133,7 +133,7 @@ def test_the_posters_table(bench, data, tmp_path, capsys, monkeypatch):
     model = make_model(str(tmp_path / "model"), layers=2, hidden_size=24, heads=2)
     given = [*real(data, model, tmp_path), "--tasks", "mrpc", "--seeds", 1]
     given += ["--rows", "poster/theseus6", "poster/rpp"]
-    settings = ["teacher.max_epochs=1", "trainer.max_epochs=1"]
+    settings = ["teacher.max_epochs=1", "trainer.max_steps=2"]
     given += ["--settings", *settings]
     results = bench("poster", *given) / "poster"
     runs = [json.loads(file.read_text()) for file in results.glob("*.json")]
@@ -186,14 +186,16 @@ def test_every_row_of_the_posters_table_composes(monkeypatch):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for row in ROWS:
             kept = shares(row, "mrpc")[-1]
-            given = [*overrides(row, "mrpc", kept, 4, 100), "task=mrpc", "model=minilm"]
+            given = [*overrides(row, "mrpc", kept, 40, 100), "task=mrpc", "model=minilm"]
             config = compose("train", overrides=given)
             final = ROWS[row].final
             if final:
                 assert OmegaConf.select(config, final) == pytest.approx(1 - kept)
             budget = ROWS[row].halved
-            epochs = OmegaConf.select(config, f"stages.{budget}.max_epochs") if budget else 0
-            assert epochs + config.trainer.max_epochs == 4
+            before = OmegaConf.select(config, f"stages.{budget}.max_steps") if budget else 0
+            assert before + config.trainer.max_steps == 40
+            for stage in ROWS[row].text:
+                assert config.stages[stage].max_steps == 100
 
 
 def test_padding(bench, data, model):
