@@ -31,6 +31,14 @@ ROWS = {
     "taylor_initial_0.3": ["sparsity/criterion=taylor", "sparsity.initial=0.3"],
     "taylor_end_0.5": ["sparsity/criterion=taylor", "sparsity.end=0.5"],
     "taylor_lr_3e-3": ["sparsity/criterion=taylor", "optimizer.lr=3e-3"],
+    "taylor_0.97": ["sparsity/criterion=taylor", "sparsity.final=0.97"],
+    "taylor_1x4": [
+        "sparsity/criterion=taylor",
+        "sparsity/granularity=block",
+        "sparsity.granularity.rows=1",
+        "sparsity.granularity.columns=4",
+    ],
+    "block_fisher_8_updates": ["sparsity/criterion=block_fisher", "sparsity.updates=8"],
 }
 STUDIED = ("mrpc", "stsb", "sst2", "qnli_style")
 
