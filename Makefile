@@ -78,7 +78,7 @@ bench-recipe: need-DATA $(RUN)  ## effect of single settings on MRPC at 95 %, ho
 bench-study: need-DATA $(RUN)  ## what helps at 95 %, one change per row, days: DATA= and MODEL=
 	$(BIN)/python benchmarks/study.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-bench-poster: need-DATA $(RUN)  ## the poster's table, days: DATA=, MODEL= and TEXT= (a file or folder)
+bench-poster: need-DATA $(RUN)  ## the poster's table, days: DATA=, MODEL= and TEXT= (a folder)
 	$(BIN)/python benchmarks/poster.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(if $(TEXT),--text "$(TEXT)") $(ARGS)
 
 bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task>/train.parquet, MODEL= optional

@@ -1,4 +1,4 @@
-"""The poster's table: ``make bench-poster DATA=<folder> MODEL=<…> TEXT=<file or folder>``.
+"""The poster's table: ``make bench-poster DATA=<folder> MODEL=<…> TEXT=<folder>``.
 
 Every row on every task, at the share of weights it keeps in the poster and at 5 %: with the same
 teacher, the same number of steps on the task (of tickets, in every round) and a common budget of
@@ -44,7 +44,7 @@ THIRD = 3
 def main() -> None:
     """Run every row that has no result yet; print the table at the end."""
     parser = job_parser(__doc__, "bench-poster")
-    parser.add_argument("--text", type=Path, help="plain text: a file, or a folder with train.txt")
+    parser.add_argument("--text", type=Path, help="folder with a .txt, .txt.gz or .jsonl file")
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "qnli_style"], choices=list(TASKS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of three on MRPC")
@@ -53,6 +53,8 @@ def main() -> None:
         "--settings", nargs="*", default=[], help="further overrides of every run, for a trial"
     )
     arguments = parsed(parser)
+    if arguments.text is not None and not arguments.text.is_dir():
+        parser.error(f"--text={arguments.text}: no such folder")
     if not arguments.table:
         run_rows(arguments)
     runs = results()
