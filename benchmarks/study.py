@@ -49,6 +49,12 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(STUDIED), choices=list(STUDIED))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument(
+        "--epochs-times",
+        type=int,
+        default=1,
+        help="factor of the student's epochs, such as 3 or 10",
+    )
     arguments = parsed(parser)
     if not arguments.table:
         for seed in arguments.seeds:
@@ -61,6 +67,7 @@ def main() -> None:
 def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     """Run one row with one seed, unless its result exists."""
     budget = TASKS[task]
+    times = arguments.epochs_times
     overrides = [
         "experiment=recovery_global",
         *([*QNLI_STYLE, *FILES] if task == "qnli_style" else [f"task={task}"]),
@@ -68,14 +75,16 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
         "model=minilm",
         f"model.path={arguments.model}",
         f"seed={seed}",
-        f"trainer.max_epochs={budget.student}",
+        f"trainer.max_epochs={times * budget.student}",
         f"teacher.max_epochs={budget.teacher}",
         *VALIDATION.get(task, []),
         *([] if budget.batches is None else [f"trainer.limit_train_batches={budget.batches}"]),
         f"trainer.precision={arguments.precision}",
         *ROWS[row],
     ]
-    run_once(FOLDER / f"{task}-{row}-s{seed}.json", overrides, arguments.work, row=row)
+    longer = f"-{times}x" if times > 1 else ""
+    file = FOLDER / f"{task}-{row}{longer}-s{seed}.json"
+    run_once(file, overrides, arguments.work, row=f"{row}{longer}")
 
 
 def rows_of(task: str, data: Path) -> Path:
