@@ -82,7 +82,7 @@ def evaluate(
         log.warning(
             "The %s gives every row of %s the same class, %s: it learnt nothing. More steps "
             "(trainer.max_epochs, teacher.max_epochs) or another learning rate may help; "
-            "experiment=recovery_global is made for few steps.",
+            "experiment=best is made for few steps.",
             role,
             " and ".join(validation),
             names[int(answers.pop())],
