@@ -4,7 +4,8 @@ Models of BERT-base's and MiniLM's shape with random weights, which suffice for 
 random: dense by torch's default BLAS and by oneDNN against `kd_prune.inference`, taking turns in
 one process; the ratio is the median over rounds, to the better of the two. The processor can be
 restricted to AVX2, in kd_prune, torch, oneDNN and MKL alike. Then the figure: sentences per second
-over compression, with sentences as long as MRPC's pairs.
+over compression, with sentences as long as MRPC's pairs, and with ONNX Runtime, OpenVINO and
+SparseLab where they are installed.
 
     python benchmarks/hardware.py --cpu avx2 --threads 1 --cases "base 1" "base 32"
 
@@ -69,6 +70,7 @@ def main() -> None:
         shape, sparsity, size, length, rounds = CASES[name]
         add(measure(name, shape, sparsity, [length] * size, size, arguments.rounds or rounds))
     for size in arguments.curve:
+        opponents = Opponents()
         for compression in arguments.compressions:
             row = measure(
                 f"curve {size} {compression:g}×",
@@ -77,13 +79,42 @@ def main() -> None:
                 list(MRPC) * (1 if size == 1 else 3),
                 size,
                 arguments.rounds or 2,
+                opponents,
             )
             add(row | {"compression": compression})
     draw()
 
 
+class Opponents:
+    """Engines of the installed rivals; those to which zeros do not matter are built once."""
+
+    def __init__(self) -> None:
+        self.dense: dict[str, Any] = {}
+
+    def __call__(self, model: Any, work: list[Any]) -> dict[str, Any]:
+        """Return the engines for a model of the same shape as the first."""
+        import torch
+
+        from kd_prune.inference import rivals
+
+        found = {}
+        for rival in rivals.installed(rivals.RIVALS):
+            if rival.reads_zeros or not self.dense.get(rival.name):
+                made, failures = rivals.build([rival], model, work, torch.get_num_threads())
+                print(*failures, sep="\n", end="\n" if failures else "")
+                self.dense[rival.name] = made
+            found |= self.dense[rival.name]
+        return found
+
+
 def measure(
-    case: str, shape: str, sparsity: float, lengths: list[int], size: int, rounds: int
+    case: str,
+    shape: str,
+    sparsity: float,
+    lengths: list[int],
+    size: int,
+    rounds: int,
+    opponents: Opponents | None = None,
 ) -> dict[str, Any]:
     """Measure one model, print and return the row."""
     import torch
@@ -103,6 +134,8 @@ def measure(
     work = benchmark.batches(lengths, size, 1000)
     with torch.inference_mode():
         logits = [models[name](**work[0]).logits for name in (benchmark.BLAS, benchmark.OURS)]
+    if opponents is not None:
+        models |= opponents(model, work)
     timings = benchmark.measure(models, work, rounds)
     row = {
         "case": case,
@@ -110,6 +143,7 @@ def measure(
         "sparsity": sparsity,
         "batch": size,
         "threads": torch.get_num_threads(),
+        "cpu": host().name,
         "vectors": host().vectors,
         "torch": torch.backends.cpu.get_cpu_capability(),
         "peak_gmac": benchmark.peak_multiply_adds() / 1e9,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -12,19 +11,28 @@ from typing import TYPE_CHECKING, Any
 from kd_prune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kd_prune.inference.benchmark import Timing
+    from kd_prune.inference.rivals import Rival
 
 DESCRIPTION = """\
 Measure sentences per second and latency of saved models on this machine: dense with torch (float32
-with the default BLAS and with oneDNN, bfloat16 where the processor has it), and accelerated by
-kd_prune. All take turns in one process. The outputs are compared, too."""
-DEFAULT_LENGTH = 128
+with the default BLAS and with oneDNN, bfloat16 where the processor has it), accelerated by
+kd_prune, and with ONNX Runtime, OpenVINO and SparseLab where they are installed. All take turns in
+one process, with as many threads each. The speed-up is to the better of torch's two float32 ways,
+the difference is the largest one of an output to torch's, relative to the largest output."""
 EXAMPLES = """\
 examples:
-  kd-prune bench outputs/mrpc/<run>
+  kd-prune bench outputs/mrpc/<run>                       sentences as long as the task's
   kd-prune bench outputs/mrpc/<run> outputs/mrpc/<other run> --batch 1 8 32
+  kd-prune bench outputs/mrpc/<run> --curve --out bench   speed over compression, as a figure
   kd-prune bench outputs/mrpc/<run> --file rows.csv       sentences as long as these
-  kd-prune bench outputs/mrpc/<run> --length 64 --threads 1"""
+  kd-prune bench outputs/mrpc/<run> --length 64 --threads 1 --rivals openvino
+
+rivals:
+  onnxruntime   float32, and int8 by its dynamic quantizer          (pip install 'kd_prune[onnx]')
+  openvino      float32, bfloat16, int8 by NNCF                     (pip install openvino nncf)
+  sparselab     float32, its sparse layers                          (pip install sparselab)"""
+NAMES = ("onnxruntime", "openvino", "sparselab")
+COMPRESSIONS = (1.0, 2.0, 4.0, 8.0, 16.0, 20.0)
 
 
 def main(arguments: list[str]) -> None:
@@ -33,20 +41,11 @@ def main(arguments: list[str]) -> None:
     for folder in options.folders:
         if not folder.is_dir():
             sys.exit(f"error: {folder}: no such folder")
-    import torch  # takes seconds
-
-    from kd_prune.cli.quiet import quiet_libraries
-
-    quiet_libraries()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    rows = []
     try:
-        for folder in options.folders:
-            rows += measure_folder(folder, options)
+        rows = run(options)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    if options.out and rows:
+    if options.out:
         write(rows, options.out)
 
 
@@ -63,13 +62,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--length",
         type=positive,
-        help="tokens of every sentence; default: 128, if a model reads so many",
+        help="tokens of every sentence; default: as in the task's validation rows, else 128",
     )
-    parser.add_argument("--file", type=Path, help="CSV file: sentences as long as its rows")
-    parser.add_argument("--columns", nargs="+", help="its columns with text; default: all")
+    parser.add_argument("--file", type=Path, help="sentences as long as the rows of this file")
+    parser.add_argument("--text", help="its text column, or two with a comma; default: the task's")
     parser.add_argument("--sentences", type=positive, default=64, help="sentences in a round")
     parser.add_argument("--rounds", type=positive, default=5, help="rounds that count")
     parser.add_argument("--threads", type=positive, help="threads; default: torch's")
+    parser.add_argument(
+        "--rivals", nargs="*", choices=NAMES, help="default: those installed; no name: none"
+    )
+    parser.add_argument(
+        "--curve",
+        nargs="*",
+        type=compression,
+        metavar="COMPRESSION",
+        help="the same model at other sparsities too, with random weights in the encoder's "
+        "matrices; without a number: 1 2 4 8 16 20",
+    )
     parser.add_argument("--out", type=Path, help="folder for bench.json and bench.png")
     return parser.parse_args(arguments)
 
@@ -82,102 +92,63 @@ def positive(text: str) -> int:
     return number
 
 
-def measure_folder(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure one model, print its part of the table and return it."""
-    import torch
+def compression(text: str) -> float:
+    """Parse a compression, weights per weight that is not zero."""
+    number = float(text)
+    if not 1 <= number < float("inf"):
+        raise argparse.ArgumentTypeError("expected a number of at least 1")
+    return number
 
-    from kd_prune.hf import max_positions
-    from kd_prune.inference import benchmark, report
 
-    folder = folder / "student" if (folder / "student").is_dir() else folder
-    model = load(folder)
-    models = benchmark.engines(model)
-    sparsity = benchmark.linear_sparsity(model)
-    lengths = token_lengths(folder, options, max_positions(model))
-    print(f"{folder}: {report(models[benchmark.OURS])}")
-    print(f"{'':24}{'batch':>6}{'sentences/s':>13}{'median ms':>11}{'p95 ms':>9}{'speed-up':>10}")
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure every folder; return the rows of the tables.
+
+    Raises:
+        ConfigError: A setting cannot work, or a model cannot be read.
+    """
+    import torch  # takes seconds
+
+    from kd_prune.cli.bench_folder import measure_folder
+    from kd_prune.cli.quiet import quiet_libraries
+
+    if options.curve is not None and len(options.folders) > 1:
+        raise ConfigError("--curve", len(options.folders), "expected one folder")
+    options.curve = options.curve if options.curve != [] else list(COMPRESSIONS)
+    quiet_libraries()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rivals = chosen_rivals(options.rivals)
     rows = []
-    for size in options.batch:
-        work = benchmark.batches(lengths, size, int(model.config.vocab_size))
-        timings = benchmark.measure(models, work, options.rounds)
-        for timing in timings:
-            row = described(timing, benchmark.speed_up(timings, timing.engine))
-            rows.append({"folder": str(folder), "sparsity": sparsity, **row})
-            print(
-                f"{timing.engine:24}{timing.batch_size:6}{timing.sentences_per_second:13.1f}"
-                f"{timing.median * 1e3:11.2f}{timing.p95 * 1e3:9.2f}{row['speed_up']:9.2f}×"
-            )
-        with torch.inference_mode():
-            dense, ours = (models[name](**work[0])[0] for name in (benchmark.BLAS, benchmark.OURS))
-        print(f"largest difference of the outputs: {float((dense - ours).abs().max()):.1e}")
+    for folder in options.folders:
+        rows += measure_folder(folder, options, rivals)
     return rows
 
 
-def described(timing: Timing, ratio: float) -> dict[str, Any]:
-    """Return a row of the table as plain data, times in milliseconds."""
-    return {
-        "engine": timing.engine,
-        "batch_size": timing.batch_size,
-        "sentences_per_second": timing.sentences_per_second,
-        "median_ms": timing.median * 1e3,
-        "p95_ms": timing.p95 * 1e3,
-        "speed_up": ratio,
-    }
-
-
-def load(folder: Path) -> Any:
-    """Load a model folder with the head that it was saved with.
+def chosen_rivals(names: list[str] | None) -> list[Rival]:
+    """Return the rivals of some names; None: all that are installed, and a line names the others.
 
     Raises:
-        ConfigError: It cannot be loaded.
+        ConfigError: A named one is not installed.
     """
-    import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from kd_prune.inference import rivals
 
-    from kd_prune.hf import load_error
-
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        named = " ".join(config.architectures or [])
-        classifies = "ForSequenceClassification" in named
-        kind = AutoModelForSequenceClassification if classifies else AutoModel
-        model = kind.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise load_error("folder", str(folder), error) from error
-    return model.eval()
-
-
-def token_lengths(folder: Path, options: argparse.Namespace, longest: float) -> list[int]:
-    """Return the lengths of the sentences to measure with.
-
-    Args:
-        folder: The model's folder, for its tokenizer.
-        options: The command's options.
-        longest: Tokens that the model reads.
-
-    Raises:
-        ConfigError: The model does not read so many tokens; the CSV file cannot be read, or has no
-            such column.
-    """
-    if options.length and options.length > longest:
-        raise ConfigError("--length", options.length, f"{folder} reads {longest:g} tokens")
-    if options.file is None:
-        return [options.length or int(min(DEFAULT_LENGTH, longest))] * options.sentences
-    from transformers import AutoTokenizer
-
-    try:
-        with options.file.open(newline="", encoding="utf-8") as file:
-            table = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("--file", str(options.file), f"cannot be read: {error}") from error
-    known = list(table[0]) if table else []
-    columns = options.columns or known
-    missing = sorted(set(columns) - set(known))
-    if missing or not columns:
-        raise ConfigError("--columns", missing, "not in the file", f"it has {', '.join(known)}")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [" ".join(row[name] or "" for name in columns) for row in table[: options.sentences]]
-    return [int(min(len(ids), longest)) for ids in tokenizer(texts, truncation=True)["input_ids"]]
+    if names is None:
+        found = rivals.installed(rivals.RIVALS)
+        others = [rival for rival in rivals.RIVALS if rival not in found]
+        if others:
+            listed = ", ".join(f"{rival.name} (pip install {rival.install})" for rival in others)
+            print(f"not installed, so not measured: {listed}")
+        return found
+    chosen = [rival for rival in rivals.RIVALS if rival.name in names]
+    for rival in chosen:
+        if lacking := rivals.missing(rival):
+            raise ConfigError(
+                "--rivals",
+                rival.name,
+                f"needs the package {', '.join(lacking)}",
+                f"pip install '{rival.install}'",
+            )
+    return chosen
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
@@ -189,7 +160,8 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
         lines = panels.setdefault(f"batch {row['batch_size']}", {})
-        compression = 1 / max(1 - row["sparsity"], 1e-9)
-        lines.setdefault(row["engine"], []).append((compression, row["sentences_per_second"]))
-    figure.draw(panels, out / "bench.png", "Speed on this machine")
+        point = (row["compression"], row["sentences_per_second"])
+        lines.setdefault(row["engine"], []).append(point)
+    machine = f"{rows[0]['vectors']}, {rows[0]['threads']} threads"
+    figure.draw(panels, out / "bench.png", f"Speed on this machine ({machine})")
     print(f"written: {out / 'bench.json'}, {out / 'bench.png'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,8 +47,24 @@ def save_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
     check_installed()
     import openvino  # type: ignore[import-not-found, unused-ignore]
 
-    names = input_names(model, tokenizer)
     nn.Module.float(model)
+    converted = convert(model, input_names(model, tokenizer))
+    openvino.save_model(converted, folder / FILE, compress_to_fp16=False)
+    model.config.save_pretrained(folder)
+
+
+def convert(model: PreTrainedModel, names: tuple[str, ...]) -> Any:
+    """Convert a model to an ``openvino.Model``, and check what it computes.
+
+    Args:
+        model: The model, in float32.
+        names: Its inputs; the result has inputs of these names and the output ``logits``.
+
+    Raises:
+        ConfigError: The result does not compute what the model does.
+    """
+    import openvino
+
     examples = example_inputs(names, model.config.vocab_size)
     with quiet(), torch.no_grad():
         converted = openvino.convert_model(
@@ -68,5 +85,4 @@ def save_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
             "openvino",
             f"the converted {type(model).__name__} differs from it by {difference:.1e}",
         )
-    openvino.save_model(converted, folder / FILE, compress_to_fp16=False)
-    model.config.save_pretrained(folder)
+    return converted

@@ -36,7 +36,7 @@ def expected(model, inputs):
         return model(**inputs).logits.numpy()
 
 
-def check_onnx(model, folder):
+def check_onnx(model, folder, tolerance=1e-4):
     from onnxruntime import InferenceSession
 
     session = InferenceSession(str(folder / onnx_format.FILE), providers=["CPUExecutionProvider"])
@@ -44,7 +44,7 @@ def check_onnx(model, folder):
     for rows, length in SIZES:
         inputs = inputs_of(names, rows, length)
         found = session.run(["logits"], {name: t.numpy() for name, t in inputs.items()})[0]
-        assert np.abs(found - expected(model, inputs)).max() < 1e-4
+        assert np.abs(found - expected(model, inputs)).max() < tolerance
     return session
 
 
@@ -62,11 +62,12 @@ def test_onnx_export_has_the_models_outputs_and_an_int8_form(tmp_path):
     session = check_onnx(sparse_model(), out)
     assert [given.name for given in session.get_outputs()] == ["logits"]
     assert "onnxruntime" in (out / "README.md").read_text()
-    before = (out / onnx_format.FILE).stat().st_size
-    onnx_format.quantize_int8(out / onnx_format.FILE)
-    assert (out / onnx_format.FILE).stat().st_size < 0.9 * before
-    kinds = {node.op_type for node in onnx.load(out / onnx_format.FILE).graph.node}
+    int8 = export(source, Export(form="onnx", int8=True), tmp_path / "int8").folder
+    before, after = ((folder / onnx_format.FILE).stat().st_size for folder in (out, int8))
+    assert after < 0.9 * before
+    kinds = {node.op_type for node in onnx.load(int8 / onnx_format.FILE).graph.node}
     assert kinds & {"MatMulInteger", "DynamicQuantizeLinear"}
+    check_onnx(sparse_model(), int8, tolerance=0.1)
 
 
 @needs_onnx
@@ -88,6 +89,31 @@ def test_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch):
         monkeypatch.setattr(onnx_format, "run_graph", lambda *args, found=found: found)
         with pytest.raises(ConfigError, match=said):
             onnx_format.save_onnx(sparse_model(), tokenizer(), tmp_path)
+
+
+@needs_onnx
+@pytest.mark.parametrize("found", [None, torch.full((3, 2), torch.nan)])
+def test_int8_graph_that_does_not_run_is_refused(found, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_format, "write_graph", lambda *args: None)
+    monkeypatch.setattr(onnx_format, "quantize_int8", lambda file: None)
+    monkeypatch.setattr(onnx_format, "run_graph", lambda *args: found)
+    with pytest.raises(ConfigError, match="int8=true: the int8 graph of "):
+        onnx_format.save_onnx(sparse_model(), tokenizer(), tmp_path, int8=True)
+
+
+@needs_onnx
+def test_graph_that_is_no_graph_cannot_be_run(tmp_path):
+    """As the quantizer made one: an operator with an attribute that it does not have."""
+    import onnx
+
+    model = sparse_model()
+    names = onnx_format.input_names(model, tokenizer())
+    onnx_format.export_graph(model, names, tmp_path / "x.onnx", 23)
+    graph = onnx.load(tmp_path / "x.onnx")
+    (first, *_) = (node for node in graph.graph.node if node.op_type == "Attention")
+    first.op_type, first.domain = "QAttention", "com.microsoft"
+    onnx.save(graph, tmp_path / "x.onnx")
+    assert onnx_format.run_graph(model, names, tmp_path / "x.onnx") is None
 
 
 @needs_onnx
