@@ -15,6 +15,8 @@ from kd_prune import atomic_io
 T = TypeVar("T")
 RESULT_FILE = "result.json"
 STATUS_FILE = "status.json"
+EXPORT_FILE = "kd_prune.json"
+"""File of an exported folder: what `kd-prune predict` has to know of the task."""
 STATES = ("running", "finished", "failed", "interrupted", "stopped")
 """States of a run; `stopped`: a search ended a trial that was not worth finishing."""
 

@@ -116,7 +116,7 @@ def test_other_command_accepts_its_arguments(command, composed, monkeypatch, tmp
     called = []
     monkeypatch.setattr(checkpoint_sparsity, "count_saved", called.append)
     monkeypatch.setattr(summary, "summarize_folders", lambda *given, **named: called.append(given))
-    monkeypatch.setattr(bench, "measure_folder", lambda *given: called.append(given) or [])
+    monkeypatch.setattr(bench, "run", lambda given: called.append(given) or [])
     monkeypatch.setattr(train, "main", lambda overrides: called.append(composed(overrides)))
     exported = Exported(folder=tmp_path, bytes=(2, 1), tokens=(2, 1), seconds=0.0)
     monkeypatch.setattr(export_command, "run", lambda given: called.append(given) or exported)

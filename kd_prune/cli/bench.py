@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         rows = run(options)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    if options.out:
+    if options.out and rows:
         write(rows, options.out)
 
 

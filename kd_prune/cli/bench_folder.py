@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,8 @@ from kd_prune.errors import ConfigError
 from kd_prune.export.folders import encoder_weights
 from kd_prune.export.source import Source
 from kd_prune.hf import load_error
-from kd_prune.inference import benchmark, report, rivals
+from kd_prune.inference import benchmark, library, report, rivals
 from kd_prune.inference.benchmark import Batch, Engine, Timing
-from kd_prune.inference.jit.target import host
 
 HEADER = (
     f"{'':24}{'batch':>6}{'sentences/s':>13}{'median ms':>11}{'p95 ms':>9}"
@@ -67,8 +67,11 @@ def measure_folder(
         opponents: The rivals to measure as well.
 
     Raises:
-        ConfigError: The model cannot be read, or a setting does not suit it.
+        ConfigError: The model cannot be read, a setting does not suit it, or llvmlite is missing.
     """
+    library.kernels()  # raises without llvmlite
+    from kd_prune.inference.jit.target import host
+
     source = Source.find(str(folder))
     if (form := source.record.get("format")) in ("onnx", "openvino"):
         raise ConfigError("folder", str(folder), f"exported as {form}, for its own runtime")
@@ -148,7 +151,7 @@ def table(timings: Sequence[Timing], apart: Mapping[str, float]) -> list[dict[st
         apart: Difference of its outputs to the model's, by name.
     """
     print(HEADER)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for timing in timings:
         ratio = benchmark.speed_up(timings, timing.engine)
         row = described(timing, ratio, apart[timing.engine])
@@ -164,6 +167,7 @@ def table(timings: Sequence[Timing], apart: Mapping[str, float]) -> list[dict[st
                 f"warning: {row['engine']} does not compute what the model does: "
                 f"its outputs differ by {row['difference']:.1e} of the largest"
             )
+    sys.stdout.flush()  # the next table may take minutes
     return rows
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -32,7 +30,6 @@ examples:
   kd-prune predict outputs/sst2/<run> --file reviews.jsonl --text review
   kd-prune predict student-packed --file pairs.parquet --text question,sentence
   echo "a fine film" | kd-prune predict outputs/sst2/<run>"""
-ENGINE = "kd_prune.inference"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -174,16 +171,14 @@ def texts_of(rows: pd.DataFrame, column: str) -> list[str]:
 
 
 def accelerated(model: PreTrainedModel) -> nn.Module:
-    """Return the model on the sparse engine; itself, with one line, where there is none."""
-    reason = "kd_prune.inference is not there"
-    if importlib.util.find_spec(ENGINE) is not None:
-        try:
-            fast: nn.Module = importlib.import_module(ENGINE).accelerate(model)
-            return fast
-        except (ImportError, AttributeError, ConfigError) as error:
-            reason = str(error)
-    sys.stderr.write(f"Dense torch is used: {reason}\n")
-    return model
+    """Return the model on the sparse engine; itself, with one line, where that cannot be used."""
+    from kd_prune.inference import accelerate
+
+    try:
+        return accelerate(model)
+    except (ImportError, ConfigError) as error:  # llvmlite is missing, or does not load
+        sys.stderr.write(f"Dense torch is used: {error}\n")
+        return model
 
 
 def progress_bar(rows: int) -> Any:

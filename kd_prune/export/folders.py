@@ -18,9 +18,9 @@ from kd_prune.errors import ConfigError
 from kd_prune.export import card, dense, onnx_format, openvino_format, packed_folder, vocabulary
 from kd_prune.export.card_facts import Facts
 from kd_prune.export.packed_file import EMBEDDINGS, VALUES
-from kd_prune.export.source import RECORD, Source
+from kd_prune.export.source import Source
 from kd_prune.pruning.report import SparsityReport
-from kd_prune.results import ModelResult, recorded_scope, run_of
+from kd_prune.results import EXPORT_FILE, ModelResult, recorded_scope, run_of
 
 FORMATS = ("packed", "fp16", "onnx", "openvino")
 
@@ -117,7 +117,7 @@ def export(source: Source, settings: Export, out: Path, *, replace: bool = False
             check_reloaded(scratch, trimmed, settings.texts or ())
         write_weights(model, tokenizer, scratch, settings)
         record = record_of(source, settings)
-        (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (scratch / EXPORT_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         facts = facts_of(source, settings, model, weight_bytes(scratch))
         (scratch / card.FILE).write_text(card.model_card(facts), encoding="utf-8")
         for file in scratch.iterdir():  # safetensors lets only the owner read

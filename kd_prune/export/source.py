@@ -14,10 +14,15 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from kd_prune import hf
 from kd_prune.errors import UNSET, ConfigError
 from kd_prune.export.quantizer import ARCHITECTURE
-from kd_prune.results import RESULT_FILE, ModelResult, RunResult, SchemaError, read_json, run_of
-
-RECORD = "kd_prune.json"
-"""File of an exported folder: what `kd-prune predict` has to know of the task."""
+from kd_prune.results import (
+    EXPORT_FILE,
+    RESULT_FILE,
+    ModelResult,
+    RunResult,
+    SchemaError,
+    read_json,
+    run_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,7 @@ class Source:
         results: Results of the run that made it, then of runs with other seeds; empty for a model
             of another origin.
         students: The model's metrics and counts in these runs, in the same order.
-        record: Content of the `RECORD` of an exported folder; empty for other folders.
+        record: Content of the `EXPORT_FILE` of an exported folder; empty for other folders.
     """
 
     path: str
@@ -58,7 +63,7 @@ class Source:
             raise ConfigError(
                 "folder", path, "contains no model", "name a run folder or a model folder"
             )
-        record = read_record(folder / RECORD)
+        record = read_record(folder / EXPORT_FILE)
         result = read_result(run_of(folder))
         if result is None:
             if others:

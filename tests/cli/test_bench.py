@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from kd_prune.cli import bench_folder, bench_sentences
 from kd_prune.cli.main import main
 from kd_prune.errors import ConfigError
 from kd_prune.hf.tiny import make_model
-from kd_prune.inference import rivals
+from kd_prune.inference import library, rivals
 from tests.export.runs import make_run
 
 needs_llvmlite = pytest.mark.skipif(
@@ -204,6 +205,17 @@ def test_bench_refuses_in_one_line(arguments, message, model, opponents, tmp_pat
         main(["bench", *(word.format(**places) for word in arguments)])
     assert message in str(stopped.value)
     assert "\n" not in str(stopped.value)
+
+
+def test_bench_without_llvmlite_says_what_to_install(model, opponents, monkeypatch):
+    library.kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "llvmlite", None)
+    monkeypatch.delitem(sys.modules, "kd_prune.cli.bench_folder", raising=False)
+    for name in [name for name in sys.modules if name.startswith("kd_prune.inference.jit")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^error: llvmlite: is not installed.*kd_prune\[cpu\]'$"):
+        main(["bench", model, *QUICK])
 
 
 @pytest.mark.parametrize(

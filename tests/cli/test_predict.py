@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from types import ModuleType
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -13,7 +13,7 @@ from export.models import save_student, sparse_model, tokenizer
 from export.runs import make_run
 from torch import nn
 
-from kd_prune.cli import predict
+from kd_prune import inference
 from kd_prune.cli.main import main
 from kd_prune.errors import ConfigError
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def no_engine(monkeypatch):
-    monkeypatch.setattr(predict.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(inference, "accelerate", lambda model: model)
 
 
 def probabilities(texts):
@@ -99,22 +99,10 @@ def test_output_file_is_written_and_named(folder, tmp_path, monkeypatch, capsys)
     assert out.read_text().startswith("text,prediction,score\nabc,LABEL_")
     said = capsys.readouterr()
     assert said.out == ""
-    assert "Dense torch is used: kd_prune.inference is not there" in said.err
-    assert f"1 rows: {out}" in said.err
+    assert said.err == f"1 rows: {out}\n"
 
 
-class Engine(ModuleType):
-    """Stands for `kd_prune.inference`."""
-
-    failure: Exception | None = None
-
-    def accelerate(self, model):
-        if self.failure:
-            raise self.failure
-        return Doubled(model)
-
-
-class Doubled(nn.Module):
+class Negated(nn.Module):
     """A model whose logits are of the other sign."""
 
     def __init__(self, model):
@@ -127,20 +115,18 @@ class Doubled(nn.Module):
         return outputs
 
 
-def test_sparse_engine_is_used_where_it_is_there(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predict.importlib.util, "find_spec", lambda name: object())
-    engine = Engine("engine")
-    monkeypatch.setitem(sys.modules, predict.ENGINE, engine)
+def test_sparse_engine_is_used_unless_it_cannot_be(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "accelerate", Negated)
     (tmp_path / "rows.txt").write_text("abc\n")
     arguments = (folder, "--file", tmp_path / "rows.txt")
     fast = predicted(*arguments, capsys=capsys)["prediction"][0]
     dense = predicted(*arguments, "--dense", capsys=capsys)["prediction"][0]
     assert {fast, dense} == {"LABEL_0", "LABEL_1"}
     for failure in (
-        ImportError("it needs numba; pip install 'kd_prune[cpu]'"),
-        ConfigError("accelerate", expected="it needs numba"),
+        ImportError("libLLVM is broken"),
+        ConfigError("llvmlite", expected="is not installed", hint="pip install 'kd_prune[cpu]'"),
     ):
-        engine.failure = failure
+        monkeypatch.setattr(inference, "accelerate", Mock(side_effect=failure))
         main(["predict", *map(str, arguments)])
         said = capsys.readouterr()
         assert said.err == f"Dense torch is used: {failure}\n"

@@ -14,6 +14,7 @@ from kd_prune import hf
 from kd_prune.distillation import HiddenStates, Objective
 from kd_prune.lit import NonFiniteError
 from kd_prune.pipeline import CheckpointError, Stage, run
+from kd_prune.results import EXPORT_FILE
 
 from .jobs import milestone_sparsity
 
@@ -41,6 +42,44 @@ def test_run_that_fails_leaves_no_results_of_an_earlier_one(again, make_job):
             make_job(folder, sparsity=milestone_sparsity(), optimizer=hf.AdamWWithSchedule(lr=1e30))
         )
     assert left(folder) == {"milestones/mine"}
+
+
+EXPORTS = ("student-packed", "student-int8", "milestones/0.4-onnx")
+
+
+@pytest.fixture
+def exported(again):
+    """The folder with exports beside its students, and folders that are none."""
+    folder, _ = again
+    for name in EXPORTS:
+        (folder / name).mkdir()
+        (folder / name / EXPORT_FILE).write_text('{"format": "packed"}')
+    for name in ("student-of-mine", "milestones/mine-packed", "elsewhere"):
+        (folder / name).mkdir()
+    (folder / "milestones/mine-packed" / EXPORT_FILE).write_text("{}")
+    (folder / "elsewhere" / EXPORT_FILE).write_text("{}")
+    return folder
+
+
+def test_new_run_removes_the_exports_beside_an_earlier_student(exported, make_job, capsys):
+    run(make_job(exported))
+    assert not [name for name in EXPORTS if (exported / name).exists()]
+    for name in ("student-of-mine", "milestones/mine-packed", "elsewhere", "student"):
+        assert (exported / name).is_dir()
+    said = "Removed with the earlier student: milestones/0.4-onnx, student-int8, student-packed\n"
+    assert said in capsys.readouterr().out
+
+
+def test_run_that_resumes_or_reads_an_export_keeps_it(exported, make_job, capsys):
+    last = str(exported / "last.ckpt")
+    run(make_job(exported, sparsity=milestone_sparsity(), ckpt_path=last))
+    assert all((exported / name).is_dir() for name in EXPORTS)
+    shutil.copytree(exported / "student", exported / "student-int8", dirs_exist_ok=True)
+    run(make_job(exported, teacher=Stage(path=str(exported / "student-int8"))))
+    assert [name for name in EXPORTS if (exported / name).exists()] == ["student-int8"]
+    assert "Removed with the earlier student: milestones/0.4-onnx, student-packed\n" in (
+        capsys.readouterr().out
+    )
 
 
 class Refuse(L.Callback):
