@@ -89,7 +89,7 @@ class Opponents:
     """Engines of the installed rivals; those to which zeros do not matter are built once."""
 
     def __init__(self) -> None:
-        self.dense: dict[str, Any] = {}
+        self.built: dict[str, dict[str, Any]] = {}
 
     def __call__(self, model: Any, work: list[Any]) -> dict[str, Any]:
         """Return the engines for a model of the same shape as the first."""
@@ -99,11 +99,11 @@ class Opponents:
 
         found = {}
         for rival in rivals.installed(rivals.RIVALS):
-            if rival.reads_zeros or not self.dense.get(rival.name):
+            if rival.reads_zeros or rival.name not in self.built:
                 made, failures = rivals.build([rival], model, work, torch.get_num_threads())
                 print(*failures, sep="\n", end="\n" if failures else "")
-                self.dense[rival.name] = made
-            found |= self.dense[rival.name]
+                self.built[rival.name] = made
+            found |= self.built[rival.name]
         return found
 
 

@@ -7,6 +7,8 @@ for sizes and times. With RUN: the student of a run folder, evaluated on the run
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import lzma
 import shutil
@@ -92,7 +94,8 @@ def metrics_of(run: Path, folders: dict[str, Path], work: Path) -> dict[str, flo
         shutil.copytree(folder, copy / "student")
         for record in ("status.json", "result.json", "sparsity.csv"):
             shutil.copy(run / record, copy)
-        command(["eval", str(copy), f"hydra.run.dir={copy}"])
+        with contextlib.redirect_stdout(io.StringIO()):  # a table each
+            command(["eval", str(copy), f"hydra.run.dir={copy}"])
         found[name] = json.loads((copy / "evaluation.json").read_text())["metrics"][monitor]
     return found
 

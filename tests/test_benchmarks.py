@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from transformers import BertConfig
 
 from kd_prune.hf.tiny import make_model, sentences
+from kd_prune.inference import rivals
 from kd_prune.results import RunResult, StageResult
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -304,13 +305,26 @@ def test_figures_of_a_result_hold_no_paths(bench):
 @pytest.mark.skipif(
     importlib.util.find_spec("llvmlite") is None, reason="pip install 'kd_prune[cpu]'"
 )
-def test_the_hardware(bench):
+def test_the_hardware(bench, monkeypatch):
     sizes = {"hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 32}
     case = {"base 1": ("base", 0.95, 1, 8, 1)}
     small = {"SHAPES": {"base": sizes}, "CASES": case, "MRPC": (4, 6)}
-    given = ("--cases", "base 1", "--curve", 2, "--compressions", 2, "--threads", 1)
+    built = []
+
+    class Rival:
+        def __init__(self, name, reads_zeros):
+            self.name, self.reads_zeros, self.packages = name, reads_zeros, ()
+
+        def engines(self, model, work, threads):
+            built.append(self.name)
+            yield self.name, model
+
+    monkeypatch.setattr(rivals, "RIVALS", (Rival("dense", False), Rival("sparse", True)))
+    given = ("--cases", "base 1", "--curve", 2, "--compressions", 2, 4, "--threads", 1)
     results = bench("hardware", *given, **small)
     rows = json.loads((results / "hardware.json").read_text())
-    assert [row["case"] for row in rows] == ["base 1", "curve 2 2×"]
+    assert [row["case"] for row in rows] == ["base 1", "curve 2 2×", "curve 2 4×"]
     assert all(row["difference"] < 1e-4 for row in rows)
+    assert [{"dense", "sparse"} <= set(row["milliseconds"]) for row in rows] == [False, True, True]
+    assert built == ["dense", "sparse", "sparse"]  # zeros do not matter to the first
     assert (results / "speed.png").exists()

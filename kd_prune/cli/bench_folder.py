@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ def measure_folder(
     work = {size: benchmark.padded(sentences.tokens, size) for size in options.batch}
     threads, vectors = torch.get_num_threads(), host().vectors
     print(f"{source.path}: {sentences}; {threads} threads, {vectors}")
+    warn_if_busy()
     scope = encoder_weights(model)
     rows = []
     with meter() as shown:
@@ -109,6 +111,14 @@ def measure_folder(
                 timings = benchmark.measure(every, batches, options.rounds, shown.rounds)
                 rows += [common | row for row in table(timings, apart[size] | here[size])]
     return rows
+
+
+def warn_if_busy() -> None:
+    """Print a line if other processes use more than half of the processor's cores."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores / 2:
+        print(f"warning: the machine is busy (load {load:.1f}, {cores} cores): times vary")
 
 
 def converted(engines: Mapping[str, Engine]) -> str:

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--format", default="packed", choices=("packed", "fp16", "onnx", "openvino"), dest="form"
     )
-    made.add_argument("--out", type=Path, help="folder to write; default: <model folder>-<format>")
+    made.add_argument(
+        "--out", type=Path, help="folder to write; default: <model folder>-<format and options>"
+    )
     made.add_argument("--replace", action="store_true", help="replace an existing folder")
     made.add_argument(
         "--values",
@@ -121,5 +123,5 @@ def run(given: argparse.Namespace) -> Exported:
     )
     settings.check()
     source = Source.find(given.folder, given.seeds)
-    out = given.out or source.default_out(given.form)
+    out = given.out or source.default_out(settings.suffix)
     return export(source, settings, out, replace=given.replace)

@@ -158,10 +158,13 @@ def choose_columns(rows: pd.DataFrame, given: str | None, source: Source) -> lis
     if len(of_task) < 2 and (len(found) == 1 or TEXT in found):
         return [TEXT] if TEXT in found else found
     task = f"the task reads {' and '.join(of_task)}; " if of_task else ""
+    few = len(found) < len(of_task)
     raise ConfigError(
         "text",
         expected=f"{task}which columns hold the text? There are {', '.join(there)}",
-        hint="name one, or two with a comma: --text <column>",
+        hint=f"give rows with the columns {' and '.join(of_task)}: --file <file>, or --stdin csv"
+        if few
+        else "name one, or two with a comma: --text <column>",
     )
 
 

@@ -63,6 +63,21 @@ class Export:
             raise ConfigError(vocabulary.KEY, expected="there are no texts")
 
     @property
+    def suffix(self) -> str:
+        """Format and options, for the name of the folder.
+
+        >>> Export(form="packed", values="fp16", embeddings="int8").suffix
+        'packed-fp16-embeddings-int8'
+        """
+        options = {
+            self.values: self.values != "lossless",
+            f"embeddings-{self.embeddings}": self.embeddings != "lossless",
+            "int8": self.int8,
+            "trimmed": self.texts is not None,
+        }
+        return "-".join([self.form, *(name for name, given in options.items() if given)])
+
+    @property
     def check(self) -> Callable[[], None]:
         """The check that the format's packages are installed, which raises `ConfigError`."""
         checks = {"onnx": onnx_format.check_installed, "openvino": openvino_format.check_installed}

@@ -115,8 +115,8 @@ class Source:
         """
         return hf.PretrainedEncoder(path=self.path).tokenizer("folder")
 
-    def default_out(self, form: str) -> Path:
-        """Return the folder next to the model with the format added to its name.
+    def default_out(self, suffix: str) -> Path:
+        """Return the folder next to the model with a suffix added to its name.
 
         Raises:
             ConfigError: The model is on the hub.
@@ -124,7 +124,7 @@ class Source:
         folder = Path(self.path)
         if not folder.is_dir():
             raise ConfigError("out", UNSET, "a model from the hub", "name a folder: --out <folder>")
-        return folder.with_name(f"{folder.name}-{form}")
+        return folder.with_name(f"{folder.name}-{suffix}")
 
 
 def read_record(file: Path) -> Mapping[str, Any]:

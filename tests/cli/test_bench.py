@@ -42,6 +42,15 @@ class Rival:
         yield f"{self.name} fp32", lambda **batch: (self.factor * model(**batch)[0],)
 
 
+@pytest.fixture(autouse=True)
+def load(monkeypatch):
+    """Load of the machine, of one process."""
+    found = [1.0]
+    monkeypatch.setattr(bench_folder.os, "getloadavg", lambda: (found[0], 0, 0), raising=False)
+    monkeypatch.setattr(bench_folder.os, "cpu_count", lambda: 4)
+    return found
+
+
 @pytest.fixture
 def opponents(monkeypatch):
     made = (
@@ -101,6 +110,15 @@ def test_a_rival_that_computes_something_else_is_warned_about(model, monkeypatch
         printed
     )
     assert printed.count("warning") == 1
+
+
+def test_a_busy_machine_is_warned_about(load, capsys):
+    bench_folder.warn_if_busy()
+    assert capsys.readouterr().out == ""
+    load[0] = 2.5
+    bench_folder.warn_if_busy()
+    said = "warning: the machine is busy (load 2.5, 4 cores): times vary\n"
+    assert capsys.readouterr().out == said
 
 
 @needs_llvmlite

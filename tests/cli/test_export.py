@@ -35,6 +35,8 @@ def test_export_writes_next_to_the_model_and_says_its_size(run, capsys):
     assert "% of the dense model's" in said
     assert json.loads((folder / "kd_prune.json").read_text())["values"] == "lossless"
     assert "exists already" in refused(run)
+    main(["export", str(run), "--values", "fp16", "--embeddings", "int8"])
+    assert (run / "student-packed-fp16-embeddings-int8" / "packed.safetensors").is_file()
 
 
 def test_export_of_several_seeds_and_options(run, tmp_path, capsys):

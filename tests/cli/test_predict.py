@@ -169,6 +169,14 @@ def test_what_cannot_be_predicted_is_one_line(arguments, stdin, message, folder,
     assert "\n" not in error.value.code
 
 
+def test_line_of_text_for_a_task_of_pairs_says_which_columns_are_needed(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n"))
+    with pytest.raises(SystemExit) as error:
+        main(["predict", str(run)])
+    assert "the task reads sentence1 and sentence2; " in error.value.code
+    assert "give rows with the columns sentence1 and sentence2" in error.value.code
+
+
 def test_model_without_a_head_is_refused(tmp_path, monkeypatch):
     sparse_model().base_model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
