@@ -23,6 +23,7 @@ from common import print_table, save
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, BertConfig, BertTokenizer
 
+from kd_prune.cli.quiet import quiet_libraries
 from kd_prune.export.folders import Export, export, weight_bytes
 from kd_prune.export.packed_file import is_packed
 from kd_prune.export.source import Source
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.95)
     parser.add_argument("--rounds", type=int, default=5, help="0: no times")
     arguments = parser.parse_args()
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         results = measure(arguments, Path(scratch))
     columns = list(next(iter(results.values())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ class Timing:
     @property
     def p95(self) -> float:
         """Return the seconds that 95 % of the calls stay below."""
-        return sorted(self.calls)[int(0.95 * (len(self.calls) - 1))]
+        return sorted(self.calls)[math.ceil(0.95 * len(self.calls)) - 1]
 
 
 def engines(model: nn.Module, bfloat16: bool | None = None) -> dict[str, nn.Module]:

@@ -65,6 +65,7 @@ def test_timing_is_summed_up_by_medians():
     assert timing.sentences_per_second == 20
     assert timing.median == 51
     assert timing.p95 == 96
+    assert Timing("x", 8, 16, (3.0,), (1.0, 2.0)).p95 == 2
 
 
 def test_speed_up_is_to_the_better_of_the_dense_engines_in_the_same_round():
