@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -233,6 +234,23 @@ def test_storage(bench, tmp_path):
     assert found["packed"]["encoder"] < 0.2 * found["dense"]["encoder"]
     assert found["packed, fp16 values"]["whole"] < found["packed"]["whole"]
     assert all(row["seconds to load"] > 0 for row in found.values())
+
+
+@pytest.mark.slow
+def test_storage_of_a_run(bench, tmp_path):
+    """The metric of every form of a student, on its own task."""
+    run = tmp_path / "run"
+    settings = ["experiment=smoke", f"hydra.run.dir={run}", f"cache_dir={tmp_path / 'cache'}"]
+    subprocess.run(
+        [sys.executable, FOLDER.parent / "train.py", *settings], check=True, cwd=tmp_path
+    )
+    found = json.loads(
+        (bench("storage", "--run", run, "--rounds", 0) / "storage_run.json").read_text()
+    )
+    expected = RunResult.read(run).student.metrics["accuracy"]
+    assert len(found) == 6
+    assert all(row["metric"] == pytest.approx(expected, abs=0.01) for row in found.values())
+    assert found["packed"]["whole"] < found["dense"]["whole"]
 
 
 def test_the_memory_of_a_sharded_update(bench, monkeypatch):

@@ -146,7 +146,7 @@ def chosen_rivals(names: list[str] | None) -> list[Rival]:
                 "--rivals",
                 rival.name,
                 f"needs the package {', '.join(lacking)}",
-                f"pip install '{rival.install}'",
+                f"pip install {rival.install}",
             )
     return chosen
 

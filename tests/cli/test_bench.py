@@ -136,7 +136,7 @@ def test_bench_without_rivals_and_with_missing_ones(model, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*given, "--rivals", "sparselab"])
     assert str(stopped.value) == (
-        "error: --rivals=sparselab: needs the package no_such_package; pip install 'x'"
+        "error: --rivals=sparselab: needs the package no_such_package; pip install x"
     )
 
 

@@ -22,7 +22,7 @@ class Rival(Protocol):
     Attributes:
         name: Name on the command line.
         packages: The modules that it cannot do without.
-        install: What ``pip install`` is given for it.
+        install: What ``pip install`` is given for it, as typed in a shell.
         reads_zeros: Whether its speed depends on the zeros of a model.
     """
 

@@ -26,7 +26,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     packages: tuple[str, ...] = onnx_format.PACKAGES
-    install = "kd_prune[onnx]"
+    install = "'kd_prune[onnx]'"
     reads_zeros = False  # zeros in an initializer are multiplied like other values
 
     def engines(
