@@ -57,6 +57,19 @@ class Logits(nn.Module):
         return result
 
 
+def check_outputs(model: PreTrainedModel, names: tuple[str, ...], form: str) -> None:
+    """Raise ConfigError unless a model has one of the outputs that `Logits` returns."""
+    with torch.no_grad():
+        outputs = model(**example_inputs(names, model.config.vocab_size), return_dict=True)
+    if not {"logits", "last_hidden_state"} & set(outputs):
+        raise ConfigError(
+            "format",
+            form,
+            f"{type(model).__name__} has no logits, but {', '.join(outputs)}",
+            "take packed or fp16",
+        )
+
+
 def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the inputs that both the tokenizer gives and the model takes, in a fixed order."""
     taken = inspect.signature(type(model).forward).parameters
@@ -119,8 +132,10 @@ def write_graph(model: PreTrainedModel, names: tuple[str, ...], file: Path) -> N
         file: The file to write.
 
     Raises:
-        ConfigError: torch cannot export the model, or the graph does not compute what it does.
+        ConfigError: The model has no output that is exported, torch cannot export it, or the graph
+            does not compute what it does.
     """
+    check_outputs(model, names, "onnx")
     for opset in OPSETS:
         export_graph(model, names, file, opset)
         found = run_graph(model, names, file)

@@ -13,6 +13,7 @@ from kd_prune.errors import ConfigError
 from kd_prune.export.onnx_format import (
     TOLERANCE,
     Logits,
+    check_outputs,
     example_inputs,
     input_names,
     largest_difference,
@@ -61,17 +62,24 @@ def convert(model: PreTrainedModel, names: tuple[str, ...]) -> Any:
         names: Its inputs; the result has inputs of these names and the output ``logits``.
 
     Raises:
-        ConfigError: The result does not compute what the model does.
+        ConfigError: OpenVINO cannot convert the model, or the result does not compute what it does.
     """
     import openvino
 
+    check_outputs(model, names, "openvino")
     examples = example_inputs(names, model.config.vocab_size)
-    with quiet(), torch.no_grad():
-        converted = openvino.convert_model(
-            Logits(model, names),
-            example_input=tuple(examples.values()),
-            input=[openvino.PartialShape([-1, -1]) for _ in names],
-        )
+    try:
+        with quiet(), torch.no_grad():
+            converted = openvino.convert_model(
+                Logits(model, names),
+                example_input=tuple(examples.values()),
+                input=[openvino.PartialShape([-1, -1]) for _ in names],
+            )
+    except Exception as error:  # of any type, from the tracer too
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            "format", "openvino", f"it cannot convert {type(model).__name__} ({reason})"
+        ) from error
     for port, name in zip(converted.inputs, names, strict=True):
         port.get_tensor().set_names({name})
     converted.outputs[0].get_tensor().set_names({"logits"})

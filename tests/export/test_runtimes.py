@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +120,16 @@ def test_graph_that_is_no_graph_cannot_be_run(tmp_path):
 
 
 @needs_onnx
+def test_model_without_logits_is_refused(tmp_path):
+    from transformers import BertForQuestionAnswering
+
+    model = BertForQuestionAnswering(sparse_model().config)
+    said = "format=onnx: BertForQuestionAnswering has no logits, but start_logits, end_logits"
+    with pytest.raises(ConfigError, match=said):
+        onnx_format.save_onnx(model, tokenizer(), tmp_path)
+
+
+@needs_onnx
 def test_newest_operator_set_that_runs_is_taken(tmp_path, monkeypatch):
     tried, model = [], sparse_model()
     names = onnx_format.input_names(model, tokenizer())
@@ -145,3 +158,14 @@ def test_openvino_export_has_the_models_outputs(tmp_path):
         found = compiled({name: t.numpy() for name, t in inputs.items()})["logits"]
         assert np.abs(found - expected(model, inputs)).max() < 1e-4
     assert "openvino_model.xml" in (out / "README.md").read_text()
+
+
+def test_model_that_openvino_cannot_convert_is_refused_in_one_line(monkeypatch):
+    def convert_model(*given, **named):
+        raise RuntimeError("no such op\nadvice")
+
+    made = ModuleType("openvino")
+    made.convert_model, made.PartialShape = convert_model, list
+    monkeypatch.setitem(sys.modules, "openvino", made)
+    with pytest.raises(ConfigError, match=r"cannot convert BertForSequence.* \(no such op\)$"):
+        openvino_format.convert(sparse_model(), ("input_ids", "attention_mask"))
