@@ -346,3 +346,28 @@ def test_the_hardware(bench, monkeypatch):
     assert [{"dense", "sparse"} <= set(row["milliseconds"]) for row in rows] == [False, True, True]
     assert built == ["dense", "sparse", "sparse"]  # zeros do not matter to the first
     assert (results / "speed.png").exists()
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llvmlite", "onnxruntime")),
+    reason="pip install 'kd_prune[cpu,onnx]'",
+)
+def test_the_hardware_with_two_patterns_of_zeros(bench):
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 32}
+    case = {"base 2, two patterns": ("base", 0.95, 2, 8, 2)}
+    small = {"SHAPES": {"base": sizes}, "CASES": {}, "PATTERN_CASES": case}
+    results = bench("hardware", "--threads", 1, **small)
+    (row,) = json.loads((results / "hardware.json").read_text())
+    engines = list(row["milliseconds"])
+    assert engines[:4] == [
+        *("torch fp32 (BLAS)", "torch fp32 (oneDNN)"),
+        *("torch bf16", "torch bf16 (oneDNN)"),
+    ]
+    assert [name for name in engines if "int8" in name] == [
+        *("kd_prune int8, single weights", "kd_prune int8, 1×4 blocks"),
+        "ONNX Runtime int8",
+    ]
+    assert set(row["blocks_over"]) == set(engines)
+    assert row["blocks_over"]["kd_prune int8, 1×4 blocks"] == 1
+    assert row["difference"] < 0.1
+    assert row["processor"]

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Measure sentences per second and latency of saved models on this machine: dense with torch (float32
 with the default BLAS and with oneDNN, bfloat16 where the processor has it), accelerated by
-kd_prune, and with ONNX Runtime, OpenVINO and SparseLab where they are installed. All take turns in
-one process, with as many threads each. The speed-up is to the better of torch's two float32 ways,
-the difference is the largest one of an output to torch's, relative to the largest output."""
+kd_prune, also with sparse layers in int8 where that gains, and with ONNX Runtime, OpenVINO and
+SparseLab where they are installed. All take turns in one process, with as many threads each. The
+speed-up is to the better of torch's two float32 ways, the difference is the largest one of an
+output to torch's, relative to the largest output."""
 EXAMPLES = """\
 examples:
   kd-prune bench outputs/mrpc/<run>                       sentences as long as the task's

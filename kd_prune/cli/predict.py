@@ -29,7 +29,11 @@ examples:
   kd-prune predict outputs/mrpc/<run> --file rows.csv --out predictions.csv
   kd-prune predict outputs/sst2/<run> --file reviews.jsonl --text review
   kd-prune predict student-packed --file pairs.parquet --text question,sentence
+  kd-prune predict outputs/mrpc/<run> --file rows.csv --int8    sparse layers in int8
   echo "a fine film" | kd-prune predict outputs/sst2/<run>"""
+NOT_ROUNDED = (
+    "Nothing is rounded to int8: no layer has enough 1×4 blocks of zeros, or it gains nothing here"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", type=int, default=32)
     made.add_argument("--max-length", type=int, help="tokens per row; default: the task's")
     made.add_argument("--dense", action="store_true", help="run on torch alone")
+    made.add_argument(
+        "--int8", action="store_true", help="round sparse layers to int8: faster, less exact"
+    )
     return made
 
 
@@ -78,6 +85,8 @@ def run(given: argparse.Namespace) -> None:
     for key in ("batch_size", "max_length"):
         if (value := getattr(given, key)) is not None and value < 1:
             raise ConfigError(key, value, "expected at least 1")
+    if given.int8 and given.dense:
+        raise ConfigError("int8", expected="is of the sparse engine, and --dense does without it")
     source = Source.find(given.folder)
     if (form := source.record.get("format")) in ("onnx", "openvino"):
         raise ConfigError("folder", given.folder, f"exported as {form}, for its own runtime")
@@ -94,7 +103,7 @@ def run(given: argparse.Namespace) -> None:
             columns,
             max_length=min(int(wanted), longest),
             batch_size=given.batch_size,
-            forward=None if given.dense else accelerated(model),
+            forward=None if given.dense else accelerated(model, given.int8),
             progress=stack.enter_context(progress_bar(len(rows))),
         )
     names = class_names(model)
@@ -173,15 +182,23 @@ def texts_of(rows: pd.DataFrame, column: str) -> list[str]:
     return [str(text) for text in rows[column].fillna("")]
 
 
-def accelerated(model: PreTrainedModel) -> nn.Module:
-    """Return the model on the sparse engine; itself, with one line, where that cannot be used."""
-    from kd_prune.inference import accelerate
+def accelerated(model: PreTrainedModel, int8: bool = False) -> nn.Module:
+    """Return the model on the sparse engine; itself, with one line, where that cannot be used.
+
+    Args:
+        model: The model.
+        int8: Round what gains from it to int8; one line says if that is nothing.
+    """
+    from kd_prune.inference import accelerate, report
 
     try:
-        return accelerate(model)
+        fast = accelerate(model, int8=int8)
     except (ImportError, ConfigError) as error:  # llvmlite is missing, or does not load
         sys.stderr.write(f"Dense torch is used: {error}\n")
         return model
+    if int8 and not report(fast).int8:
+        sys.stderr.write(f"{NOT_ROUNDED}\n")
+    return fast
 
 
 def progress_bar(rows: int) -> Any:

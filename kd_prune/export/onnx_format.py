@@ -213,7 +213,11 @@ def largest_difference(model: PreTrainedModel, names: tuple[str, ...], found: Te
 
 
 def quantize_int8(file: Path) -> None:
-    """Replace a graph by its int8 form, as ONNX Runtime's own quantizer makes it."""
+    """Replace a graph by its int8 form, as ONNX Runtime's own quantizer makes it.
+
+    ONNX's Attention, of operator set 23, stays as it is: the quantizer takes it for an operator of
+    ONNX Runtime with the same name, and writes a graph that cannot be loaded.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     scratch = file.with_name("int8.onnx")

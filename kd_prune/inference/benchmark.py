@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kd_prune.inference.convert import accelerate
+from kd_prune.inference.convert import accelerate, report
 
-OURS = "kd_prune"
+OURS, INT8 = "kd_prune", "kd_prune int8"
 BLAS, ONEDNN, BFLOAT16 = "torch fp32 (BLAS)", "torch fp32 (oneDNN)", "torch bf16"
 FULL_PRECISION = (BLAS, ONEDNN)
 Model = TypeVar("Model", bound=nn.Module)
@@ -63,7 +63,7 @@ class Timing:
 
 
 def engines(model: nn.Module, bfloat16: bool | None = None) -> dict[str, nn.Module]:
-    """Return the ways to run a model, by name, all in eval mode.
+    """Return the ways to run a model, by name, all in eval mode; int8 where layers gain from it.
 
     Args:
         model: The model, dense or with zeros.
@@ -75,6 +75,9 @@ def engines(model: nn.Module, bfloat16: bool | None = None) -> dict[str, nn.Modu
     if torch.cpu._is_avx512_bf16_supported() if bfloat16 is None else bfloat16:
         found[BFLOAT16] = copy.deepcopy(model).to(torch.bfloat16)
     found[OURS] = accelerate(model)
+    rounded = accelerate(model, int8=True)
+    if report(rounded).int8:
+        found[INT8] = rounded
     return found
 
 

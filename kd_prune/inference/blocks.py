@@ -37,6 +37,11 @@ class Block:
         """Return the linear layers."""
         return (self.query, self.key, self.value, self.output, self.up, self.down)
 
+    @property
+    def matrices(self) -> tuple[tuple[nn.Linear, ...], ...]:
+        """Return the linear layers, those together that have the same input."""
+        return ((self.query, self.key, self.value), (self.output,), (self.up,), (self.down,))
+
 
 def of_bert(layer: Any) -> Block | None:
     """Take a block of BERT, RoBERTa or ELECTRA apart; None for a decoder's."""

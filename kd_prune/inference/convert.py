@@ -10,17 +10,23 @@ import torch
 from torch import nn
 
 from kd_prune.errors import ConfigError, ConfigTypeError
-from kd_prune.inference import crossover, library
+from kd_prune.inference import library
 from kd_prune.inference.blocks import Block, read
+from kd_prune.inference.crossover import Choice
 from kd_prune.inference.linear import SparseLinear
 from kd_prune.inference.packing import MOST_COLUMNS
+from kd_prune.inference.quantized import QuantizedMatrix
 from kd_prune.inference.stack import FusedLayers
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def accelerate(
-    model: Model, *, minimum_sparsity: float | None = None, inplace: bool = False
+    model: Model,
+    *,
+    minimum_sparsity: float | None = None,
+    int8: bool = False,
+    inplace: bool = False,
 ) -> Model:
     """Return a model that computes the same, faster where its matrices are sparse.
 
@@ -30,12 +36,18 @@ def accelerate(
     shares its memory with `model`. Outputs differ by rounding, about 1e-6 of their size; they
     depend neither on the number of threads nor on the batch.
 
+    With `int8`, matrices whose zeros leave half of their 1×4 blocks (four neighbouring inputs of an
+    output) empty are rounded to int8, and so are their inputs: faster still, but outputs change by
+    one to a few hundredths of their size. Weights have a scale per row; inputs one per token and
+    768 features, chosen as they come. A processor that would not gain computes in float32.
+
     The result is for inference: it refuses training and inputs that need gradients.
 
     Args:
         model: A model with float32 weights on the CPU.
         minimum_sparsity: Share of zeros from which a layer is converted, instead of measuring:
             the same layers on every machine. 0 converts all.
+        int8: Round what gains from it to int8.
         inplace: Change `model` itself.
 
     Returns:
@@ -46,12 +58,13 @@ def accelerate(
     """
     check(model, minimum_sparsity)
     library.kernels()
+    choice = Choice(minimum_sparsity, int8)
     if not inplace:
         shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         model = copy.deepcopy(model, shared)
     model.eval()
-    _fuse(model, minimum_sparsity)
-    _replace_linears(model, minimum_sparsity)
+    _fuse(model, choice)
+    _replace_linears(model, choice)
     return model
 
 
@@ -75,7 +88,7 @@ def check(model: nn.Module, minimum_sparsity: float | None) -> None:
             )
 
 
-def _fuse(model: nn.Module, minimum_sparsity: float | None) -> None:
+def _fuse(model: nn.Module, choice: Choice) -> None:
     """Replace every list of known blocks that gain."""
     for parent in list(model.modules()):
         for name, layers in list(parent._modules.items()):
@@ -85,25 +98,30 @@ def _fuse(model: nn.Module, minimum_sparsity: float | None) -> None:
             gaining = {
                 index: block
                 for index, block in blocks.items()
-                if block is not None and crossover.all_gain(list(block.linears), minimum_sparsity)
+                if block is not None and choice.gains(block.matrices)
             }
             if gaining:
-                fused = FusedLayers(layers, gaining)
+                fused = FusedLayers(layers, gaining, choice)
                 setattr(parent, name, fused)
-                _convert_all(gaining, layers)
+                _convert_all(gaining, layers, choice)
 
 
-def _convert_all(blocks: dict[int, Block], layers: nn.ModuleList) -> None:
-    """Convert every layer of fused blocks, so that none holds its zeros."""
-    converted = {id(linear) for block in blocks.values() for linear in block.linears}
+def _convert_all(blocks: dict[int, Block], layers: nn.ModuleList, choice: Choice) -> None:
+    """Convert every layer of fused blocks as the blocks do, so that none holds its zeros."""
+    int8 = {
+        id(layer): choice.in_int8(matrix)
+        for block in blocks.values()
+        for matrix in block.matrices
+        for layer in matrix
+    }
     for index in blocks:
         for parent in list(layers[index].modules()):
             for name, child in list(parent._modules.items()):
-                if id(child) in converted and isinstance(child, nn.Linear):
-                    setattr(parent, name, SparseLinear(child))
+                if id(child) in int8 and isinstance(child, nn.Linear):
+                    setattr(parent, name, SparseLinear(child, int8=int8[id(child)]))
 
 
-def _replace_linears(model: nn.Module, minimum_sparsity: float | None) -> None:
+def _replace_linears(model: nn.Module, choice: Choice) -> None:
     """Replace the other linear layers that gain; a layer used in two places stays one."""
     replaced: dict[int, nn.Module] = {}
     for parent in list(model.modules()):
@@ -111,8 +129,9 @@ def _replace_linears(model: nn.Module, minimum_sparsity: float | None) -> None:
             if type(child) is not nn.Linear or child.in_features > MOST_COLUMNS:
                 continue
             if id(child) not in replaced:
-                gains = crossover.gains(child, minimum_sparsity)
-                replaced[id(child)] = SparseLinear(child) if gains else child
+                gains = choice.gains([[child]])
+                fast = SparseLinear(child, int8=choice.in_int8([child])) if gains else child
+                replaced[id(child)] = fast
             if replaced[id(child)] is not child:
                 setattr(parent, name, replaced[id(child)])
                 if isinstance(parent, nn.TransformerEncoderLayer):
@@ -129,18 +148,21 @@ class Report:
         sparse: Linear layers that run without their zeros, those of the blocks included.
         dense: Linear layers that stayed with torch.
         sparsity: Share of zeros among the weights of the sparse layers.
+        int8: Sparse layers that compute in int8.
     """
 
     blocks: int
     sparse: int
     dense: int
     sparsity: float
+    int8: int = 0
 
     def __str__(self) -> str:
         """Format one line."""
+        int8 = f", {self.int8} of them in int8" if self.int8 else ""
         return (
             f"{self.sparse} of {self.sparse + self.dense} linear layers are sparse"
-            f" ({self.sparsity:.1%} zeros), {self.blocks} blocks are fused"
+            f" ({self.sparsity:.1%} zeros){int8}, {self.blocks} blocks are fused"
         )
 
 
@@ -155,4 +177,5 @@ def report(model: nn.Module) -> Report:
         sparse=len(sparse),
         dense=sum(isinstance(module, nn.Linear) for module in modules),
         sparsity=1 - kept / size if size else 0.0,
+        int8=sum(isinstance(matrix, QuantizedMatrix) for matrix in sparse),
     )

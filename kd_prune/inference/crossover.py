@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kd_prune.inference.linear import SparseLinear
+from kd_prune.inference.quantized import count_blocks, suits
 
 TOKENS = 128
 SPARSITIES = (0.8, 0.98)
@@ -25,31 +26,24 @@ class Costs:
     Attributes:
         dense: torch's product.
         fixed: The sparse product without weights.
-        per_weight: Its time for each nonzero weight.
+        per_step: Its time for each nonzero weight, or block of an int8 matrix.
     """
 
     dense: float
     fixed: float
-    per_weight: float
+    per_step: float
 
-    def sparse(self, nonzeros: int) -> float:
+    def sparse(self, steps: int) -> float:
         """Return the time of the sparse product."""
-        return self.fixed + self.per_weight * nonzeros
-
-    @property
-    def break_even(self) -> float:
-        """Return the sparsity above which the sparse product is faster, as weights per layer."""
-        return (self.dense - self.fixed) / self.per_weight
-
-
-def costs(layer: nn.Linear) -> Costs:
-    """Return the costs of a layer's shape, measured once per process and number of threads."""
-    return measure(layer.out_features, layer.in_features, torch.get_num_threads())
+        return self.fixed + self.per_step * steps
 
 
 @cache
-def measure(out_features: int, in_features: int, threads: int) -> Costs:
-    """Time random layers of a shape: dense, and with two sparsities, by turns."""
+def measure(out_features: int, in_features: int, threads: int, int8: bool = False) -> Costs:
+    """Time random layers of a shape: dense, and with two sparsities, by turns.
+
+    Measured once per process and number of threads.
+    """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(out_features, in_features, generator=generator)
     drawn = torch.rand(weight.shape, generator=generator)
@@ -59,14 +53,14 @@ def measure(out_features: int, in_features: int, threads: int) -> Costs:
         layer = nn.Linear(in_features, out_features, device="meta")
         layer.weight = nn.Parameter(weight * (drawn >= sparsity), requires_grad=False)
         layer.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False)
-        layers.append(SparseLinear(layer))
+        layers.append(SparseLinear(layer, int8=int8))
     with torch.no_grad():
         calls: list[Callable[[], object]] = [lambda: F.linear(inputs, weight)]
         calls += [lambda layer=layer: layer(inputs) for layer in layers]  # type: ignore[misc]
         dense, more, less = fastest(calls)
-    weights = [layer.packed.nonzeros for layer in layers]
-    per_weight = max(more - less, 1e-12) / max(weights[0] - weights[1], 1)
-    return Costs(dense, max(less - per_weight * weights[1], 0.0), per_weight)
+    steps = [layer.packed.steps for layer in layers]
+    per_step = max(more - less, 1e-12) / max(steps[0] - steps[1], 1)
+    return Costs(dense, max(less - per_step * steps[1], 0.0), per_step)
 
 
 def fastest(calls: list[Callable[[], object]]) -> list[float]:
@@ -80,26 +74,38 @@ def fastest(calls: list[Callable[[], object]]) -> list[float]:
     return best
 
 
-def gains(layer: nn.Linear, minimum_sparsity: float | None) -> bool:
-    """Return whether a layer is faster with the sparse kernel.
+@dataclass(frozen=True)
+class Choice:
+    """What is converted, and to what.
 
-    Args:
-        layer: The layer.
-        minimum_sparsity: Share of zeros from which it is taken to be; None measures.
+    Attributes:
+        minimum_sparsity: Share of zeros from which a layer is converted; None: where that gains.
+        int8: Whether layers with enough blocks of zeros are rounded to int8.
     """
-    nonzeros = int(layer.weight.count_nonzero())
-    if minimum_sparsity is not None:
-        return 1 - nonzeros / layer.weight.numel() >= minimum_sparsity
-    found = costs(layer)
-    return found.sparse(nonzeros) < found.dense
 
+    minimum_sparsity: float | None = None
+    int8: bool = False
 
-def all_gain(layers: list[nn.Linear], minimum_sparsity: float | None) -> bool:
-    """Return whether layers that can only be converted together gain together."""
-    nonzeros = [int(layer.weight.count_nonzero()) for layer in layers]
-    if minimum_sparsity is not None:
-        size = sum(layer.weight.numel() for layer in layers)
-        return 1 - sum(nonzeros) / size >= minimum_sparsity
-    found = [costs(layer) for layer in layers]
-    sparse = sum(cost.sparse(count) for cost, count in zip(found, nonzeros, strict=True))
-    return sparse < sum(cost.dense for cost in found)
+    def in_int8(self, layers: Sequence[nn.Linear]) -> bool:
+        """Return whether layers with the same input become an int8 matrix, if converted."""
+        return self.int8 and all(suits(layer.weight) for layer in layers)
+
+    def gains(self, matrices: Sequence[Sequence[nn.Linear]]) -> bool:
+        """Return whether layers that can only be converted together are to be.
+
+        Args:
+            matrices: The layers, those together that become one matrix.
+        """
+        layers = [layer for matrix in matrices for layer in matrix]
+        if self.minimum_sparsity is not None:
+            size = sum(layer.weight.numel() for layer in layers)
+            nonzeros = sum(int(layer.weight.count_nonzero()) for layer in layers)
+            return 1 - nonzeros / size >= self.minimum_sparsity
+        sparse = dense = 0.0
+        for matrix in matrices:
+            int8 = self.in_int8(matrix)
+            for layer in matrix:
+                costs = measure(*layer.weight.shape, torch.get_num_threads(), int8)
+                steps = count_blocks(layer.weight) if int8 else int(layer.weight.count_nonzero())
+                sparse, dense = sparse + costs.sparse(steps), dense + costs.dense
+        return sparse < dense

@@ -13,6 +13,10 @@ WIDTHS = (16, 32, 64)
 """Tokens in a tile; a call uses one of these."""
 PANEL = 192
 """Inputs of a matrix whose weights are used one after the other: 48 KB of a tile of 64 tokens."""
+GROUP = 4 * PANEL
+"""Inputs of a token that are quantized together, and a panel of an int8 matrix: 48 KB likewise."""
+GROUP_ROWS = GROUP // 4 + 2
+"""Rows of a quantized group of a tile: step, offset, then four inputs in the bytes of each word."""
 
 
 class _Slots(IntEnum):
@@ -31,6 +35,10 @@ class Matrix(_Slots):
     WORK = auto()
     ROWS = auto()
     PANELS = auto()
+    SCALES = auto()
+    """Of an int8 matrix, else null: what a unit of each row is worth."""
+    SUMS = auto()
+    """Of an int8 matrix: the sum of the weights of every (panel, row), as a float."""
 
 
 class Norm(_Slots):
@@ -74,9 +82,11 @@ class LinearCall(IntEnum):
     OUT_FEATURES = len(Team) + 3
     IN_TILES = len(Team) + 4
     OUT_TILES = len(Team) + 5
-    MATRIX = len(Team) + 6
+    QUANTIZED = len(Team) + 6
+    QUANTIZED_SIZE = len(Team) + 7
+    MATRIX = len(Team) + 8
     """A whole `Matrix`."""
-    SLOTS = len(Team) + 6 + len(Matrix)
+    SLOTS = len(Team) + 8 + len(Matrix)
 
 
 class EncoderCall(IntEnum):
@@ -105,7 +115,13 @@ class EncoderCall(IntEnum):
     WIDE = len(Team) + 18
     SCRATCH = len(Team) + 19
     SCRATCH_SIZE = len(Team) + 20
-    SLOTS = len(Team) + 21
+    QUANTIZED = len(Team) + 21
+    """Quantized tiles, two for each thread or shared tile; null where no matrix is int8."""
+    QUANTIZED_SIZE = len(Team) + 22
+    """Words from one pair to the next."""
+    QUANTIZED_WIDE = len(Team) + 23
+    """Words from the first of a pair, which layers read, to that of the feed-forward block."""
+    SLOTS = len(Team) + 24
 
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")

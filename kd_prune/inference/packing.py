@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,6 +51,11 @@ class PackedMatrix:
         return 1 - self.nonzeros / max(1, self.in_features * self.out_features)
 
     @property
+    def steps(self) -> int:
+        """Return the number of multiply-adds per token that a product takes."""
+        return self.values.numel()
+
+    @property
     def panels(self) -> int:
         """Return the number of panels, at least one."""
         return max(1, -(-self.in_features // PANEL))
@@ -66,8 +72,14 @@ class PackedMatrix:
     def record(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the kernel's description of the matrix; valid as long as this object."""
         tensors = (self.starts, self.columns, self.values, self.bias, self.work)
-        numbers = [*(tensor.data_ptr() for tensor in tensors), self.out_features, self.panels]
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        numbers = [*addresses, self.out_features, self.panels, *self.of_int8]
         return np.array(numbers, dtype=np.int64)
+
+    @property
+    def of_int8(self) -> list[int]:
+        """Return the addresses that only an int8 matrix has."""
+        return [0, 0]
 
     def dense(self) -> Tensor:
         """Return the matrix with its zeros."""
@@ -83,7 +95,7 @@ class PackedMatrix:
         return {name: value for name, value in vars(self).items() if name not in ("work", "record")}
 
 
-def pack(layers: list[nn.Linear]) -> PackedMatrix:
+def pack(layers: Sequence[nn.Linear]) -> PackedMatrix:
     """Pack layers that have the same input as one matrix, their outputs one after the other.
 
     Raises:
@@ -101,15 +113,20 @@ def pack(layers: list[nn.Linear]) -> PackedMatrix:
         columns.append(kept.nonzero()[:, 1] + first)
         values.append(panel[kept])
     ends = torch.cat(counts).cumsum(0)
-    biases = [
-        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-        for layer in layers
-    ]
     return PackedMatrix(
         starts=torch.cat([ends.new_zeros(1), ends]).to(torch.int32),
         columns=torch.cat(columns).to(torch.uint16).view(torch.int16),
         values=torch.cat(values).float(),
-        bias=torch.cat(biases).float(),
+        bias=biases(layers),
         in_features=in_features,
         out_features=out_features,
     )
+
+
+def biases(layers: Sequence[nn.Linear]) -> Tensor:
+    """Return the biases of layers one after the other; zeros where a layer has none."""
+    found = [
+        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+        for layer in layers
+    ]
+    return torch.cat(found).float()

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from kd_prune.inference.blocks import Block
-from kd_prune.inference.layout import ACTIVATIONS, EncoderCall, Team
+from kd_prune.inference.crossover import Choice
+from kd_prune.inference.layout import ACTIVATIONS, GROUP_ROWS, EncoderCall, Team
 from kd_prune.inference.linear import check_input
 from kd_prune.inference.packing import PackedMatrix, pack
+from kd_prune.inference.quantized import quantize, quantized_groups
 from kd_prune.inference.workspace import call, float_slot, plan, workspace
 
 MOST_TOKENS = 2048
@@ -38,13 +40,17 @@ class PackedBlock:
     activation: str
 
     @classmethod
-    def of(cls, block: Block) -> PackedBlock:
-        """Pack the layers of a block."""
+    def of(cls, block: Block, choice: Choice) -> PackedBlock:
+        """Pack the layers of a block, in int8 where that is the choice."""
+
+        def packed(*layers: nn.Linear) -> PackedMatrix:
+            return (quantize if choice.in_int8(layers) else pack)(layers)
+
         return cls(
-            query_key_value=pack([block.query, block.key, block.value]),
-            output=pack([block.output]),
-            up=pack([block.up]),
-            down=pack([block.down]),
+            query_key_value=packed(block.query, block.key, block.value),
+            output=packed(block.output),
+            up=packed(block.up),
+            down=packed(block.down),
             attention_norm=norm(block.attention_norm),
             final_norm=norm(block.final_norm),
             heads=block.heads,
@@ -79,15 +85,23 @@ def norm(layer: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
 class FusedBlocks(nn.Module):
     """Computes neighbouring encoder blocks of one shape in one call of a kernel."""
 
-    def __init__(self, blocks: list[Block]) -> None:
+    def __init__(self, blocks: list[Block], choice: Choice) -> None:
         super().__init__()
-        self.blocks = [PackedBlock.of(block) for block in blocks]
+        self.blocks = [PackedBlock.of(block, choice) for block in blocks]
         self.training = False
 
     @cached_property
     def table(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the kernel's description of the blocks; valid as long as they are."""
         return np.array([block.record() for block in self.blocks], dtype=np.int64)
+
+    @cached_property
+    def groups(self) -> tuple[int, int]:
+        """Return the groups of a token's quantized inputs: of all matrices but the last, of all."""
+        narrow = max(
+            quantized_groups(matrix) for block in self.blocks for matrix in block.matrices[:3]
+        )
+        return narrow, narrow + max(quantized_groups(block.down) for block in self.blocks)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without addresses, for copies and pickles."""
@@ -120,17 +134,18 @@ class FusedBlocks(nn.Module):
         inner, wide = block.output.in_features, block.up.out_features
         head_size = inner // block.heads
         tokens = batch * length
-        work = sum(matrix.nonzeros for matrix in block.matrices)
+        work = sum(matrix.steps for matrix in block.matrices)
         chosen = plan(tokens, work)
         padded = chosen.tiles * chosen.width
         # A head's copies of keys, values, queries, contexts; sums; scores.
         stride = (length + 15) // 16 * 16 + 16
         scratch = head_size * (2 * stride + 2 * chosen.width + 16) + (length + 1) * chosen.width
         scratch = (scratch + 31) // 16 * 16
-        wide_tiles = chosen.tiles if chosen.parts > 1 else chosen.threads
+        narrow, quantized = (groups * GROUP_ROWS * chosen.width for groups in self.groups)
         sizes = [
             *(padded * features, padded * 3 * inner, padded * inner, padded * features),
-            *(wide_tiles * chosen.width * wide, chosen.threads * scratch),
+            *(chosen.owners * chosen.width * wide, chosen.threads * scratch),
+            chosen.owners * quantized,
         ]
         with workspace(sizes) as places:
             arguments = {
@@ -155,6 +170,9 @@ class FusedBlocks(nn.Module):
                 EncoderCall.WIDE: places[4],
                 EncoderCall.SCRATCH: places[5],
                 EncoderCall.SCRATCH_SIZE: scratch,
+                EncoderCall.QUANTIZED: places[6],
+                EncoderCall.QUANTIZED_SIZE: quantized,
+                EncoderCall.QUANTIZED_WIDE: narrow,
             }
             slots = [arguments[EncoderCall(slot)] for slot in range(len(Team), EncoderCall.SLOTS)]
             call("encoder", chosen, tokens, slots)
@@ -199,18 +217,18 @@ class FusedLayers(nn.ModuleList):
     stands for all neighbouring blocks a kernel can run, in their place; the others stay.
     """
 
-    def __init__(self, layers: nn.ModuleList, blocks: dict[int, Block]) -> None:
+    def __init__(self, layers: nn.ModuleList, blocks: dict[int, Block], choice: Choice) -> None:
         super().__init__(layers)
         self.training = False
-        self._steps = list(self._make_steps(blocks))
+        self._steps = list(self._make_steps(blocks, choice))
 
-    def _make_steps(self, blocks: dict[int, Block]) -> Iterator[nn.Module]:
+    def _make_steps(self, blocks: dict[int, Block], choice: Choice) -> Iterator[nn.Module]:
         run: list[int] = []
         for index, layer in enumerate([*self._modules.values(), None]):
             fits = index in blocks and (not run or _shape(blocks[run[0]]) == _shape(blocks[index]))
             if run and not fits:
                 layers = [self[number] for number in run]
-                yield Run(layers, FusedBlocks([blocks[number] for number in run]))
+                yield Run(layers, FusedBlocks([blocks[number] for number in run], choice))
                 run = []
             if index in blocks:
                 run.append(index)

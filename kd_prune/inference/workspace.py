@@ -32,6 +32,11 @@ class Plan:
     tiles: int
     threads: int
 
+    @property
+    def owners(self) -> int:
+        """Return how many tiles are worked on at a time: each has memory of its own."""
+        return self.tiles if self.parts > 1 else self.threads
+
 
 def plan(tokens: int, work: int) -> Plan:
     """Choose the fastest split of a call.

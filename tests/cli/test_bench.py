@@ -200,6 +200,29 @@ def test_task_of_a_foreign_folder_calls_nothing(tmp_path):
         bench_sentences.task_texts(recorded | {"text": ["nothing"]}, tmp_path / "cache")
 
 
+@needs_llvmlite
+def test_bench_has_a_row_in_int8_where_layers_have_blocks_of_zeros(
+    model, tmp_path, monkeypatch, capsys
+):
+    from transformers import AutoModelForSequenceClassification
+
+    from kd_prune.inference import crossover
+    from kd_prune.inference.jit.target import host
+
+    costs = crossover.Costs(dense=1.0, fixed=0.0, per_step=0.0)  # all that can be is converted
+    monkeypatch.setattr(crossover, "measure", lambda *shape: costs)
+    pruned = AutoModelForSequenceClassification.from_pretrained(model)
+    for name, weight in pruned.named_parameters():
+        if "dense.weight" in name:
+            weight.data.view(-1, 8)[:, :4] = 0
+    pruned.save_pretrained(tmp_path / "pruned")
+    main(["bench", str(tmp_path / "pruned"), "--batch", "2", "--rounds", "1", "--length", "4"])
+    printed = capsys.readouterr().out
+    assert ("kd_prune int8: " in printed) == bool(host().int8)
+    rows = [line for line in printed.splitlines() if line.startswith("kd_prune int8  ")]
+    assert len(rows) == bool(host().int8)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pandas as pd
@@ -14,6 +15,7 @@ from export.runs import make_run
 from torch import nn
 
 from kd_prune import inference
+from kd_prune.cli import predict
 from kd_prune.cli.main import main
 from kd_prune.errors import ConfigError
 
@@ -33,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def no_engine(monkeypatch):
-    monkeypatch.setattr(inference, "accelerate", lambda model: model)
+    monkeypatch.setattr(inference, "accelerate", lambda model, int8: model)
 
 
 def probabilities(texts):
@@ -116,7 +118,7 @@ class Negated(nn.Module):
 
 
 def test_sparse_engine_is_used_unless_it_cannot_be(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inference, "accelerate", Negated)
+    monkeypatch.setattr(inference, "accelerate", lambda model, int8: Negated(model))
     (tmp_path / "rows.txt").write_text("abc\n")
     arguments = (folder, "--file", tmp_path / "rows.txt")
     fast = predicted(*arguments, capsys=capsys)["prediction"][0]
@@ -131,6 +133,27 @@ def test_sparse_engine_is_used_unless_it_cannot_be(folder, tmp_path, monkeypatch
         said = capsys.readouterr()
         assert said.err == f"Dense torch is used: {failure}\n"
         assert dense in said.out
+
+
+def test_int8_is_asked_of_the_engine_and_one_line_says_if_nothing_is_rounded(
+    folder, tmp_path, monkeypatch, capsys
+):
+    accelerate = Mock(side_effect=lambda model, int8: Negated(model))
+    rounded = SimpleNamespace(int8=1)
+    monkeypatch.setattr(inference, "accelerate", accelerate)
+    monkeypatch.setattr(inference, "report", lambda model: rounded)
+    (tmp_path / "rows.txt").write_text("abc\n")
+    arguments = ["predict", str(folder), "--file", str(tmp_path / "rows.txt")]
+    main(arguments)
+    assert accelerate.call_args.kwargs == {"int8": False}
+    main([*arguments, "--int8"])
+    assert accelerate.call_args.kwargs == {"int8": True}
+    assert capsys.readouterr().err == ""
+    rounded.int8 = 0
+    main([*arguments, "--int8"])
+    assert capsys.readouterr().err == f"{predict.NOT_ROUNDED}\n"
+    with pytest.raises(SystemExit, match=r"^error: int8: is of the sparse engine, and --dense"):
+        main([*arguments, "--int8", "--dense"])
 
 
 @pytest.mark.usefixtures("no_engine")

@@ -59,11 +59,44 @@ def sparse_model(name, sparsity=0.8):
     return model
 
 
+def blocked_model(name, sparsity=0.8):
+    """Build such a model whose zeros come in blocks of four inputs, and whose layers matter."""
+    return with_blocks(sparse_model(name, 0.0), sparsity)
+
+
+def with_blocks(model, sparsity):
+    """Prune blocks of four inputs, and enlarge the rest, so that residuals do not hide them."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight *= kept_blocks(module.weight.shape, sparsity)
+                module.weight *= 64 / module.in_features**0.5
+    return model
+
+
 def sparse_linear(in_features, out_features, sparsity=0.9, bias=True):
     """Build a linear layer with zeros."""
     layer = nn.Linear(in_features, out_features, bias=bias).requires_grad_(False)
     layer.weight *= torch.rand_like(layer.weight) >= sparsity
     return layer
+
+
+def blocked_linear(in_features, out_features, sparsity=0.9, bias=True):
+    """Build a linear layer whose zeros come in blocks of four inputs."""
+    layer = nn.Linear(in_features, out_features, bias=bias).requires_grad_(False)
+    layer.weight *= kept_blocks(layer.weight.shape, sparsity)
+    return layer
+
+
+def kept_weights(shape, sparsity):
+    """Draw which weights are kept."""
+    return torch.rand(shape) >= sparsity
+
+
+def kept_blocks(shape, sparsity):
+    """Draw which weights are kept, four neighbours together."""
+    kept = torch.rand(shape[0], -(-shape[1] // 4)) >= sparsity
+    return kept.repeat_interleave(4, 1)[:, : shape[1]]
 
 
 def batch(size, length, masked=True, seed=0):

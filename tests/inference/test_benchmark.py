@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from kd_prune.inference import benchmark, figure
-from kd_prune.inference.benchmark import BFLOAT16, BLAS, ONEDNN, OURS, Timing
-from tests.inference.models import batch, sparse_model
+pytest.importorskip("llvmlite", reason="pip install 'kd_prune[cpu]'")
+
+from kd_prune.inference import benchmark, crossover, figure
+from kd_prune.inference.benchmark import BFLOAT16, BLAS, INT8, ONEDNN, OURS, Timing
+from kd_prune.inference.jit.target import host
+from tests.inference.models import batch, blocked_model, sparse_model
 
 
 class Sleeper(nn.Module):
@@ -125,17 +128,32 @@ def test_copy_with_other_sparsity_has_random_weights_in_some_matrices():
     assert benchmark.sparsity_of(benchmark.with_sparsity(model, names, 0.0), names) == 0
 
 
+@pytest.fixture
+def all_gain(monkeypatch):
+    """Every sparse product takes no time."""
+    costs = crossover.Costs(dense=1.0, fixed=0.0, per_step=0.0)
+    monkeypatch.setattr(crossover, "measure", lambda *shape: costs)
+
+
+@pytest.mark.usefixtures("all_gain")
 def test_all_engines_compute_the_same():
-    model = sparse_model("bert", 0.95)
+    model = blocked_model("bert", 0.95)
     models = benchmark.engines(model, bfloat16=True)
-    assert list(models) == [BLAS, ONEDNN, BFLOAT16, OURS]
+    int8 = [INT8] if host().int8 else []
+    assert list(models) == [BLAS, ONEDNN, BFLOAT16, OURS, *int8]
     inputs = batch(3, 20)
     with torch.inference_mode():
         logits = {name: one(**inputs).logits.float() for name, one in models.items()}
     for name, found in logits.items():
-        tolerance = 0.05 if name == BFLOAT16 else 1e-5
+        tolerance = {BFLOAT16: 0.2, INT8: 0.2}.get(name, 1e-4)
         torch.testing.assert_close(found, logits[BLAS], atol=tolerance, rtol=0)
     assert benchmark.sparsity_of(model) == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.usefixtures("all_gain")
+def test_model_without_blocks_of_zeros_has_no_int8_engine():
+    models = benchmark.engines(sparse_model("bert", 0.3), bfloat16=False)
+    assert list(models) == [BLAS, ONEDNN, OURS]
 
 
 def test_peak_is_what_a_dense_product_reaches():

@@ -12,6 +12,7 @@ from llvmlite import ir
 INT = ir.IntType(64)
 INT32 = ir.IntType(32)
 INT16 = ir.IntType(16)
+INT8 = ir.IntType(8)
 FLOAT = ir.FloatType()
 POINTER = ir.PointerType()
 VOID = ir.VoidType()
@@ -117,9 +118,9 @@ class Emitter:
         """Return a variable; an integer, if it begins as a Python number."""
         return Variable(self, value if isinstance(value, Value) else self.integer(value))
 
-    def vector(self, value: Operand, width: int) -> Value:
+    def vector(self, value: Operand, width: int, element: ir.Type = FLOAT) -> Value:
         """Return a vector of `width` equal numbers."""
-        return Value(self, self.lift(value, ir.VectorType(FLOAT, width)))
+        return Value(self, self.lift(value, ir.VectorType(element, width)))
 
     def lift(self, value: Operand, kind: ir.Type) -> ir.Value:
         """Return a value of an LLVM type: constants are made, scalars broadcast."""
@@ -152,27 +153,33 @@ class Emitter:
         """Read element `index` of an array of pointers."""
         return self.load(base, index, POINTER)
 
-    def load_vector(self, base: Value, index: Operand, width: int) -> Value:
-        """Read `width` floats that begin at element `index`, aligned to a float only."""
-        address = self.offset(base, index).llvm
-        kind = ir.VectorType(FLOAT, width)
+    def load_vector(
+        self, base: Value, index: Operand, width: int, element: ir.Type = FLOAT
+    ) -> Value:
+        """Read `width` floats, or others of 32 bits, from element `index` on, aligned to one."""
+        address = self.offset(base, index, element).llvm
+        kind = ir.VectorType(element, width)
         return Value(self, self.builder.load(address, typ=kind, align=4))
 
     def store(self, value: Value, base: Value, index: Operand) -> None:
-        """Write a float or a vector of floats from element `index` on."""
+        """Write a number of 32 bits or a vector of such from element `index` on."""
         self.builder.store(value.llvm, self.offset(base, index).llvm, align=4)
 
     # --- arithmetic
 
-    def multiply_add(self, factor: Value, other: Operand, addend: Value) -> Value:
-        """Return ``factor · other + addend``, fused where the processor can."""
+    def multiply_add(
+        self, factor: Value, other: Operand, addend: Value, fused: bool = False
+    ) -> Value:
+        """Return ``factor · other + addend``; rounded once if `fused`, else where that is fast."""
         kind = addend.llvm.type
         values = [self.lift(factor, kind), self.lift(other, kind), addend.llvm]
-        return self._intrinsic("llvm.fmuladd", kind, values)
+        return self._intrinsic("llvm.fma" if fused else "llvm.fmuladd", kind, values)
 
     def as_float(self, integer: Value) -> Value:
-        """Return an integer as a float."""
-        return Value(self, self.builder.sitofp(integer.llvm, FLOAT))
+        """Return an integer, or each of a vector, as a float."""
+        count = getattr(integer.llvm.type, "count", None)
+        kind = FLOAT if count is None else ir.VectorType(FLOAT, count)
+        return Value(self, self.builder.sitofp(integer.llvm, kind))
 
     def constant_float(self, number: float) -> Value:
         """Return a float."""
@@ -215,12 +222,17 @@ class Emitter:
 
     def as_integers(self, vector: Value) -> Value:
         """Return the bits of floats as integers of 32 bits."""
-        kind = ir.VectorType(INT32, vector.llvm.type.count)
-        return Value(self, self.builder.bitcast(vector.llvm, kind))
+        return self._same_bits(vector, ir.VectorType(INT32, vector.llvm.type.count))
 
     def as_floats(self, vector: Value) -> Value:
         """Return integers of 32 bits as the floats that have these bits."""
-        kind = ir.VectorType(FLOAT, vector.llvm.type.count)
+        return self._same_bits(vector, ir.VectorType(FLOAT, vector.llvm.type.count))
+
+    def as_bytes(self, vector: Value) -> Value:
+        """Return integers of 32 bits as four bytes each."""
+        return self._same_bits(vector, ir.VectorType(INT8, 4 * vector.llvm.type.count))
+
+    def _same_bits(self, vector: Value, kind: ir.Type) -> Value:
         return Value(self, self.builder.bitcast(vector.llvm, kind))
 
     def shuffle(self, left: Value, right: Value, order: Sequence[int]) -> Value:
@@ -231,11 +243,16 @@ class Emitter:
     def _intrinsic(self, name: str, kind: ir.Type, values: list[ir.Value]) -> Value:
         vector = isinstance(kind, ir.VectorType)
         full = f"{name}.v{kind.count}f32" if vector else f"{name}.f32"
-        module = self.builder.module
-        function = module.globals.get(full)
+        return self.instruction(full, kind, [Value(self, value) for value in values])
+
+    def instruction(self, name: str, returns: ir.Type, values: Sequence[Value]) -> Value:
+        """Write an instruction by the name of LLVM's intrinsic function for it."""
+        module, given = self.builder.module, [value.llvm for value in values]
+        function = module.globals.get(name)
         if function is None:
-            function = ir.Function(module, ir.FunctionType(kind, [kind] * len(values)), full)
-        return Value(self, self.builder.call(function, values))
+            kind = ir.FunctionType(returns, [value.type for value in given])
+            function = ir.Function(module, kind, name)
+        return Value(self, self.builder.call(function, given))
 
     # --- control
 
@@ -290,11 +307,13 @@ class Program:
     Args:
         lanes: Floats in one vector register of the processor.
         registers: Its number of vector registers.
+        int8: Its instruction for products of int8: ``VPDPBUSD``, ``VPMADDUBSW``, or nothing.
     """
 
-    def __init__(self, lanes: int, registers: int) -> None:
+    def __init__(self, lanes: int, registers: int, int8: str = "") -> None:
         self.lanes = lanes
         self.registers = registers
+        self.int8 = int8
         self.module = ir.Module("kd_prune")
 
     @contextmanager

@@ -11,8 +11,10 @@ from kd_prune.inference.kernels import (
     attention,
     elementwise,
     encoder,
+    int8_rows,
     linear,
     norm,
+    quantize,
     rows,
     transpose,
 )
@@ -21,10 +23,11 @@ from kd_prune.inference.layout import WIDTHS
 
 def write(target: Target) -> Program:
     """Write all kernels for a processor."""
-    program = Program(target.lanes, target.registers)
+    program = Program(target.lanes, target.registers, target.int8)
     elementwise.write(program)
+    of_int8 = (quantize, int8_rows) if target.int8 else ()
     for width in WIDTHS:
-        for part in (transpose, rows, norm, attention, linear, encoder):
+        for part in (transpose, rows, *of_int8, norm, attention, linear, encoder):
             part.write(program, width)
     return program
 

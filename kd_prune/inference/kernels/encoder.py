@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from kd_prune.inference.jit.emitter import FLOAT, INT, POINTER, Emitter, Program, Value
 from kd_prune.inference.kernels.norm import columns_at_once
+from kd_prune.inference.kernels.products import Products
 from kd_prune.inference.kernels.rows import boundary
 from kd_prune.inference.kernels.threads import Crew
-from kd_prune.inference.layout import PANEL, EncoderCall, Layer, Matrix
-
-CHUNK = 4
-"""Panels of the second feed-forward matrix whose inputs are made and used before the next."""
+from kd_prune.inference.layout import GROUP, EncoderCall, Layer
 
 
 def write(program: Program, width: int) -> None:
@@ -44,6 +42,10 @@ class Stack:
         self.inner = emit.load(call, EncoderCall.HEADS) * emit.load(call, EncoderCall.HEAD_SIZE)
         self.states = self.pointer(EncoderCall.STATES)
         self.middle = self.pointer(EncoderCall.MIDDLE)
+        quantized = self.pointer(EncoderCall.QUANTIZED)
+        size = emit.load(call, EncoderCall.QUANTIZED_SIZE)
+        self.products = Products(program, emit, self.crew, width, quantized, size)
+        self.wide_place = emit.load(call, EncoderCall.QUANTIZED_WIDE)
 
     def pointer(self, slot: EncoderCall) -> Value:
         """Read a pointer of the call."""
@@ -130,29 +132,24 @@ class Stack:
     def _feed_forward_in_chunks(self, layer: Value) -> None:
         """Write the two matrices of a whole tile, so that what is between them stays in the cache.
 
-        The first matrix makes the inputs of some panels of the second, which are then added.
+        The first matrix makes a group of the inputs of the second, which is then added.
         """
-        emit, width = self.emit, self.width
+        emit, products = self.emit, self.products
         up, down = emit.offset(layer, Layer.UP, INT), emit.offset(layer, Layer.DOWN, INT)
-        panels = emit.load(down, Matrix.PANELS)
-        up_panels = emit.load(up, Matrix.PANELS)
-        for tile, _ in self.crew.work():
-            middle = self.tile(self.middle, tile, self.hidden)
-            wide = self.tile(self.pointer(EncoderCall.WIDE), self.crew.number, self.wide)
+        for tile, part in self.crew.work():
+            middle = products.inputs(self.tile(self.middle, tile, self.hidden), self.hidden, tile)
+            memory = self.tile(self.pointer(EncoderCall.WIDE), self.crew.number, self.wide)
+            wide = products.inputs(memory, self.wide, tile, self.wide_place)
             states = self.tile(self.states, tile, self.hidden)
-            for panel in emit.range(0, panels, CHUNK):
-                end_panel = emit.minimum(panel + CHUNK, panels)
-                first = panel * PANEL
-                end = emit.minimum(end_panel * PANEL, self.wide)
-                emit.call(
-                    f"rows_{width}",
-                    *(up, middle, wide, emit.null(), first, end, emit.integer(0), up_panels),
-                )
-                self._activate(wide, first, end)
-                emit.call(
-                    f"rows_{width}",
-                    *(down, wide, states, middle, emit.integer(0), self.hidden, panel, end_panel),
-                )
+            products.quantize(up, middle, part)
+            for group in emit.range(0, (self.wide + (GROUP - 1)) // GROUP):
+                first = group * GROUP
+                end = emit.minimum(first + GROUP, self.wide)
+                products.rows(up, middle, memory, (first, end))
+                self._activate(memory, first, end)
+                moved = products.quantize_group(down, wide, group)
+                rows = (emit.integer(0), self.hidden)
+                products.rows(down, moved, states, rows, middle.tile, group)
 
     def _linear(
         self,
@@ -164,21 +161,16 @@ class Stack:
         activated: bool = False,
     ) -> None:
         """Write a matrix over this thread's tiles and parts; tiles come with their features."""
-        emit = self.emit
-        matrix = emit.offset(layer, which, INT)
-        panels = emit.load(matrix, Matrix.PANELS)
+        matrix = self.emit.offset(layer, which, INT)
         for tile, part in self.crew.work():
-            first = boundary(emit, matrix, part, self.crew.parts)
-            end = boundary(emit, matrix, part + 1, self.crew.parts)
-            output = self.tile(outputs[0], tile, outputs[1])
-            emit.call(
-                f"rows_{self.width}",
-                matrix,
-                self.tile(inputs[0], tile, inputs[1]),
-                output,
-                self.tile(residual[0], tile, residual[1]) if residual else emit.null(),
-                *(first, end, emit.integer(0), panels),
+            source = self.products.inputs(self.tile(inputs[0], tile, inputs[1]), inputs[1], tile)
+            self.products.quantize(matrix, source, part)
+            first, end = (
+                boundary(self.emit, matrix, number, self.crew.parts) for number in (part, part + 1)
             )
+            output = self.tile(outputs[0], tile, outputs[1])
+            before = self.tile(residual[0], tile, residual[1]) if residual else None
+            self.products.rows(matrix, source, output, (first, end), before)
             if activated:
                 self._activate(output, first, end)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from kd_prune.inference.jit.emitter import INT, POINTER, Program
+from kd_prune.inference.kernels.products import Products
 from kd_prune.inference.kernels.rows import boundary
 from kd_prune.inference.kernels.threads import Crew
-from kd_prune.inference.layout import LinearCall, Matrix
+from kd_prune.inference.layout import LinearCall
 
 
 def write(program: Program, width: int) -> None:
     """Write ``linear_<width>(call)``: input to tiles, rows, tiles to output, in every thread."""
     with program.function(f"linear_{width}", POINTER, exported=True) as (emit, (call,)):
         crew = Crew(emit, call)
-        inputs, outputs, in_tiles, out_tiles = (
+        tokens, outputs, in_tiles, out_tiles = (
             emit.load_pointer(call, slot)
             for slot in (
                 LinearCall.INPUT,
@@ -24,27 +25,26 @@ def write(program: Program, width: int) -> None:
         in_features = emit.load(call, LinearCall.IN_FEATURES)
         out_features = emit.load(call, LinearCall.OUT_FEATURES)
         matrix = emit.offset(call, LinearCall.MATRIX, INT)
-        zero = emit.integer(0)
+        quantized = emit.load_pointer(call, LinearCall.QUANTIZED)
+        size = emit.load(call, LinearCall.QUANTIZED_SIZE)
+        products = Products(program, emit, crew, width, quantized, size)
         for tile, part in crew.work():
             first, end = crew.share(in_features, part, program.lanes)
             emit.call(
                 f"pack_{width}",
-                emit.offset(inputs, tile * width * in_features),
+                emit.offset(tokens, tile * width * in_features),
                 emit.offset(in_tiles, tile * width * in_features),
                 *(in_features, crew.tokens - tile * width, first, end),
             )
         crew.wait_for_parts()
         for tile, part in crew.work():
-            emit.call(
-                f"rows_{width}",
-                matrix,
-                emit.offset(in_tiles, tile * width * in_features),
-                emit.offset(out_tiles, tile * width * out_features),
-                emit.null(),
-                boundary(emit, matrix, part, crew.parts),
-                boundary(emit, matrix, part + 1, crew.parts),
-                *(zero, emit.load(matrix, Matrix.PANELS)),
-            )
+            source = emit.offset(in_tiles, tile * width * in_features)
+            inputs = products.inputs(source, in_features, tile)
+            products.quantize(matrix, inputs, part)
+            output = emit.offset(out_tiles, tile * width * out_features)
+            first = boundary(emit, matrix, part, crew.parts)
+            end = boundary(emit, matrix, part + 1, crew.parts)
+            products.rows(matrix, inputs, output, (first, end))
         crew.wait_for_parts()
         for tile, part in crew.work():
             first, end = crew.share(out_features, part, program.lanes)
