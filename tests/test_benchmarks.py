@@ -75,6 +75,7 @@ def real(data, model, tmp_path):
     return [word for pair in given.items() for word in pair] + ["--precision", "32-true"]
 
 
+@pytest.mark.slow
 def test_the_ablation(bench, capsys, tmp_path, monkeypatch):
     """Without --keep the tracked figures stay unchanged."""
     monkeypatch.chdir(tmp_path)
@@ -116,6 +117,7 @@ def test_the_recipe(bench, data, model, tmp_path, capsys):
     assert "teacher" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_sweep(bench, data, model, tmp_path):
     results = bench(
         "sweep",
@@ -129,6 +131,7 @@ def test_the_sweep(bench, data, model, tmp_path):
     assert str(tmp_path) not in "".join(lines)
 
 
+@pytest.mark.slow
 def test_the_posters_table(bench, data, tmp_path, capsys, monkeypatch):
     """A smaller student, as it is and pruned further; the page has both."""
     monkeypatch.setenv("COLUMNS", "160")
@@ -266,6 +269,7 @@ def test_the_memory_of_a_sharded_update(bench, monkeypatch):
     assert {row["method"] for row in committed["rows"]} == sharded.METHODS.keys()
 
 
+@pytest.mark.slow
 def test_the_comparison_with_peers(bench, capsys):
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96}
     tiny = {"title": "tiny", "config": sizes, "batch": (2, 8), "rounds": 2}
@@ -352,6 +356,7 @@ def test_the_hardware(bench, monkeypatch):
     any(importlib.util.find_spec(name) is None for name in ("llvmlite", "onnxruntime")),
     reason="pip install 'kd_prune[cpu,onnx]'",
 )
+@pytest.mark.slow
 def test_the_hardware_with_two_patterns_of_zeros(bench):
     sizes = {"hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 32}
     case = {"base 2, two patterns": ("base", 0.95, 2, 8, 2)}

@@ -221,6 +221,11 @@ def test_what_a_type_does_not_rule_out_is_let_pass(given, monkeypatch):
         check_types({"_target_": "anything", "implicitly": 3})
 
 
+def sets_sparsity(experiment: str) -> bool:
+    """Whether a file of an experiment has settings of the pruning."""
+    return "sparsity:" in (CONF / "experiment" / f"{experiment}.yaml").read_text()
+
+
 EXPERIMENTS = [o.removeprefix("experiment/") for o in OPTIONS if o.startswith("experiment/")]
 METHODS = [option for option in OPTIONS if option.startswith("sparsity/")]
 
@@ -229,7 +234,11 @@ METHODS = [option for option in OPTIONS if option.startswith("sparsity/")]
     ("experiment", "method"),
     [
         *(("recovery_global", method) for method in METHODS),  # it brings one of its own
-        *((experiment, "sparsity/oneshot") for experiment in EXPERIMENTS),
+        *(
+            (experiment, "sparsity/oneshot")
+            for experiment in EXPERIMENTS
+            if sets_sparsity(experiment)
+        ),
     ],
 )
 def test_experiments_and_ways_of_pruning_combine_freely(experiment, method):

@@ -338,7 +338,10 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module", ["hydra", "torch", "datasets"])
+@pytest.mark.parametrize(
+    "module",
+    ["torch", *(pytest.param(module, marks=pytest.mark.slow) for module in ("hydra", "datasets"))],
+)
 def test_interrupted_before_training(tmp_path, module):
     """Importing, composing, loading: one line, wherever it comes."""
     words = [module, str(SCRIPT), *SMALL, f"hydra.run.dir={tmp_path}", f"cache_dir={tmp_path}"]

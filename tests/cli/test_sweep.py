@@ -68,7 +68,13 @@ def test_a_failure_stays_alone_and_is_retried_if_asked(sweep):
     assert made_at(sweep.folder) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"half", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"half",
+        *(pytest.param(content, marks=pytest.mark.slow) for content in (b"", b"\x80\x02}q\x00.")),
+    ],
+)
 def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(sweep, content):
     sweep("sparsity.final=0.5")
     run = by_sparsity(sweep.folder)[0.5]

@@ -306,7 +306,8 @@ print(host().vectors, host().int8, torch.equal(found, expected.float()))
 
 @pytest.mark.skipif(host().vectors not in ("AVX-512", "AVX2"), reason="the processor has no AVX2")
 @pytest.mark.parametrize(
-    ("restriction", "instruction"), [("avx2", "VPMADDUBSW"), ("avxvnni", "VPDPBUSD")]
+    ("restriction", "instruction"),
+    [("avx2", "VPMADDUBSW"), pytest.param("avxvnni", "VPDPBUSD", marks=pytest.mark.slow)],
 )
 def test_restricted_processor_computes_the_same_integers(restriction, instruction):
     if f"+{restriction}," not in host().features:
