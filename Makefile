@@ -1,9 +1,10 @@
-# `make` or `make help` lists the targets. PYTHON, DATA, MODEL and ARGS are set on the command line:
+# `make` or `make help` lists the targets. PYTHON, DATA, MODEL, ARGS and others are set on the command line:
 #   make test PYTHON=python3.13 ARGS="-k schedule"
 PYTHON ?= python3
 DATA ?=
 MODEL ?=
 ARGS ?=
+STUDENTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -87,8 +88,9 @@ bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task
 bench-glue: need-DATA $(RUN)  ## the table on real tasks, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/glue.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-bench-hardware: $(DEV)  ## speed of sparse models on this machine, minutes; draws docs/speed.png
+bench-hardware: $(DEV)  ## speed of sparse models on this machine; draws docs/speed.png; STUDENTS=<run folder>: of its shape too
 	$(BIN)/python benchmarks/hardware.py --curve 1 32 $(ARGS)
+	$(if $(STUDENTS),$(BIN)/kd-prune bench "$(STUDENTS)" --curve --sentences 64 --rounds 3 --out benchmarks/results/students)
 
 bench-sweep: need-DATA $(RUN)  ## the sweep of the README's picture, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/sweep.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

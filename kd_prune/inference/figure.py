@@ -12,6 +12,8 @@ Points = Sequence[tuple[float, float]]
 def draw(panels: Mapping[str, Mapping[str, Points]], path: Path, title: str) -> None:
     """Draw sentences per second over compression, a panel per batch size, a line per engine.
 
+    Where all models have nearly the same compression there are points and no lines.
+
     Args:
         panels: Title of a panel → engine → points (compression, sentences per second).
         path: The PNG file to write.
@@ -27,12 +29,15 @@ def draw(panels: Mapping[str, Mapping[str, Points]], path: Path, title: str) -> 
     styles = {name: style(name, number) for number, name in enumerate(engines)}
     for number, (name, lines) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(1, len(panels), number)
+        places = apart(sorted({x for points in lines.values() for x, _ in points}))
+        line = {} if len(places) > 1 else {"linestyle": "none"}  # models of one compression
         for engine, points in lines.items():
-            axes.plot(*zip(*sorted(points), strict=True), label=engine, **styles[engine])
+            axes.plot(*zip(*sorted(points), strict=True), label=engine, **styles[engine] | line)
         axes.set_title(name, fontsize="medium")
         axes.set_xscale("log")
-        places = sorted({x for points in lines.values() for x, _ in points})
-        axes.set_xticks(apart(places))
+        if len(places) == 1:
+            axes.set_xlim(places[0] / 2, places[0] * 2)
+        axes.set_xticks(places)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("compression of the encoder's matrices (×)")

@@ -160,6 +160,19 @@ def test_peak_is_what_a_dense_product_reaches():
     assert 1e9 < benchmark.peak_multiply_adds(0.05) < 1e14
 
 
+def test_models_of_one_compression_are_points(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, *points, **style: drawn.append(style.get("linestyle"))
+    )
+    for points in ([(20.0, 5.0), (20.1, 7.0)], [(1.0, 5.0), (20.0, 7.0)]):
+        with pytest.raises(KeyError):  # of the legend: nothing was drawn
+            figure.draw({"batch 1": {"kd_prune": points}}, tmp_path / "x.png", "Speed")
+    assert drawn == ["none", None]
+
+
 def test_figure_is_drawn(tmp_path):
     points = {"dense": [(1.0, 10.0), (2.0, 10.0)], "kd_prune": [(2.0, 15.0), (1.0, 10.0)]}
     more = points | {f"rival {number}": [(2.0, 3.0)] for number in range(12)}
