@@ -4,7 +4,7 @@ PYTHON ?= python3
 DATA ?=
 MODEL ?=
 ARGS ?=
-STUDENTS ?=
+STUDENT ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -88,9 +88,9 @@ bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task
 bench-glue: need-DATA $(RUN)  ## the table on real tasks, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/glue.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-bench-hardware: $(DEV)  ## speed of sparse models on this machine; draws docs/speed.png; STUDENTS=<run folder>: of its shape too
+bench-hardware: $(DEV)  ## speed of sparse models on this machine; draws docs/speed.png; STUDENT=<run folder>: of its shape too
 	$(BIN)/python benchmarks/hardware.py --curve 1 32 $(ARGS)
-	$(if $(STUDENTS),$(BIN)/kd-prune bench "$(STUDENTS)" --curve --sentences 64 --rounds 3 --out benchmarks/results/students)
+	$(if $(STUDENT),$(BIN)/kd-prune bench "$(STUDENT)" --curve --sentences 64 --rounds 3 --out benchmarks/results/students)
 
 bench-sweep: need-DATA $(RUN)  ## the sweep of the README's picture, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/sweep.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

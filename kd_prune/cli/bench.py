@@ -76,7 +76,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--curve",
         nargs="*",
-        type=compression,
+        type=parse_compression,
         metavar="COMPRESSION",
         help="the same model at other sparsities too, with random weights in the encoder's "
         "matrices; without a number: 1 2 4 8 16 20",
@@ -93,8 +93,8 @@ def positive(text: str) -> int:
     return number
 
 
-def compression(text: str) -> float:
-    """Parse a compression, weights per weight that is not zero."""
+def parse_compression(text: str) -> float:
+    """Parse a compression: all weights over those that are not zero."""
     number = float(text)
     if not 1 <= number < float("inf"):
         raise argparse.ArgumentTypeError("expected a number of at least 1")

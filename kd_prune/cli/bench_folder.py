@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from kd_prune.cli.bench_sentences import sentences_of
+from kd_prune.cli.bench_sentences import choose_sentences
 from kd_prune.errors import ConfigError
 from kd_prune.export.folders import encoder_weights
 from kd_prune.export.source import Source
@@ -48,8 +48,8 @@ class Meter:
 
 
 @contextmanager
-def meter() -> Iterator[Meter]:
-    """Return a `Meter` that is shown while the context lasts."""
+def progress_meter() -> Iterator[Meter]:
+    """Show a progress bar while the context lasts; yield the `Meter` that moves it."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     hidden = not console.is_terminal
@@ -76,15 +76,15 @@ def measure_folder(
     source = Source.find(str(folder))
     if (form := source.record.get("format")) in ("onnx", "openvino"):
         raise ConfigError("folder", str(folder), f"exported as {form}, for its own runtime")
-    model = load(Path(source.path))
-    sentences = sentences_of(source, model, options)
+    model = load_model(Path(source.path))
+    sentences = choose_sentences(source, model, options)
     work = {size: benchmark.padded(sentences.tokens, size) for size in options.batch}
     threads, vectors = torch.get_num_threads(), host().vectors
     print(f"{source.path}: {sentences}; {threads} threads, {vectors}")
     warn_if_busy()
     scope = encoder_weights(model)
     rows = []
-    with meter() as shown:
+    with progress_meter() as shown:
         # Zeros do not matter to these, so they are built once for all compressions.
         dense = prepare([one for one in opponents if not one.reads_zeros], model, work, shown)
         apart = differences({benchmark.BLAS: model} | dense, work)
@@ -195,7 +195,7 @@ def described(timing: Timing, ratio: float, difference: float) -> dict[str, Any]
     }
 
 
-def load(folder: Path) -> Any:
+def load_model(folder: Path) -> Any:
     """Load a model folder with the head that it was saved with.
 
     Raises:

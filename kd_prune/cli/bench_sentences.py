@@ -39,7 +39,9 @@ class Sentences:
         return f"{len(self.tokens)} sentences {self.origin}, {span} tokens"
 
 
-def sentences_of(source: Source, model: PreTrainedModel, options: argparse.Namespace) -> Sentences:
+def choose_sentences(
+    source: Source, model: PreTrainedModel, options: argparse.Namespace
+) -> Sentences:
     """Return what the options ask for: a file's rows, the task's, or random ones of one length.
 
     Args:
@@ -62,7 +64,7 @@ def sentences_of(source: Source, model: PreTrainedModel, options: argparse.Names
         origin = f"of {options.file}"
     else:
         try:
-            columns = task_texts(source.task, cache_of(source))
+            columns = task_texts(source.task, run_cache_folder(source))
         except ConfigError as error:
             print(f"the rows of its task cannot be read, so sentences are of one length: {error}")
             return fixed(source, model, options)
@@ -123,7 +125,7 @@ def task_texts(recorded: Mapping[str, Any], cache: Path) -> list[list[str]]:
     return [[str(text or "") for text in rows[name]] for name in task.text]
 
 
-def cache_of(source: Source) -> Path:
+def run_cache_folder(source: Source) -> Path:
     """Return the cache folder of the run that made a model."""
     recorded = source.results[0].config.get("cache_dir") if source.results else None
     return Path(str(recorded or CACHE)).expanduser()

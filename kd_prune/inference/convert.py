@@ -103,11 +103,11 @@ def _fuse(model: nn.Module, choice: Choice) -> None:
             if gaining:
                 fused = FusedLayers(layers, gaining, choice)
                 setattr(parent, name, fused)
-                _convert_all(gaining, layers, choice)
+                _convert_block_layers(gaining, layers, choice)
 
 
-def _convert_all(blocks: dict[int, Block], layers: nn.ModuleList, choice: Choice) -> None:
-    """Convert every layer of fused blocks as the blocks do, so that none holds its zeros."""
+def _convert_block_layers(blocks: dict[int, Block], layers: nn.ModuleList, choice: Choice) -> None:
+    """Convert each layer of fused blocks on its own too, so that none keeps its dense weights."""
     int8 = {
         id(layer): choice.in_int8(matrix)
         for block in blocks.values()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kd_prune.inference.linear import SparseLinear
-from kd_prune.inference.quantized import count_blocks, suits
+from kd_prune.inference.quantized import count_blocks, suits_int8
 
 TOKENS = 128
 SPARSITIES = (0.8, 0.98)
@@ -33,8 +33,8 @@ class Costs:
     fixed: float
     per_step: float
 
-    def sparse(self, steps: int) -> float:
-        """Return the time of the sparse product."""
+    def sparse_time(self, steps: int) -> float:
+        """Return the estimated seconds of a sparse product of `steps` weights or blocks."""
         return self.fixed + self.per_step * steps
 
 
@@ -88,7 +88,7 @@ class Choice:
 
     def in_int8(self, layers: Sequence[nn.Linear]) -> bool:
         """Return whether layers with the same input become an int8 matrix, if converted."""
-        return self.int8 and all(suits(layer.weight) for layer in layers)
+        return self.int8 and all(suits_int8(layer.weight) for layer in layers)
 
     def gains(self, matrices: Sequence[Sequence[nn.Linear]]) -> bool:
         """Return whether layers that can only be converted together are to be.
@@ -107,5 +107,5 @@ class Choice:
             for layer in matrix:
                 costs = measure(*layer.weight.shape, torch.get_num_threads(), int8)
                 steps = count_blocks(layer.weight) if int8 else int(layer.weight.count_nonzero())
-                sparse, dense = sparse + costs.sparse(steps), dense + costs.dense
+                sparse, dense = sparse + costs.sparse_time(steps), dense + costs.dense
         return sparse < dense

@@ -29,7 +29,7 @@ def draw(panels: Mapping[str, Mapping[str, Points]], path: Path, title: str) -> 
     styles = {name: style(name, number) for number, name in enumerate(engines)}
     for number, (name, lines) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(1, len(panels), number)
-        places = apart(sorted({x for points in lines.values() for x, _ in points}))
+        places = spaced(sorted({x for points in lines.values() for x, _ in points}))
         line = {} if len(places) > 1 else {"linestyle": "none"}  # models of one compression
         for engine, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), label=engine, **styles[engine] | line)
@@ -65,10 +65,10 @@ def style(engine: str, number: int) -> dict[str, Any]:
     return {"color": color, "marker": "os^v"[number % 4], "linewidth": 1.2, "linestyle": "--"}
 
 
-def apart(places: Sequence[float], ratio: float = 1.15) -> list[float]:
-    """Leave out the places that are too close to the one before to be labelled.
+def spaced(places: Sequence[float], ratio: float = 1.15) -> list[float]:
+    """Return the tick places, without those too close to the one before to be labelled.
 
-    >>> apart([1, 2, 16, 17, 20])
+    >>> spaced([1, 2, 16, 17, 20])
     [1, 2, 16, 20]
     """
     kept: list[float] = []

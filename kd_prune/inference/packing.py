@@ -73,11 +73,11 @@ class PackedMatrix:
         """Return the kernel's description of the matrix; valid as long as this object."""
         tensors = (self.starts, self.columns, self.values, self.bias, self.work)
         addresses = [tensor.data_ptr() for tensor in tensors]
-        numbers = [*addresses, self.out_features, self.panels, *self.of_int8]
+        numbers = [*addresses, self.out_features, self.panels, *self.int8_addresses]
         return np.array(numbers, dtype=np.int64)
 
     @property
-    def of_int8(self) -> list[int]:
+    def int8_addresses(self) -> list[int]:
         """Return the addresses that only an int8 matrix has."""
         return [0, 0]
 

@@ -51,8 +51,8 @@ class QuantizedMatrix(PackedMatrix):
         return max(1, -(-self.in_features // GROUP))
 
     @property
-    def of_int8(self) -> list[int]:
-        """Return the addresses that only an int8 matrix has.
+    def int8_addresses(self) -> list[int]:
+        """Return the addresses of scales and sums, which only an int8 matrix has.
 
         Raises:
             ConfigError: The processor has no instruction for int8.
@@ -93,8 +93,8 @@ def count_blocks(weight: Tensor) -> int:
     return int(nonzero.view(torch.int32).count_nonzero())
 
 
-def suits(weight: Tensor) -> bool:
-    """Return whether int8 suits a matrix: enough of its blocks are empty, and the others full.
+def suits_int8(weight: Tensor) -> bool:
+    """Return whether int8 is faster for a matrix: few of its 1×4 blocks hold a weight.
 
     Half of the blocks are empty, the others take no longer than their weights in float32, all
     weights are finite, and the processor has an instruction for int8.

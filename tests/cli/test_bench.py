@@ -151,7 +151,9 @@ def sentences(folder, **settings):
 
     options = type("Given", (Options,), settings)
     source = Source.find(str(folder))
-    return bench_sentences.sentences_of(source, bench_folder.load(folder / "student"), options)
+    return bench_sentences.choose_sentences(
+        source, bench_folder.load_model(folder / "student"), options
+    )
 
 
 def test_sentences_are_those_of_the_runs_task(tmp_path):

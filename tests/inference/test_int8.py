@@ -21,7 +21,7 @@ from kd_prune.inference import SparseLinear, kernels, library
 from kd_prune.inference.jit import objects
 from kd_prune.inference.jit.target import host
 from kd_prune.inference.layout import GROUP
-from kd_prune.inference.quantized import QuantizedMatrix, quantize, suits
+from kd_prune.inference.quantized import QuantizedMatrix, quantize, suits_int8
 from tests.inference.models import blocked_linear, sparse_linear
 
 LEVELS = {"VPDPBUSD": 254, "VPMADDUBSW": 126}
@@ -268,20 +268,20 @@ def test_int8_suits_blocks_and_no_full_or_nonfinite_matrix(monkeypatch):
     scattered = sparse_linear(64, 64, 0.9).weight
     for instruction in INSTRUCTIONS:
         use(monkeypatch, instruction)
-        assert suits(half)
-        assert not suits(sparse_linear(64, 64, 0.0).weight)
-        assert not suits(blocked_linear(64, 64, 0.2).weight)
-        assert suits(scattered) == (instruction == "VPDPBUSD")
-        assert suits(torch.zeros(8, 9))
+        assert suits_int8(half)
+        assert not suits_int8(sparse_linear(64, 64, 0.0).weight)
+        assert not suits_int8(blocked_linear(64, 64, 0.2).weight)
+        assert suits_int8(scattered) == (instruction == "VPDPBUSD")
+        assert suits_int8(torch.zeros(8, 9))
     half[0, 0] = float("nan")
-    assert not suits(half)
+    assert not suits_int8(half)
 
 
 def test_processor_without_an_int8_instruction_is_refused_in_one_line(monkeypatch):
     layer = blocked_linear(16, 16, 0.7)
     saved = pickle.dumps(SparseLinear(layer, int8=True)) if INSTRUCTIONS else None
     use(monkeypatch, "")
-    assert not suits(layer.weight)
+    assert not suits_int8(layer.weight)
     with pytest.raises(ConfigError, match=r"^int8=true: there is no kernel for this processor \("):
         SparseLinear(layer, int8=True)
     if saved:  # on another machine

@@ -16,7 +16,7 @@ from kd_prune.inference import SparseLinear, accelerate, crossover, report
 from kd_prune.inference.crossover import Choice, Costs
 from kd_prune.inference.jit.target import host
 from kd_prune.inference.layout import GROUP
-from kd_prune.inference.quantized import QuantizedMatrix, suits
+from kd_prune.inference.quantized import QuantizedMatrix, suits_int8
 from kd_prune.inference.stack import FusedLayers
 from tests.inference.models import (
     MODELS,
@@ -79,7 +79,7 @@ def restated(model):
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if isinstance(child, nn.Linear) and suits(child.weight):
+            if isinstance(child, nn.Linear) and suits_int8(child.weight):
                 setattr(parent, name, Restated(child))
     return model
 

@@ -25,9 +25,9 @@ def write(target: Target) -> Program:
     """Write all kernels for a processor."""
     program = Program(target.lanes, target.registers, target.int8)
     elementwise.write(program)
-    of_int8 = (quantize, int8_rows) if target.int8 else ()
+    int8_kernels = (quantize, int8_rows) if target.int8 else ()
     for width in WIDTHS:
-        for part in (transpose, rows, *of_int8, norm, attention, linear, encoder):
+        for part in (transpose, rows, *int8_kernels, norm, attention, linear, encoder):
             part.write(program, width)
     return program
 

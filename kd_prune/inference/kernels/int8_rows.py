@@ -44,20 +44,20 @@ def write(program: Program, width: int) -> None:
             with emit.choice(emit.is_null(residual)) as (without, with_residual):
                 with without:
                     for row in emit.range(first_row, end_row):
-                        kernel.row(group, row, bias=emit.load(kernel.bias, row, FLOAT))
+                        kernel.write_row(group, row, bias=emit.load(kernel.bias, row, FLOAT))
                 with with_residual:
                     for row in emit.range(first_row, end_row):
                         before = emit.offset(residual, row * width)
-                        kernel.row(group, row, before, emit.load(kernel.bias, row, FLOAT))
+                        kernel.write_row(group, row, before, emit.load(kernel.bias, row, FLOAT))
         for number in emit.range(emit.maximum(first_group, 1), end_group):
             group = kernel.group(quantized, number)
             for row in emit.range(first_row, end_row):
-                kernel.row(group, row, emit.offset(output, row * width))
+                kernel.write_row(group, row, emit.offset(output, row * width))
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A group of quantized inputs.
+    """Input features that were quantized together, with a step and a zero per token.
 
     Attributes:
         number: Which it is.
@@ -101,10 +101,10 @@ class _Kernel:
         offsets = [emit.load_vector(rows, self.width + place, self.lanes) for place in self.places]
         return _Group(number, rows, steps, offsets)
 
-    def row(
+    def write_row(
         self, group: _Group, row: Value, before: Value | None = None, bias: Value | None = None
     ) -> None:
-        """Write: a row times a group, plus what is before it, plus a bias."""
+        """Write code: output = row · group + `before` + `bias`, for every token."""
         emit = self.emit
         where = group.number * self.rows + row
         totals = self._products(group.rows, where)

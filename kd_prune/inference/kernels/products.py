@@ -12,7 +12,7 @@ from kd_prune.inference.layout import GROUP, GROUP_ROWS, PANEL, Matrix
 
 @dataclass(frozen=True)
 class Inputs:
-    """A tile that matrices are multiplied with.
+    """The tile that a matrix is multiplied with, in float32 and quantized.
 
     Attributes:
         tile: Its floats ``[features, width]``.
@@ -58,7 +58,7 @@ class Products:
         return Inputs(tile, features, emit.offset(self._quantized, owner * self._size + place))
 
     def quantize(self, matrix: Value, inputs: Inputs, part: Value) -> None:
-        """Write: quantize what an int8 matrix reads, a part of the tokens in each thread."""
+        """Write code that quantizes the tile if the matrix is int8; threads share the tokens."""
         if not self.program.int8:
             return
         emit = self.emit
@@ -102,7 +102,8 @@ class Products:
         panels = emit.load(matrix, Matrix.PANELS)
         around = (output, residual or emit.null(), *rows)
 
-        def floats() -> None:
+        def write_float_rows() -> None:
+            """Write the call of the float32 kernel."""
             first, end = emit.integer(0), panels
             if group is not None:
                 first = group * (GROUP // PANEL)
@@ -110,14 +111,14 @@ class Products:
             emit.call(f"rows_{self.width}", matrix, inputs.tile, *around, first, end)
 
         if not self.program.int8:
-            floats()
+            write_float_rows()
             return
         with emit.choice(_is_int8(emit, matrix)) as (quantized, unquantized):
             with quantized:
                 groups = (emit.integer(0), panels) if group is None else (group, group + 1)
                 emit.call(f"int8_rows_{self.width}", matrix, inputs.quantized, *around, *groups)
             with unquantized:
-                floats()
+                write_float_rows()
 
 
 def _is_int8(emit: Emitter, matrix: Value) -> Value:

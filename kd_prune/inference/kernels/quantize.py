@@ -52,11 +52,11 @@ def write(program: Program, width: int) -> None:
             emit.store(step * (emit.vector(ROUND, span) - zero), output, width)
             for feature in emit.range(0, whole, 4):
                 four = [feature + number for number in range(4)]
-                word = _word(emit, inputs, four, inverse, zero, width)
+                word = _quantize_four(emit, inputs, four, inverse, zero, width)
                 emit.store(word, output, (feature // 4 + 2) * width)
             with emit.when(whole < count):  # the last feature stands for those behind it
                 four = [emit.minimum(whole + number, count - 1) for number in range(4)]
-                word = _word(emit, inputs, four, inverse, zero, width)
+                word = _quantize_four(emit, inputs, four, inverse, zero, width)
                 emit.store(word, output, (whole // 4 + 2) * width)
 
 
@@ -74,10 +74,10 @@ def _range(
     return low.get(), high.get(), invalid.get()
 
 
-def _word(
+def _quantize_four(
     emit: Emitter, inputs: Value, features: list[Value], inverse: Value, zero: Value, width: int
 ) -> Value:
-    """Return x / step + zero of four features, in the bytes of a word per token."""
+    """Quantize four features, x / step + zero; return them as the bytes of a word per token."""
     span = inverse.llvm.type.count
     begin = -sum(ROUND_BITS << 8 * number for number in range(4)) % 2**32
     total = emit.vector(begin, span, INT32)
