@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -122,6 +123,21 @@ class ForkedProcess:
 
     def __exit__(self, *_: object) -> None:
         self._process.join()
+
+
+def run_code(code: str, *arguments: str, **environment: str) -> tuple[int | None, str, str]:
+    """Run code in a fork, with further variables of the environment.
+
+    Returns:
+        Exit code, stdout and stderr.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "script.py")
+        script.write_text(textwrap.dedent(code))
+        command = [str(script), *arguments]
+        process = ForkedProcess(command, environment={**os.environ, **environment})
+        stdout, stderr = process.communicate(timeout=200)
+    return process.returncode, stdout, stderr
 
 
 def _run(

@@ -227,23 +227,11 @@ def sets_sparsity(experiment: str) -> bool:
 
 
 EXPERIMENTS = [o.removeprefix("experiment/") for o in OPTIONS if o.startswith("experiment/")]
-METHODS = [option for option in OPTIONS if option.startswith("sparsity/")]
 
 
-@pytest.mark.parametrize(
-    ("experiment", "method"),
-    [
-        *(("recovery_global", method) for method in METHODS),  # it brings one of its own
-        *(
-            (experiment, "sparsity/oneshot")
-            for experiment in EXPERIMENTS
-            if sets_sparsity(experiment)
-        ),
-    ],
-)
-def test_experiments_and_ways_of_pruning_combine_freely(experiment, method):
-    group, _, name = method.rpartition("/")
-    chosen = composed(f"experiment={experiment}", f"{group}={name}", *NEEDS.get(method, []))
+@pytest.mark.parametrize("experiment", [one for one in EXPERIMENTS if sets_sparsity(one)])
+def test_experiments_and_ways_of_pruning_combine_freely(experiment):
+    chosen = composed(f"experiment={experiment}", "sparsity=oneshot")
     # Raises ConfigError where one sets what the other does not take.
     build(OmegaConf.to_container(chosen.sparsity, resolve=True))
 
@@ -254,7 +242,9 @@ def test_every_option_composes_and_is_made(option):
     if option.startswith("experiment/"):  # of which there are folders, and one option is chosen
         group, _, name = option.partition("/")
     package = "+stage@stages.one" if group == "stage" else group  # only experiments choose stages
-    config = composed(f"{package}={name}", *NEEDS.get(option, []))
+    # Those of pruning besides an experiment that brings its own; alone: test_conf_sparsity.
+    besides = ["experiment=recovery_global"] if option.startswith("sparsity/") else []
+    config = composed(*besides, f"{package}={name}", *NEEDS.get(option, []))
     check_types(OmegaConf.to_container(config, resolve=True))
     nodes = [node for node in targets(config) if "pretraining" not in node]  # without the root
     assert len(nodes) >= 10

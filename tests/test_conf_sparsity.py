@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -195,10 +196,19 @@ def test_threshold_of_magnitudes_reaches_their_quantile():
     assert_expected_zeros(pruner)
 
 
+def combinations():
+    """All combinations; half are slow tests, and in the other half every two options meet."""
+    criteria = ["magnitude", "platon", "wanda", "block_fisher"]
+    allocations = ["uniform", "erk", "group", "global"]
+    granularities = ["unstructured", "block", "rows"]
+    for (i, one), (j, two), (k, three) in itertools.product(
+        *map(enumerate, (criteria, allocations, granularities))
+    ):
+        yield pytest.param(one, two, three, marks=[pytest.mark.slow] if (i + j + k) % 2 else [])
+
+
 @pytest.mark.filterwarnings("ignore:.*would lose all weights")  # of two blocks, one stays
-@pytest.mark.parametrize("criterion", ["magnitude", "platon", "wanda", "block_fisher"])
-@pytest.mark.parametrize("allocation", ["uniform", "erk", "group", "global"])
-@pytest.mark.parametrize("granularity", ["unstructured", "block", "rows"])
+@pytest.mark.parametrize(("criterion", "allocation", "granularity"), list(combinations()))
 def test_criterion_allocation_and_granularity_combine(criterion, allocation, granularity):
     chosen = {"criterion": criterion, "allocation": allocation, "granularity": granularity}
     made = parts("sparsity.final=0.6")

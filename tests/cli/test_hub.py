@@ -137,7 +137,8 @@ def test_the_sweep_of_the_readme(call, tmp_path):
         assert result["stages"]["student"]["sparsity"] == pytest.approx(asked, abs=1e-3)
 
 
-@pytest.mark.parametrize("key", ["model.path", pytest.param("task.path", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["model.path", "task.path"])
 def test_what_the_hub_does_not_have_is_one_line(call, tmp_path, key):
     found = call(*MRPC, f"{key}=nobody/nothing", f"hydra.run.dir={tmp_path}")
     assert found.returncode == 1

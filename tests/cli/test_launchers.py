@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import signal
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -42,25 +44,45 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize(
+@pytest.fixture(scope="module")
+def sweep_with(tmp_path_factory):
+    """Runs a small sweep with a launcher: its command, its folder, its exit code and outputs."""
+
+    @functools.cache
+    def run_sweep(launcher: str) -> tuple[tuple[str, ...], Path, tuple[int, str, str]]:
+        plugin, setting = LAUNCHERS[launcher]
+        try:
+            there = find_spec(plugin)
+        except ModuleNotFoundError:
+            there = None
+        if there is None:
+            pytest.skip(f"the extra for {launcher} is not installed")
+        folder = tmp_path_factory.mktemp(launcher)
+        command = (
+            "-m", f"hydra/launcher={launcher}", setting, *SMALL,
+            "sparsity.final=0.5,0.9,95", f"hydra.sweep.dir={folder / 'sweep'}",
+        )  # fmt: skip
+        return command, folder, outcome(folder, command)
+
+    return run_sweep
+
+
+def outcome(folder, command) -> tuple[int, str, str]:
+    process = start_interpreter(folder, folder, *command)
+    stdout, stderr = process.communicate(timeout=240)
+    return process.returncode, stdout, stderr
+
+
+EITHER = pytest.mark.parametrize(
     "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
 )
-def test_jobs_side_by_side(launcher, tmp_path):
-    plugin, setting = LAUNCHERS[launcher]
-    try:
-        there = find_spec(plugin)
-    except ModuleNotFoundError:
-        there = None
-    if there is None:
-        pytest.skip(f"the extra for {launcher} is not installed")
-    sweep = tmp_path / "sweep"
-    command = (
-        "-m", f"hydra/launcher={launcher}", setting, *SMALL,
-        "sparsity.final=0.5,0.9,95", f"hydra.sweep.dir={sweep}",
-    )  # fmt: skip
-    process = start_interpreter(tmp_path, tmp_path, *command)
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 1, stderr  # one value is impossible
+
+
+@EITHER
+def test_jobs_side_by_side(launcher, sweep_with):
+    _, folder, (code, stdout, stderr) = sweep_with(launcher)
+    assert code == 1, stderr  # one value is impossible
+    sweep = folder / "sweep"
     states = {}
     for file in sweep.glob("*/status.json"):
         status = json.loads(file.read_text())
@@ -70,12 +92,19 @@ def test_jobs_side_by_side(launcher, tmp_path):
     results = [json.loads(file.read_text()) for file in sweep.glob("*/result.json")]
     teachers = {result["stages"]["teacher"]["path"] for result in results}
     assert len(teachers) == 1
-    assert len(list((tmp_path / "stages").glob("*/stage.json"))) == 1  # though both began at once
+    assert len(list((folder / "stages").glob("*/stage.json"))) == 1  # though both began at once
     with (sweep / "summary.csv").open() as file:
         assert [row["target"] for row in csv.DictReader(file)] == ["0.5", "0.9"]
     assert "did you mean 0.95?" in stdout
 
-    process = start_interpreter(tmp_path, tmp_path, *command)  # again: nothing to do
-    _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 1, stderr
-    assert len(list(sweep.glob("*/status.json"))) == 3
+
+@pytest.mark.slow
+@EITHER
+def test_finished_jobs_are_not_repeated(launcher, sweep_with):
+    command, folder, _ = sweep_with(launcher)
+    files = sorted(folder.glob("sweep/*/result.json"))
+    before = [file.stat().st_mtime_ns for file in files]
+    code, _, stderr = outcome(folder, command)
+    assert code == 1, stderr
+    assert len(list(folder.glob("sweep/*/status.json"))) == 3
+    assert [file.stat().st_mtime_ns for file in files] == before

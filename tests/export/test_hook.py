@@ -11,6 +11,7 @@ import pytest
 from kd_prune import transformers_hook
 from kd_prune.export import quantizer
 from kd_prune.export.packed_folder import save_packed
+from tests.forked import run_code
 
 from .models import sparse_model, tokenizer
 
@@ -77,7 +78,7 @@ def test_packed_folder_is_read_in_any_order_of_imports(first, folder):
 
 def test_packed_folder_is_refused_without_the_import(folder):
     """By every class that could read it; none starts with random matrices."""
-    done = python(f"""
+    _, stdout, stderr = run_code(f"""
         import sys
         from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
         from transformers import BertForSequenceClassification, BertModel
@@ -95,8 +96,8 @@ def test_packed_folder_is_refused_without_the_import(folder):
             print("refused")
         assert not [name for name in sys.modules if name.startswith("kd_prune")]
         """)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 5, done.stderr[-2000:]
+    lines = stdout.splitlines()
+    assert len(lines) == 5, stderr[-2000:]
     assert not [line for line in lines if line.startswith("read by")]
     assert all("no file named model.safetensors" in line for line in lines[:4])
 

@@ -2,10 +2,8 @@
 
 import copy
 import dataclasses
-import os
 import pickle
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from kd_prune.inference.jit import objects
 from kd_prune.inference.jit.target import host
 from kd_prune.inference.layout import GROUP
 from kd_prune.inference.quantized import QuantizedMatrix, quantize, suits_int8
+from tests.forked import run_code
 from tests.inference.models import blocked_linear, sparse_linear
 
 LEVELS = {"VPDPBUSD": 254, "VPMADDUBSW": 126}
@@ -312,14 +311,10 @@ print(host().vectors, host().int8, torch.equal(found, expected.float()))
 def test_restricted_processor_computes_the_same_integers(restriction, instruction):
     if f"+{restriction}," not in host().features:
         pytest.skip(f"the processor has no {restriction}")
-    result = subprocess.run(
-        [sys.executable, "-c", ON_A_RESTRICTED_PROCESSOR],
-        env={**os.environ, "KD_PRUNE_CPU": restriction},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.split() == ["AVX2", instruction, "True"]
+    environment = {"KD_PRUNE_CPU": restriction, "PYTHONPATH": str(Path(__file__).parents[2])}
+    code, stdout, stderr = run_code(ON_A_RESTRICTED_PROCESSOR, **environment)
+    assert code == 0, stderr
+    assert stdout.split() == ["AVX2", instruction, "True"]
 
 
 @needs_int8

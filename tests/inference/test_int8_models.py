@@ -129,7 +129,9 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("others", [True, False], ids=["not", "only"])
+@pytest.mark.parametrize(
+    "others", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["not", "only"]
+)
 @pytest.mark.parametrize("part", PARTS)
 def test_matrices_of_a_block_may_be_of_either_kind(part, others, threads):
     model = wide_model(sparsity=0.0)

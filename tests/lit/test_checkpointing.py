@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ import torch
 from kd_prune.lit import History, ResumePoint, RewindCallback, SparsityCallback
 from kd_prune.lit.signals import Interrupted
 from kd_prune.pruning import Schedule, ramp_updates
+from tests.forked import SERVER
 
 from .toy import SCOPE, STEPS_PER_EPOCH, fit, make_module, make_trainer, validation_loader
 
@@ -256,7 +256,7 @@ def die_in_the_middle_of_a_write(folder: Path, accumulate: int):
 
 def test_killed_while_a_checkpoint_is_written(tmp_path, undisturbed):
     """A process that dies in the middle of a write leaves the checkpoint before."""
-    child = multiprocessing.get_context("spawn").Process(
+    child = SERVER.Process(
         target=die_in_the_middle_of_a_write, args=(tmp_path, undisturbed.accumulate)
     )
     child.start()

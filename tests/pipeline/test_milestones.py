@@ -70,7 +70,13 @@ def test_saving_milestones_leaves_the_fit_as_it_is(make_job, tmp_path, curve, mo
     assert weights(tmp_path / "run/student") == weights(curve.out / "student")
 
 
-@pytest.mark.parametrize("step", range(1, STEPS))
+@pytest.mark.parametrize(
+    "step",
+    [
+        step if step % 3 == 1 else pytest.param(step, marks=pytest.mark.slow)
+        for step in range(1, STEPS)
+    ],
+)
 def test_run_interrupted_at_any_step_saves_the_same_milestones(make_job, tmp_path, curve, step):
     callbacks = {"interrupt": InterruptAt(step)}
     with pytest.raises(Interrupted):
