@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -192,35 +191,6 @@ def test_a_value_of_another_type_is_named(override, says):
         check_types(OmegaConf.to_container(composed(override), resolve=True))
 
 
-def anything(
-    any_value: Any = 1,
-    mapping: dict[str, Any] | None = None,
-    several: Iterable[str] = (),
-    implicitly: str = None,  # noqa: RUF013 - as other packages have it
-    plain=None,
-) -> None:
-    """Takes what has no type of its own."""
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"any_value": "x"},
-        {"any_value": None},
-        {"mapping": {"team": "x", "runs": [1]}},
-        {"several": ["a", "b"]},
-        {"implicitly": None},
-        {"plain": 3},
-    ],
-    ids=str,
-)
-def test_what_a_type_does_not_rule_out_is_let_pass(given, monkeypatch):
-    monkeypatch.setattr("kd_prune.cli.validation.get_object", lambda target: anything)
-    check_types({"_target_": "anything", **given})
-    with pytest.raises(ValueError, match="implicitly=3: expected text or null"):
-        check_types({"_target_": "anything", "implicitly": 3})
-
-
 def sets_sparsity(experiment: str) -> bool:
     """Whether a file of an experiment has settings of the pruning."""
     return "sparsity:" in (CONF / "experiment" / f"{experiment}.yaml").read_text()
@@ -339,39 +309,3 @@ def test_a_job_shares_nothing_with_the_next():
     one, other = made(), made()
     assert one.sparsity is not other.sparsity
     assert one.distillation is not other.distillation
-
-
-def folder(*overrides: str) -> str:
-    return compose("train", overrides=list(overrides), return_hydra_config=True).hydra.sweep.subdir
-
-
-def test_jobs_of_a_sweep_have_folders_of_their_own():
-    """One folder per result: what changes it changes the name, what does not leaves it."""
-    asked = [[], ["seed=3"], ["sparsity.final=0.9"], ["optimizer.lr=1e-3"], ["distillation=none"]]
-    folders = [folder(*overrides) for overrides in asked]
-    assert len(set(folders)) == len(asked)
-    assert [name.rsplit("-", 1)[0] for name in folders[1:3]] == [
-        "tiny-sparsebert-s0.95-seed3",
-        "tiny-sparsebert-s0.9-seed0",
-    ]
-    assert folder("sparsity=none").startswith("tiny-sparsebert-dense-seed0-")
-    assert folder("sparsity=fixed").startswith("tiny-sparsebert-as_is-seed0-")
-    for same in ("cache_dir=x", "logger=tensorboard", "sweep.retry_failed=true", "sweep.name=x"):
-        assert folder(same) == folders[0]
-    # One that cannot be put together has a folder too, to hold the reason.
-    assert folder("task.path=${nowhere}") not in folders
-
-
-def test_runs_that_start_together_have_folders_of_their_own():
-    folders = {compose("train", return_hydra_config=True).hydra.run.dir for _ in range(3)}
-    assert len(folders) == 3
-
-
-def test_a_sweep_is_found_by_its_command():
-    def sweep(*overrides: str) -> str:
-        config = compose("train", overrides=list(overrides), return_hydra_config=True)
-        return config.hydra.sweep.dir
-
-    assert sweep("seed=1", "optimizer.lr=1") == sweep("optimizer.lr=1", "seed=1")
-    assert sweep("seed=1") == sweep("seed=1", "sweep.retry_failed=true") != sweep("seed=2")
-    assert sweep("sweep.name=mine", "seed=1") == sweep("sweep.name=mine") == "outputs/sweeps/mine"

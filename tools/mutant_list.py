@@ -225,7 +225,7 @@ LIGHTNING = [
     Mutant(
         "averaged weights stay dense",
         "lit", "AveragedWeights.on_fit_end", Drop(r"self\.pruner\.project"),
-        PLUG_IN,
+        "tests/lit/test_weight_averaging.py",
     ),
     Mutant(
         "the steps of every optimizer count",

@@ -53,3 +53,10 @@ def environment(cache: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
     }
+
+
+def refusal(stderr: str) -> str:
+    """The last line, which says what was wrong."""
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("error: "), stderr
+    return last

@@ -5,23 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertModel, XLMConfig, XLMForSequenceClassification
+from transformers import BertModel
 
 from kd_prune.hf import (
     Classification,
     PretrainedEncoder,
     check_pair,
     check_vocabularies,
-    encoder_layers,
-    encoder_scope,
-    forward,
     load_error,
-    max_positions,
     model_fingerprint,
-    set_dropout,
 )
 
-from .families import FAMILIES, LAYERS, OTHERS, VOCABULARY, batch, model, tokenizer
+from .families import LAYERS, VOCABULARY, batch, model, tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -42,63 +37,6 @@ def load(path, num_labels=3):
     return PretrainedEncoder(path=str(path)).load(kind=Classification(), num_outputs=num_labels)
 
 
-LINEARS = {
-    "bert": [
-        "attention.self.query",
-        "attention.self.key",
-        "attention.self.value",
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    ],
-    "distilbert": [
-        "attention.q_lin",
-        "attention.k_lin",
-        "attention.v_lin",
-        "attention.out_lin",
-        "ffn.lin1",
-        "ffn.lin2",
-    ],
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_encoder_scope_is_six_matrices_per_layer(family):
-    made = model(family)
-    stack = {"distilbert": "distilbert.transformer.layer"}.get(family, f"{family}.encoder.layer")
-    linears = LINEARS.get(family, LINEARS["bert"])
-    expected = {f"{stack}.{i}.{name}.weight" for i in range(LAYERS) for name in linears}
-    assert len(expected) == 6 * LAYERS
-    assert set(encoder_scope(made).select(made)) == expected
-    assert list(encoder_layers(made)) == [stack]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_encoder_scope_fits_a_model_inside_another(family):
-    """A Lightning module holds the student as an attribute."""
-    made = model(family)
-    outer = torch.nn.ModuleDict({"student": made})
-    selected = encoder_scope(made).select(outer)
-    assert set(selected) == {f"student.{name}" for name in encoder_scope(made).select(made)}
-
-
-def test_encoder_layers_in_several_lists_are_all_found():
-    """XLM keeps attention and the rest of a layer in lists of their own."""
-    sizes = {"emb_dim": 8, "n_layers": LAYERS, "n_heads": 2, "n_words": 20}
-    made = XLMForSequenceClassification(XLMConfig(**sizes))
-    scope = encoder_scope(made).select(made)
-    assert len(scope) == 6 * LAYERS
-    assert {name.split(".")[1] for name in scope} == {"attentions", "ffns"}
-
-
-def test_forward_of_an_encoder_with_a_decoder_gives_logits():
-    made = model("bart")
-    batch = {"input_ids": torch.tensor([[5, 6, 2]]), "attention_mask": torch.ones(1, 3).long()}
-    found = forward(made, batch, frozenset({"hidden_states"}))
-    assert found.logits.shape == (1, made.config.num_labels)
-    assert found.hidden_states == ()
-
-
 @pytest.mark.parametrize(
     "load_it", [lambda p: p.load(kind=Classification(), num_outputs=2), lambda p: p.tokenizer()]
 )
@@ -106,13 +44,6 @@ def test_load_expands_a_tilde(folder, monkeypatch, load_it):
     monkeypatch.setenv("HOME", str(Path(folder).parent))
     loaded = load_it(PretrainedEncoder(path=f"~/{Path(folder).name}"))
     assert loaded.name_or_path == str(folder)
-
-
-def test_encoder_scope_without_layers_raises():
-    made = model()
-    made.bert.encoder.layer = torch.nn.ModuleList(made.bert.encoder.layer[:2])
-    with pytest.raises(ValueError, match=r"model_type=bert: .*model\.scope"):
-        encoder_scope(made)
 
 
 def test_load_gives_the_saved_weights(folder):
@@ -336,42 +267,3 @@ def test_model_fingerprint_is_not_changed_by_a_forward_pass(folder):
     before = model_fingerprint(made, tokenizer())
     made(**batch() | {"labels": torch.tensor([0, 1, 2])})
     assert model_fingerprint(made, tokenizer()) == before
-
-
-PROBABILITIES = {
-    "modernbert": ("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"),
-    "bart": ("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
-}
-
-
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
-def test_set_dropout_reaches_every_dropout(family):
-    """Two passes of a model that trains are one and the same."""
-    made = model(family, **dict.fromkeys(PROBABILITIES.get(family, ()), 0.5)).train()
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 2]]).expand(4, -1)
-
-    def logits():
-        with torch.no_grad():
-            return made(input_ids=ids).logits
-
-    assert not torch.equal(logits(), logits())
-    set_dropout(made, 0.0)
-    assert torch.equal(logits(), logits())
-    set_dropout(made, 0.5)
-    assert not torch.equal(logits(), logits())
-
-
-@pytest.mark.parametrize("family", [*FAMILIES, "bart"])
-def test_max_positions_is_the_longest_input(family):
-    made = model(family).eval()
-    longest = max_positions(made)
-
-    def read(length):
-        with torch.no_grad():
-            ids = torch.full((1, length), VOCABULARY.index("a"))
-            ids[0, -1] = 2  # what BART's head looks for
-            return made(input_ids=ids)
-
-    read(longest)
-    with pytest.raises((RuntimeError, IndexError)):
-        read(longest + 1)

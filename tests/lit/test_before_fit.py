@@ -10,7 +10,7 @@ from torch import nn
 from kd_prune.errors import ConfigError
 from kd_prune.lit import SparsityCallback
 
-from .test_plug_in import UserModule, make_trainer, mlp
+from .networks import UserModule, make_trainer, mlp
 
 
 class WithTeacher(UserModule):

@@ -8,7 +8,7 @@ import torch
 from kd_prune.lit import SparsityCallback
 from kd_prune.pruning import Scope
 
-from .test_plug_in import UserModule, assert_exact, bert, make_trainer, mlp
+from .networks import UserModule, assert_exact, bert, make_trainer, mlp
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from kd_prune.lit import RewindCallback, SparsityCallback
 from kd_prune.pruning import Scope, Taylor, Wanda
 
-from .test_plug_in import CLASSES, Manual, UserModule, assert_exact, make_trainer, mlp
+from .networks import CLASSES, Manual, UserModule, assert_exact, make_trainer, mlp
 
 
 def zeros_in(module):

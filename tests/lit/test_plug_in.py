@@ -8,161 +8,25 @@ from datetime import timedelta
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
 from kd_prune.lit import SparsityCallback
-from kd_prune.pruning import Scope, Wanda
+from kd_prune.pruning import Scope
 
-BATCHES, CLASSES = 6, 3
-
-
-class UserModule(L.LightningModule):
-    """A user's module: a network and cross-entropy."""
-
-    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.shape = shape
-
-    def batches(self, count: int = BATCHES) -> DataLoader:
-        generator = torch.Generator().manual_seed(0)
-        rows = [torch.randn(*self.shape, generator=generator) for _ in range(4 * count)]
-        return DataLoader(list(zip(rows, [0, 1, 2, 0] * count, strict=True)), batch_size=4)
-
-    def training_step(self, batch, index):
-        x, y = batch
-        return nn.functional.cross_entropy(self.network(x), y)
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(8, 16, num_layers=2, batch_first=True)
-        self.head = nn.Linear(16, CLASSES)
-
-    def forward(self, x):
-        return self.head(self.lstm(x)[0][:, -1])
-
-
-class Tokens(nn.Module):
-    """A Hugging Face model in a user's module; rows of floats become token ids."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return self.model(input_ids=(x.abs() * 10).long().clamp(max=19)).logits[..., :CLASSES]
-
-
-def cnn():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(),
-        nn.Linear(8 * 16, CLASSES),
-    )  # fmt: skip
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, CLASSES))
-
-
-def gpt():
-    from transformers import GPT2Config, GPT2ForSequenceClassification
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=2, n_embd=16, n_head=2, vocab_size=20, n_positions=8, num_labels=CLASSES,
-        pad_token_id=0,
-    )  # fmt: skip
-    return Tokens(GPT2ForSequenceClassification(config))
-
-
-def bert():
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    return Tokens(
-        BertForSequenceClassification(
-            BertConfig(
-                hidden_size=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=32,
-                vocab_size=20,
-                num_labels=CLASSES,
-            )
-        )
-    )
-
-
-def vit():
-    from transformers import ViTConfig, ViTForImageClassification
-
-    class Images(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.model = ViTForImageClassification(
-                ViTConfig(
-                    hidden_size=16,
-                    num_hidden_layers=2,
-                    num_attention_heads=2,
-                    intermediate_size=32,
-                    image_size=8,
-                    patch_size=4,
-                    num_labels=CLASSES,
-                )
-            )
-
-        def forward(self, x):
-            return self.model(x).logits
-
-    return Images()
-
-
-def make_trainer(out, *callbacks, **settings):
-    return L.Trainer(
-        **{
-            "accelerator": os.environ["KD_PRUNE_TEST_ACCELERATOR"],
-            "devices": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": out,
-            "max_epochs": 2,
-        }
-        | settings,
-        callbacks=list(callbacks),
-    )
-
-
-def zeros_per_tensor(module, pruning):
-    """In-scope tensors: (zeros, weights), counted without the callback."""
-    parameters = dict(module.named_parameters())
-    return {
-        name: (int((parameters[name] == 0).sum()), parameters[name].numel())
-        for name in pruning.pruner.parameters
-    }
-
-
-def assert_exact(module, pruning, sparsity=0.9):
-    counts = zeros_per_tensor(module, pruning)
-    assert counts
-    for name, (zeros, size) in counts.items():
-        assert zeros == round(sparsity * size), name
-
+from .networks import (
+    Manual,
+    Recurrent,
+    UserModule,
+    assert_exact,
+    bert,
+    cnn,
+    gpt,
+    make_trainer,
+    mlp,
+    vit,
+)
 
 NETWORKS = {
     "cnn": (cnn, (3, 8, 8), ["0.weight", "3.weight"]),
@@ -205,27 +69,6 @@ def test_any_network(tmp_path, capsys, kind):
     assert "output head" in printed
     assert "scope=Scope(include=" in printed
     assert "whole model" in printed
-
-
-class Manual(UserModule):
-    """Two networks, two optimizers, manual optimization, three steps in two batches."""
-
-    def __init__(self):
-        super().__init__(mlp(), (8,))
-        self.other = mlp()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, index):
-        first, second = self.optimizers()
-        x, y = batch
-        for network, optimizer in ((self.network, first), (self.other, second)):
-            if network is self.network or index % 2:
-                optimizer.zero_grad()
-                self.manual_backward(nn.functional.cross_entropy(network(x), y))
-                optimizer.step()
-
-    def configure_optimizers(self):
-        return [torch.optim.AdamW(n.parameters(), lr=1e-2) for n in (self.network, self.other)]
 
 
 def test_several_optimizers_do_not_accelerate_the_ramp(tmp_path):
@@ -329,52 +172,6 @@ def test_a_compiled_network_has_the_same_names_and_masks(tmp_path):
     assert all(torch.equal(plain[name], compiled[name]) for name in plain)
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize(
-    "averaging", [lambda: WeightAveraging(), lambda: StochasticWeightAveraging(1e-3, 0.5)]
-)
-def test_averaged_weights_are_sparse_at_the_end(tmp_path, averaging, first):
-    module = UserModule(mlp(), (8,))
-    pruning = SparsityCallback(0.9, end=0.9)
-    callbacks = (pruning, averaging())[:: 1 if first else -1]
-    make_trainer(tmp_path, *callbacks, max_epochs=4).fit(module, module.batches())
-    for name, (zeros, size) in zeros_per_tensor(module, pruning).items():
-        assert zeros == round(0.9 * size), name
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_moving_average_is_validated_and_saved_sparse(tmp_path, first):
-    seen = []
-
-    class Validated(UserModule):
-        def validation_step(self, batch, index):
-            rows = zeros_per_tensor(self, pruning).values()
-            seen.append((sum(zeros for zeros, _ in rows), pruning.pruned))
-
-    module = Validated(mlp(), (8,))
-    pruning = SparsityCallback(0.9, end=0.9, updates=10)
-    # Within an epoch what is saved is what the callback that comes last makes of it.
-    saved = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=None if first else 4)
-    trainer = make_trainer(
-        tmp_path,
-        *(pruning, EMAWeightAveraging(decay=0.9))[:: 1 if first else -1],
-        saved,
-        max_epochs=4,
-        enable_checkpointing=True,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, module.batches(), module.batches())
-    assert len(seen) == 4 * BATCHES
-    assert all(zeros == pruned for zeros, pruned in seen)
-    assert seen[0][1] < seen[-1][1]
-    files = list(tmp_path.glob("*.ckpt"))
-    assert len(files) == (4 if first else 6)
-    for file in files:
-        checkpoint = torch.load(file, weights_only=True)
-        for name, mask in checkpoint["callbacks"]["SparsityCallback"]["pruner"]["masks"].items():
-            assert not checkpoint["state_dict"][name][~mask].any()
-
-
 @pytest.mark.parametrize("options", [{}, {"begin": 0.2, "end": 0.4}])
 def test_fast_dev_run(tmp_path, options):
     module = UserModule(mlp(), (8,))
@@ -403,38 +200,6 @@ def test_milestones_must_fit_between_steps_of_a_run_limited_by_time(tmp_path):
     trainer = make_trainer(tmp_path, pruning, max_epochs=2, max_time=timedelta(hours=2))
     with pytest.raises(ValueError, match=r"milestone_length=0\.08: 2 milestones .* do not fit"):
         trainer.fit(module, module.batches())
-
-
-@pytest.mark.parametrize("network", ["recurrent", "attention"])
-def test_wanda_refuses_recurrent_and_attention_layers(tmp_path, network):
-    if network == "recurrent":
-        module = UserModule(Recurrent(), (3, 8))
-    else:
-        encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
-        module = UserModule(nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, CLASSES)), (3, 8))
-    with pytest.raises(ValueError, match=r"criterion=Wanda\(\).*leave it out of the scope"):
-        make_trainer(tmp_path, SparsityCallback(criterion=Wanda())).fit(module, module.batches())
-
-
-def test_wanda_observes_inputs_given_by_name(tmp_path):
-    class ByName(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = mlp()
-
-        def forward(self, x):
-            for layer in self.layers:
-                x = layer(input=x)
-            return x
-
-    masks = []
-    for network in (mlp, ByName):
-        torch.manual_seed(0)
-        module = UserModule(network(), (8,))
-        pruning = SparsityCallback(criterion=Wanda())
-        make_trainer(tmp_path, pruning).fit(module, module.batches())
-        masks.append(list(pruning.pruner.masks.values()))
-    assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))
 
 
 def test_loader_without_a_length_needs_a_limit(tmp_path):

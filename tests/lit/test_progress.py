@@ -9,7 +9,7 @@ import pytest
 
 from kd_prune.lit.progress import RunLength
 
-from .test_plug_in import BATCHES, Manual, UserModule, make_trainer, mlp
+from .networks import BATCHES, Manual, UserModule, make_trainer, mlp
 
 
 class Note(L.Callback):

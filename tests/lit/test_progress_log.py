@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from kd_prune.lit import ProgressLog, SparsityCallback, progress_log
 
-from .test_plug_in import BATCHES, Manual, UserModule, mlp
-from .test_plug_in import make_trainer as plain_trainer
+from .networks import BATCHES, Manual, UserModule, mlp
+from .networks import make_trainer as plain_trainer
 from .toy import SCOPE, STEPS_PER_EPOCH, fit, make_module, make_trainer
 
 

@@ -17,8 +17,8 @@ from kd_prune.pruning import Global, RigL, magnitude, periodic_updates
 from kd_prune.pruning.criteria import PLATON, Movement, Random, SoftMovement, Taylor, Wanda
 from kd_prune.pruning.criteria.fisher import BlockFisher, DiagonalFisher
 
+from .networks import UserModule, assert_exact, make_trainer, mlp
 from .test_checkpointing import At, Run, assert_equal_runs, send
-from .test_plug_in import UserModule, assert_exact, make_trainer, mlp
 from .toy import STEPS_PER_EPOCH
 
 EPOCHS = 3

@@ -8,7 +8,7 @@ import torch
 
 from kd_prune.lit import RewindCallback, SparsityCallback
 
-from .test_plug_in import UserModule, make_trainer, mlp
+from .networks import UserModule, make_trainer, mlp
 
 
 class Watch(L.Callback):

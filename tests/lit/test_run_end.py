@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from kd_prune.lit import SparsityCallback
 from kd_prune.lit.progress import RunLength
 
-from .test_plug_in import BATCHES, Manual, UserModule, assert_exact, make_trainer, mlp
+from .networks import BATCHES, Manual, UserModule, assert_exact, make_trainer, mlp
 
 UNKNOWN = r"^the training loader has no length, so the ramp is planned for the 1000 optimizer steps"
 SHORTER = r"^the fit was shorter than planned: it ended at \d+ of \d+ optimizer steps, on the ramp"

@@ -9,7 +9,7 @@ from kd_prune.errors import ConfigError
 from kd_prune.lit import SparsityCallback
 from kd_prune.pruning import Scope, Wanda
 
-from .test_plug_in import UserModule, make_trainer, mlp, zeros_per_tensor
+from .networks import UserModule, make_trainer, mlp, zeros_per_tensor
 
 
 class ActorCritic(nn.Module):

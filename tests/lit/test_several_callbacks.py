@@ -9,7 +9,7 @@ from kd_prune.errors import ConfigError
 from kd_prune.lit import SparsityCallback
 from kd_prune.pruning import Block, Global, Scope, Taylor
 
-from .test_plug_in import UserModule, assert_exact, make_trainer, mlp
+from .networks import UserModule, assert_exact, make_trainer, mlp
 
 FIRST, SECOND = (Scope(include=[f"network.{layer}.weight"]) for layer in (0, 2))
 

@@ -1,0 +1,57 @@
+"""Figures that are committed make tables, and hold no paths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kd_prune.results import RunResult, StageResult
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("glue", "mrpc: 0.9 no dropout"), ("recipe", "2e-3, no dropout")]
+)
+def test_committed_figures_make_a_table(bench, monkeypatch, capsys, name, expected):
+    before = {path: path.stat().st_mtime_ns for path in (FOLDER / "results").rglob("*.json")}
+    monkeypatch.setenv("KD_PRUNE_RESULTS", str(FOLDER / "results"))
+    monkeypatch.setenv("COLUMNS", "120")
+    bench(name, "--table")
+    assert expected in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_committed_comparison_with_peers_makes_tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from peers_tables import markdown
+
+    result = json.loads((FOLDER / "results" / "peers.json").read_text())
+    titles = {shape: f"title of {shape}" for shape in result["cost"]}
+    tables = markdown(result, titles)
+    assert "### Cost, title of bert; plain step" in tables
+    assert "| Asked for 95 %, counted at the end |" in tables
+
+
+def test_figures_of_a_result_hold_no_paths(bench):
+    import common
+
+    stage = {"sparsity": 0.9, "model_sparsity": 0.5, "path": "somewhere"}
+    result = RunResult(
+        task="mrpc",
+        seed=1,
+        data="",
+        monitor="f1",
+        stages={
+            "teacher": StageResult(metrics={"f1": 0.9}, seconds=3.0, path="somewhere"),
+            "student": StageResult(metrics={"f1": 0.8}, seconds=5.0, **stage),
+        },
+        seconds={"data": 1.0},
+    )
+    found = common.figures(result, ["seed=1", "task.path=somewhere", "cache_dir=somewhere"])
+    assert "somewhere" not in json.dumps(found)
+    assert (found["teacher"], found["student"]) == ({"f1": 0.9}, {"f1": 0.8})
+    assert found["seconds"] == {"data": 1.0, "teacher": 3.0, "student": 5.0}
+    assert (found["sparsity"], found["overrides"]) == (0.9, ["seed=1"])

@@ -1,0 +1,50 @@
+"""Wanda in a user's project: which layers' inputs it observes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kd_prune.lit import SparsityCallback
+from kd_prune.pruning import Wanda
+
+from .networks import (
+    CLASSES,
+    Recurrent,
+    UserModule,
+    make_trainer,
+    mlp,
+)
+
+
+@pytest.mark.parametrize("network", ["recurrent", "attention"])
+def test_wanda_refuses_recurrent_and_attention_layers(tmp_path, network):
+    if network == "recurrent":
+        module = UserModule(Recurrent(), (3, 8))
+    else:
+        encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        module = UserModule(nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, CLASSES)), (3, 8))
+    with pytest.raises(ValueError, match=r"criterion=Wanda\(\).*leave it out of the scope"):
+        make_trainer(tmp_path, SparsityCallback(criterion=Wanda())).fit(module, module.batches())
+
+
+def test_wanda_observes_inputs_given_by_name(tmp_path):
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = mlp()
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(input=x)
+            return x
+
+    masks = []
+    for network in (mlp, ByName):
+        torch.manual_seed(0)
+        module = UserModule(network(), (8,))
+        pruning = SparsityCallback(criterion=Wanda())
+        make_trainer(tmp_path, pruning).fit(module, module.batches())
+        masks.append(list(pruning.pruner.masks.values()))
+    assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))
