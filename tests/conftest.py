@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("KD_PRUNE_TEST_ACCELERATOR", "cpu")
 os.environ["OMP_NUM_THREADS"] = "1"  # sums in one order, here and in the processes tests start
 
+import pytest
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hypothesis import settings
@@ -32,3 +34,11 @@ def load_config_once(self, config_path):
 
 
 FileConfigSource.load_config = load_config_once
+
+
+@pytest.fixture(autouse=True)
+def _curves_are_not_drawn(monkeypatch):
+    """They take a sixth of a small run; those of runs in fixtures and in processes are drawn."""
+    run = sys.modules.get("kd_prune.pipeline.run")
+    if run is not None:
+        monkeypatch.setattr(run, "draw_curves", lambda rows, path, **_: path.touch())

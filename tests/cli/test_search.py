@@ -63,6 +63,7 @@ def test_a_search_and_its_best(search):
     assert (search.folder / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_running_comes_first_and_nothing_is_made_again(search):
     search(2)
     before = {f: f.stat().st_mtime_ns for f in search.folder.glob("*/result.json")}

@@ -90,6 +90,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_passed_over(sweep, conten
     assert (run / "student" / "model.safetensors").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_killed_between_its_result_and_its_record(sweep):
     sweep("sparsity.final=0.5")
     run = by_sparsity(sweep.folder)[0.5]

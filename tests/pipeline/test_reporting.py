@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import sys
 
 import pytest
 import torch
@@ -47,6 +48,7 @@ def drawn(monkeypatch):
         )
 
     monkeypatch.setattr(Figure, "savefig", keep)
+    monkeypatch.setattr(sys.modules["kd_prune.pipeline.run"], "draw_curves", draw_curves)
     return pictures
 
 
