@@ -1,8 +1,11 @@
 """What brings a student at 95 % nearer to its teacher: ``make bench-study DATA=… MODEL=…``.
 
-Every row changes one thing of ``experiment=recovery_global``. Writes one JSON file per run under
-``benchmarks/results/study``. A run whose file exists is not repeated; an interrupted run resumes
-from its last checkpoint. ``--table`` only prints the results so far.
+The first rows change one thing of ``experiment=recovery_global``, above all what ranks the weights.
+``taylor`` is ``experiment=best``, and the rows after it change one thing of that.
+
+Writes one JSON file per run under ``benchmarks/results/study``. A run whose file exists is not
+repeated; an interrupted run resumes from its last checkpoint. ``--table`` only prints the results
+so far.
 """
 
 from __future__ import annotations
@@ -16,30 +19,52 @@ from common import RESULTS, job_parser, mean_std, parsed, print_table, run_once
 from glue import FILES, METRIC, QNLI_STYLE, TASKS, VALIDATION
 
 FOLDER = RESULTS / "study"
+TAYLOR = ["sparsity/criterion=taylor"]
 UNIFORM = ["sparsity/allocation=uniform"]
-ROWS = {
+RELATIONS = "{_target_: kd_prune.distillation.HeadRelations, left: queries, right: keys}"
+VALUES = "{_target_: kd_prune.distillation.HeadRelations, left: values, right: values}"
+AVERAGE = "{_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.98}"
+RANKING = {
     "recovery_global": [],
-    "taylor": ["sparsity/criterion=taylor"],
+    "taylor": TAYLOR,  # experiment=best
     "fisher": ["sparsity/criterion=fisher"],
     "platon": ["sparsity/criterion=platon"],
     "movement": ["sparsity/criterion=movement"],
     "wanda": ["sparsity/criterion=wanda"],
-    "taylor_uniform": ["sparsity/criterion=taylor", *UNIFORM],
+    "block_fisher_8_updates": ["sparsity/criterion=block_fisher", "sparsity.updates=8"],
+    "taylor_uniform": [*TAYLOR, *UNIFORM],
     "fisher_uniform": ["sparsity/criterion=fisher", *UNIFORM],
     "platon_uniform": ["sparsity/criterion=platon", *UNIFORM],
     "initial_0.3": ["sparsity.initial=0.3"],
-    "taylor_initial_0.3": ["sparsity/criterion=taylor", "sparsity.initial=0.3"],
-    "taylor_end_0.5": ["sparsity/criterion=taylor", "sparsity.end=0.5"],
-    "taylor_lr_3e-3": ["sparsity/criterion=taylor", "optimizer.lr=3e-3"],
-    "taylor_0.97": ["sparsity/criterion=taylor", "sparsity.final=0.97"],
-    "taylor_1x4": [
-        "sparsity/criterion=taylor",
-        "sparsity/granularity=block",
-        "sparsity.granularity.rows=1",
-        "sparsity.granularity.columns=4",
-    ],
-    "block_fisher_8_updates": ["sparsity/criterion=block_fisher", "sparsity.updates=8"],
 }
+"""What ranks the weights of experiment=recovery_global."""
+CHANGES = {
+    "0.97": ["sparsity.final=0.97"],
+    "1x4": ["sparsity/granularity=block_1x4"],
+    "initial_0.3": ["sparsity.initial=0.3"],
+    "end_0.5": ["sparsity.end=0.5"],
+    "end_0.9": ["sparsity.end=0.9"],
+    "decay_0.99": ["sparsity.criterion.decay=0.99"],
+    "lr_1e-3": ["optimizer.lr=1e-3"],
+    "lr_3e-3": ["optimizer.lr=3e-3"],
+    "rewinds": ["optimizer.rewinds=[0.7]", "optimizer.floor=0.1"],
+    "model_dropout": ["student.dropout=null"],
+    "from_teacher": ["student.init=teacher"],
+    "frozen_embeddings": ["student.freeze=[embeddings]"],
+    "no_embeddings": ["distillation.terms.embeddings.weight=0"],
+    "no_hidden_states": ["distillation.terms.hidden_states.weight=0"],
+    "no_attention_scores": ["distillation.terms.attention_scores.weight=0"],
+    "no_soft_targets": ["distillation.terms.soft_targets.weight=0"],
+    "hard_labels": ["distillation.terms.hard_labels.weight=1"],
+    "relations": [
+        "distillation.terms.attention_scores.weight=0",
+        f"+distillation.terms.relations={RELATIONS}",
+    ],
+    "value_relations": [f"+distillation.terms.values={VALUES}"],
+    "average": [f"+callbacks.average={AVERAGE}"],
+}
+"""What is changed of experiment=best."""
+ROWS = RANKING | {f"taylor_{name}": [*TAYLOR, *change] for name, change in CHANGES.items()}
 STUDIED = ("mrpc", "stsb", "sst2", "qnli_style")
 
 

@@ -150,3 +150,18 @@ def test_every_row_of_the_posters_table_composes(monkeypatch):
             assert before + config.trainer.max_steps == 40
             for stage in ROWS[row].text:
                 assert config.stages[stage].max_steps == 100
+
+
+def test_every_row_of_the_study_changes_one_setting(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from study import CHANGES, RANKING, ROWS
+
+    assert len(ROWS) == len(RANKING) + len(CHANGES)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        best = compose("train", overrides=["experiment=best"])
+        for row in CHANGES:
+            given = ["experiment=recovery_global", *ROWS[f"taylor_{row}"]]
+            changed = compose("train", overrides=given)
+            differing = {key for key in best if changed[key] != best[key]}
+            assert len(differing) == 1, row
