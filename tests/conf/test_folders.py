@@ -2,24 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-
-from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
-
-CONF = Path(__file__).parents[1] / "conf"
-
-
-@pytest.fixture(autouse=True)
-def _conf(tmp_path, monkeypatch):
-    monkeypatch.setenv("KD_PRUNE_CACHE", str(tmp_path))
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    GlobalHydra.instance().clear()
+from hydra import compose
 
 
 def folder(*overrides: str) -> str:

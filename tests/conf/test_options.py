@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -20,11 +18,12 @@ from kd_prune.cli.job import COMMAND_KEYS
 from kd_prune.cli.validation import check_types
 from kd_prune.distillation import Objective
 from kd_prune.hf import Classification, MaskedWords, QuestionAnswering, Regression, Task, Text
+from kd_prune.lit import SparsityCallback
 from kd_prune.pipeline import Job
 from kd_prune.pruning import Global, linear, one_shot, ramp_updates, uniform
-from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
 
-CONF = Path(__file__).parents[1] / "conf"
+from .files import CONF
+
 FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = sorted(
     str(file.relative_to(CONF).with_suffix("")) for file in FILES if file.parent != CONF
@@ -54,21 +53,6 @@ KINDS = {"stsb": Regression, "corpus": Text, "tiny_text": Text}
 KINDS |= {"corpus_words": MaskedWords, "tiny_words": MaskedWords}
 KINDS |= {"squad": QuestionAnswering, "squad_v2": QuestionAnswering}
 TERMS = ("embeddings", "hidden_states", "attention_scores", "soft_targets")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """The embedded task and model are written once."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _conf(cache, monkeypatch):
-    monkeypatch.setenv("KD_PRUNE_CACHE", str(cache))
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    GlobalHydra.instance().clear()
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -203,7 +187,8 @@ EXPERIMENTS = [o.removeprefix("experiment/") for o in OPTIONS if o.startswith("e
 def test_experiments_and_ways_of_pruning_combine_freely(experiment):
     chosen = composed(f"experiment={experiment}", "sparsity=oneshot")
     # Raises ConfigError where one sets what the other does not take.
-    build(OmegaConf.to_container(chosen.sparsity, resolve=True))
+    callback = build(OmegaConf.to_container(chosen.sparsity, resolve=True))
+    assert isinstance(callback, SparsityCallback)
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option != "task/base"])
@@ -212,7 +197,7 @@ def test_every_option_composes_and_is_made(option):
     if option.startswith("experiment/"):  # of which there are folders, and one option is chosen
         group, _, name = option.partition("/")
     package = "+stage@stages.one" if group == "stage" else group  # only experiments choose stages
-    # Those of pruning besides an experiment that brings its own; alone: test_conf_sparsity.
+    # Those of pruning besides an experiment that brings its own; alone: test_sparsity.
     besides = ["experiment=recovery_global"] if option.startswith("sparsity/") else []
     config = composed(*besides, f"{package}={name}", *NEEDS.get(option, []))
     check_types(OmegaConf.to_container(config, resolve=True))

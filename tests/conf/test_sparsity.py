@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue
 from torch import nn
@@ -29,9 +28,9 @@ from kd_prune.pruning import (
     periodic_updates,
 )
 from kd_prune.pruning.pruner import Pruner
-from kd_prune.sweep import run_id  # noqa: F401  Hydra's configuration uses them
 
-CONF = Path(__file__).parents[1] / "conf"
+from .files import CONF
+
 GROUPS = ("criterion", "allocation", "granularity", "ramp")
 METHODS = sorted(f.stem for f in (CONF / "sparsity").glob("*.yaml"))
 PARTS = sorted(
@@ -48,15 +47,6 @@ FINAL = {"nm": 0.5, "heads": 0.75}
 STEPS = 12
 NO_TARGET = {"sparsity/allocation=threshold"}  # what falls below it goes
 OWN_TARGET = {"sparsebert_official", "soft_movement", "fixed"}
-
-
-@pytest.fixture(autouse=True)
-def _conf(tmp_path, monkeypatch):
-    monkeypatch.setenv("KD_PRUNE_CACHE", str(tmp_path))
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    GlobalHydra.instance().clear()
 
 
 def parts(*overrides: str) -> dict[str, Any]:
