@@ -8,13 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kd_prune import hf
 from kd_prune.distillation import HardLabels, Objective
 from kd_prune.distillation.activations import Activations, Batch
+from kd_prune.pipeline.chance import Answers
 from kd_prune.pipeline.context import Inputs
 from kd_prune.pipeline.fitting import (
     enable_activations,
@@ -43,8 +43,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute the metrics of a model on a stage's validation splits: name → value.
 
-    For a task without metrics the objective's loss is computed. A warning is logged if the model
-    predicts the same class for every row.
+    For a task without metrics the objective's loss is computed. A warning is logged if the model is
+    hardly better than one answer for all rows.
 
     Args:
         job: The job, for its trainer; nothing is trained.
@@ -62,12 +62,12 @@ def evaluate(
         objective = objective or stage_objective(stage, model, teacher)
         for one in filter(None, (model, teacher)):
             enable_activations(one, objective.requires)
-    names, answers = inputs.data.labels, set[float]()
+    names, answers = inputs.data.labels, Answers()
 
     def predict(outputs: Activations, batch: Batch) -> tuple[Tensor, Any]:
         predictions, targets = task.kind.predict(outputs, batch)
         if names:
-            answers.update(torch.unique(predictions).tolist())
+            answers.add(predictions, targets)
         return predictions, targets
 
     module = stage_module(
@@ -76,24 +76,17 @@ def evaluate(
     _, validation = hf.loaders(task, inputs.data, inputs.tokenizer, seed=stage.seed)
     trainer = make_trainer(single_device_job(job), [], logger=False, enable_model_summary=False)
     rows = trainer.validate(module, list(validation.values()), verbose=False)
-    # A label may be a list, such as a tag per word.
-    labels = {repr(label) for split in validation for label in _labels(inputs.data, split)}
-    if names and len(answers) == 1 < len(labels):
+    if found := answers.at_chance(names, accuracy_counts=task.monitor == "accuracy"):
         log.warning(
-            "The %s gives every row of %s the same class, %s: it learnt nothing. More steps "
-            "(trainer.max_epochs, teacher.max_epochs) or another learning rate may help; "
-            "experiment=best is made for few steps.",
-            role,
+            "On %s, the %s %s: it learnt nothing. More steps (trainer.max_epochs, "
+            "teacher.max_epochs) or another learning rate (optimizer.lr, teacher.optimizer.lr) may "
+            "help; experiment=best is made for few steps, with a pre-trained model.",
             " and ".join(validation),
-            names[int(answers.pop())],
+            role,
+            found,
         )
     values = {name: value for row in rows for name, value in row.items()}
     return {name.removeprefix("val/"): float(value) for name, value in values.items()}
-
-
-def _labels(data: hf.TaskData, split: str) -> list[Any]:
-    rows = data.splits[split]
-    return list(rows["labels"]) if "labels" in rows.column_names else []
 
 
 def model_result(

@@ -92,5 +92,5 @@ def test_model_that_gives_every_row_the_same_class_is_named(
     model.save_pretrained(folder)
     context = loaded_context(make_job(tmp_path / "run", teacher=Stage(path=str(folder))))
     obtain_stage(context, context.chain["teacher"])
-    said = "The teacher gives every row of validation the same class, animal: it learnt nothing"
+    said = "On validation, the teacher gives every row the same class, animal: it learnt nothing"
     assert (said in caplog.text) == (not learnt)
