@@ -39,6 +39,8 @@ RANKING = {
 }
 """What ranks the weights of experiment=recovery_global."""
 CHANGES = {
+    "0.8": ["sparsity.final=0.8"],
+    "0.9": ["sparsity.final=0.9"],
     "0.97": ["sparsity.final=0.97"],
     "1x4": ["sparsity/granularity=block_1x4"],
     "initial_0.3": ["sparsity.initial=0.3"],
@@ -61,10 +63,13 @@ CHANGES = {
         f"+distillation.terms.relations={RELATIONS}",
     ],
     "value_relations": [f"+distillation.terms.values={VALUES}"],
+    "augmented": ["task/augment=tinybert", "task.augment.copies=3"],
     "average": [f"+callbacks.average={AVERAGE}"],
 }
 """What is changed of experiment=best."""
 ROWS = RANKING | {f"taylor_{name}": [*TAYLOR, *change] for name, change in CHANGES.items()}
+BATCHES = {"mrpc": 115, "stsb": 180, "sst2": 700, "qnli_style": 514}
+"""Batches in an epoch, to which rows with augmented texts are limited too."""
 STUDIED = ("mrpc", "stsb", "sst2", "qnli_style")
 
 
@@ -106,6 +111,7 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
         *([] if budget.batches is None else [f"trainer.limit_train_batches={budget.batches}"]),
         f"trainer.precision={arguments.precision}",
         *ROWS[row],
+        *([f"trainer.limit_train_batches={BATCHES[task]}"] if "augmented" in row else []),
     ]
     longer = f"-{times}x" if times > 1 else ""
     file = FOLDER / f"{task}-{row}{longer}-s{seed}.json"
