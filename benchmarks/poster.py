@@ -133,6 +133,8 @@ def of_row(task: str, row: str, kept: float, arguments: argparse.Namespace) -> l
         "task@pretraining.task=corpus_words",
         f"pretraining.task.path={arguments.text}",
         *(f"+stages.{stage}.seed=0" for stage in ROWS[row].text),  # one for all seeds
+        # Some hundred steps on text that is read once: nothing to regularize.
+        *(f"stages.{stage}.dropout=0" for stage in ROWS[row].text),
     ]
     return [
         *overrides(row, task, kept, STEPS[task], arguments.pretraining_steps),
