@@ -100,7 +100,7 @@ def save_onnx(
     size and length than it was traced with, and compared with the model.
 
     Args:
-        model: The model; it does not change.
+        model: The model; it becomes float32.
         tokenizer: Its tokenizer.
         folder: The folder.
         int8: Quantize the matrices to int8, with the activations quantized while it runs

@@ -38,7 +38,7 @@ def save_openvino(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
     was traced with, and compared with the model.
 
     Args:
-        model: The model; it does not change.
+        model: The model; it becomes float32.
         tokenizer: Its tokenizer.
         folder: The folder.
 

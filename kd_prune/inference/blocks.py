@@ -84,7 +84,7 @@ def read(layer: nn.Module) -> Block | None:
     """Take a block apart; None where it is of no known class, or not as its class makes it."""
     kind = type(layer)
     reader = READERS.get(f"{kind.__module__}.{kind.__qualname__}")
-    if reader is None or any(_hooked(part) for part in layer.modules()):
+    if reader is None or any(hooked(part) for part in layer.modules()):
         return None
     return reader(layer)
 
@@ -116,7 +116,8 @@ def name_of(activation: Callable[[Tensor], Tensor]) -> str | None:
         "relu": F.relu,
         "silu": F.silu,
     }
-    probe = torch.linspace(-6, 6, 257)
+    # The far values tell functions that are cut off somewhere from those that are not.
+    probe = torch.cat([torch.linspace(-6, 6, 257), torch.tensor([-1e3, -20.0, 20.0, 1e3])])
     with torch.no_grad():
         values = activation(probe)
     for name in ACTIVATIONS:
@@ -125,6 +126,6 @@ def name_of(activation: Callable[[Tensor], Tensor]) -> str | None:
     return None
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Return whether something watches or changes what a module computes."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

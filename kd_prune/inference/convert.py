@@ -11,7 +11,7 @@ from torch import nn
 
 from kd_prune.errors import ConfigError, ConfigTypeError
 from kd_prune.inference import library
-from kd_prune.inference.blocks import Block, read
+from kd_prune.inference.blocks import Block, hooked, read
 from kd_prune.inference.crossover import Choice
 from kd_prune.inference.linear import SparseLinear
 from kd_prune.inference.packing import MOST_COLUMNS
@@ -31,10 +31,10 @@ def accelerate(
     """Return a model that computes the same, faster where its matrices are sparse.
 
     Neighbouring blocks of BERT, RoBERTa, ELECTRA and DistilBERT become one call of a kernel; any
-    other `torch.nn.Linear` becomes a `SparseLinear`. A layer is converted where that gains: the
-    product with and without zeros is timed once for every shape of a matrix. What stays dense
-    shares its memory with `model`. Outputs differ by rounding, about 1e-6 of their size; they
-    depend neither on the number of threads nor on the batch.
+    other `torch.nn.Linear` without hooks becomes a `SparseLinear`. A layer is converted where that
+    gains: the product with and without zeros is timed once for every shape of a matrix. What stays
+    dense shares its memory with `model`. Outputs differ by rounding, about 1e-6 of their size;
+    those of the converted layers depend neither on the number of threads nor on the batch.
 
     With `int8`, matrices whose zeros leave half of their 1×4 blocks (four neighbouring inputs of an
     output) empty are rounded to int8, and so are their inputs: faster still, but outputs change by
@@ -126,7 +126,7 @@ def _replace_linears(model: nn.Module, choice: Choice) -> None:
     replaced: dict[int, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if type(child) is not nn.Linear or child.in_features > MOST_COLUMNS:
+            if type(child) is not nn.Linear or child.in_features > MOST_COLUMNS or hooked(child):
                 continue
             if id(child) not in replaced:
                 gains = choice.gains([[child]])

@@ -66,6 +66,8 @@ class Team(_Slots):
 
     BARRIER = auto()
     THREAD_NUMBER = auto()
+    TEAM_SIZE = auto()
+    """Function that returns how many threads have come: a limit may allow fewer than planned."""
     THREADS = auto()
     PARTS = auto()
     """Threads that share the rows of one tile."""

@@ -90,7 +90,7 @@ def instruction() -> str:
 def count_blocks(weight: Tensor) -> int:
     """Return the number of 1×4 blocks of a matrix that hold a nonzero weight."""
     nonzero = F.pad(weight.detach() != 0, (0, -weight.shape[1] % BLOCK))
-    return int(nonzero.view(torch.int32).count_nonzero())
+    return int(nonzero.contiguous().view(torch.int32).count_nonzero())
 
 
 def suits_int8(weight: Tensor) -> bool:

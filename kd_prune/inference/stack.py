@@ -77,7 +77,7 @@ class PackedBlock:
 
 
 def norm(layer: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
-    """Return weight, bias and epsilon of a layer norm, in arrays of their own."""
+    """Return weight, bias and epsilon of a layer norm."""
     weight, bias = (tensor.detach().float().contiguous() for tensor in (layer.weight, layer.bias))
     return weight, bias, layer.eps
 
@@ -112,7 +112,8 @@ class FusedBlocks(nn.Module):
 
         Args:
             hidden: States ``[batch, length, features]``, float32.
-            mask: Number added to the score of every key ``[batch, length]``; None adds nothing.
+            mask: Number added to the score of every key ``[batch, length]``, or of a shape that is
+                broadcast to it; None adds nothing.
         """
         check_input(hidden)
         hidden = hidden.contiguous()
@@ -120,6 +121,8 @@ class FusedBlocks(nn.Module):
         batch, length, _ = hidden.shape
         if not output.numel():
             return output
+        if mask is not None:
+            mask = mask.expand(batch, length).contiguous()
         keys = key_counts(mask, batch, length)
         step = max(1, MOST_TOKENS // length)
         for first in range(0, batch, step):
@@ -194,7 +197,8 @@ def key_mask(mask: Tensor | None) -> tuple[bool, Tensor | None]:
     """Read an attention mask of transformers as a number per key.
 
     Returns:
-        Whether it is one, and the numbers ``[batch, length]``, or None where nothing is masked.
+        Whether it is one, and the numbers ``[batch, length]``, where a dimension may be 1 to be
+        broadcast; or None where nothing is masked.
     """
     if mask is None:
         return True, None

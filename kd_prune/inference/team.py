@@ -20,6 +20,7 @@ class Runtime:
     parallel: ctypes._NamedFuncPointer
     barrier: int
     thread_number: int
+    team_size: int
 
 
 @cache
@@ -30,7 +31,8 @@ def runtime() -> Runtime | None:
         parallel = library.GOMP_parallel
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
-        return Runtime(parallel, address(library.GOMP_barrier), address(library.omp_get_thread_num))
+        called = (library.GOMP_barrier, library.omp_get_thread_num, library.omp_get_num_threads)
+        return Runtime(parallel, *map(address, called))
     except (AttributeError, TypeError, OSError):
         return None
 
@@ -46,7 +48,10 @@ def size() -> int:
 
 
 def run(function: int, arguments: int, threads: int) -> None:
-    """Call a kernel in every thread of a team, and wait; the interpreter's lock is released."""
+    """Call a kernel in every thread of a team, and wait; the interpreter's lock is released.
+
+    The team may have fewer threads: `OMP_THREAD_LIMIT`, `OMP_DYNAMIC`.
+    """
     team = runtime()
     if team is None or threads == 1:
         single(function)(arguments)

@@ -90,8 +90,10 @@ def call(kernel: str, chosen: Plan, tokens: int, arguments: list[int]) -> None:
         arguments: The slots behind those of `Team`.
     """
     runtime = team.runtime()
-    barrier, number = (runtime.barrier, runtime.thread_number) if runtime else (0, 0)
-    own = [barrier, number, chosen.threads, chosen.parts, chosen.tiles, tokens]
+    functions = [0, 0, 0]
+    if runtime:
+        functions = [runtime.barrier, runtime.thread_number, runtime.team_size]
+    own = [*functions, chosen.threads, chosen.parts, chosen.tiles, tokens]
     block = np.array([*own, *arguments], dtype=np.int64)
     address = library.kernels().address(f"{kernel}_{chosen.width}")
     team.run(address, block.ctypes.data, chosen.threads)

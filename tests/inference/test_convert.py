@@ -1,12 +1,18 @@
 """accelerate: whole models against themselves."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from kd_prune.errors import ConfigError
 from kd_prune.inference import SparseLinear, accelerate, library, report
@@ -58,6 +64,62 @@ def test_mask_that_differs_between_queries_is_followed():
     accelerated = accelerate(model, minimum_sparsity=0.5)
     causal = torch.ones(12, 12).tril().expand(2, 1, 12, 12)
     assert_same(accelerated, model, input_ids=batch(2, 12)["input_ids"], attention_mask=causal)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 12), (1, 1, 12, 12), (3, 1, 1, 1)], ids=str)
+def test_mask_of_four_dimensions_is_broadcast(shape):
+    """transformers passes such a mask on as it is, and torch broadcasts it."""
+    model = sparse_model("bert")
+    accelerated = accelerate(model, minimum_sparsity=0.5)
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[..., 7:] = shape[-1] == 1
+    assert_same(accelerated, model, input_ids=batch(3, 12)["input_ids"], attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["relu6", "gelu_10", "quick_gelu", "mish"])
+def test_block_with_another_activation_stays_with_torch(name):
+    """Some differ from one of the kernels' only far from zero."""
+    model = sparse_model("bert")
+    for layer in model.bert.encoder.layer:
+        layer.intermediate.intermediate_act_fn = ACT2FN[name]
+        with torch.no_grad():
+            layer.intermediate.dense.bias.add_(15.0)
+    accelerated = accelerate(model, minimum_sparsity=0.5)
+    assert report(accelerated).blocks == 0
+    assert_same(accelerated, model, **batch(2, 12))
+
+
+def test_layer_with_a_hook_stays_with_torch():
+    model = nn.Sequential(sparse_linear(16, 16), sparse_linear(16, 16))
+    model[0].register_forward_hook(lambda layer, args, output: output + 1)
+    accelerated = accelerate(model, minimum_sparsity=0.5)
+    assert report(accelerated).sparse == 1
+    inputs = torch.randn(3, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(accelerated(inputs), model(inputs))
+
+
+def test_team_that_is_smaller_than_planned_computes_everything():
+    """A limit of OpenMP, of which torch's number of threads knows nothing, is read at its start."""
+    code = """
+        import torch
+        from kd_prune.inference import accelerate
+        from tests.inference.models import batch, sparse_model
+
+        torch.set_num_threads(3)
+        model = sparse_model("bert")
+        accelerated = accelerate(model, minimum_sparsity=0.5)
+        with torch.inference_mode():
+            for size, length in ((1, 1), (8, 64)):
+                inputs = batch(size, length)
+                expected, found = model(**inputs), accelerated(**inputs)
+                torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    """
+    root = Path(__file__).parents[2]
+    limited = {**os.environ, "OMP_THREAD_LIMIT": "2", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=limited, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
 
 
 def test_result_does_not_depend_on_the_rest_of_the_batch():

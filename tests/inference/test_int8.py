@@ -268,6 +268,7 @@ def test_int8_suits_blocks_and_no_full_or_nonfinite_matrix(monkeypatch):
     for instruction in INSTRUCTIONS:
         use(monkeypatch, instruction)
         assert suits_int8(half)
+        assert suits_int8(half.T.contiguous().T)
         assert not suits_int8(sparse_linear(64, 64, 0.0).weight)
         assert not suits_int8(blocked_linear(64, 64, 0.2).weight)
         assert suits_int8(scattered) == (instruction == "VPDPBUSD")

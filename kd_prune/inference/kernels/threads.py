@@ -18,16 +18,17 @@ class Crew:
 
     def __init__(self, emit: Emitter, call: Value) -> None:
         self.emit = emit
-        self.threads = emit.load(call, Team.THREADS)
+        planned = emit.load(call, Team.THREADS)
         self.parts = emit.load(call, Team.PARTS)
         self.tiles = emit.load(call, Team.TILES)
         self.tokens = emit.load(call, Team.TOKENS)
         self._barrier = emit.load_pointer(call, Team.BARRIER)
-        number = emit.variable(0)
-        with emit.when(self.threads > 1):
-            found = emit.call_address(emit.load_pointer(call, Team.THREAD_NUMBER), INT32)
-            number.set(emit.widened(found))
-        self.number = number.get()
+        threads, number = emit.variable(1), emit.variable(0)
+        with emit.when(planned > 1):
+            for variable, slot in ((threads, Team.TEAM_SIZE), (number, Team.THREAD_NUMBER)):
+                found = emit.call_address(emit.load_pointer(call, slot), INT32)
+                variable.set(emit.widened(found))
+        self.threads, self.number = threads.get(), number.get()
 
     def work(self) -> Iterator[tuple[Value, Value]]:
         """Write a loop over this thread's (tile, part)."""

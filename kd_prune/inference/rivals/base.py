@@ -84,7 +84,7 @@ def build(
     threads: int,
     started: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, Engine], list[Failure]]:
-    """Build the engines of some rivals and run each on every shape of batch once.
+    """Build the engines of some rivals and run each on the shortest and the longest batch.
 
     Args:
         rivals: The rivals, all installed.
