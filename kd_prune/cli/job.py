@@ -131,15 +131,16 @@ def trial_callbacks(config: DictConfig) -> dict[str, Callback]:
 def with_recorded_task(config: DictConfig, folder: Path) -> DictConfig:
     """Take the task from the run that saved a model, unless the command names a task.
 
-    Single settings of the task in the command (``task.validation=[test]``) still apply.
+    Single settings of the task in the command (``task.validation=[test]``) still apply. Rows that
+    were only learnt from, augmented or unlabelled ones, are left out.
 
     Args:
         config: The composed configuration.
         folder: A run folder, or a student in one.
 
     Raises:
-        ConfigError: The record names another `_target_` than the configuration; a folder may come
-            from an untrusted source, so no other target is called.
+        ConfigError: The record asks for a call that the configuration does not make, or for a value
+            of this machine; a folder may come from an untrusted source.
     """
     record = status.read(run_of(folder))
     given = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
@@ -147,18 +148,28 @@ def with_recorded_task(config: DictConfig, folder: Path) -> DictConfig:
         return config
     kinds = {OmegaConf.load(file)._target_ for file in (CONF / "task" / "kind").glob("*.yaml")}
 
+    def refused(key: str, problem: str) -> ConfigError:
+        hint = "name its task, as in the command that made it"
+        return ConfigError("eval", folder, f"its {key} {problem}", hint)
+
     def merged(ours: Any, theirs: Any, key: str) -> Any:
+        if isinstance(theirs, str) and "${" in theirs:
+            raise refused(key, "contains an interpolation")
+        if isinstance(theirs, list):
+            return [merged(None, item, f"{key}.{i}") for i, item in enumerate(theirs)]
         if not isinstance(theirs, dict):
             return theirs
         ours = ours if isinstance(ours, dict) else {}
-        if theirs.get("_target_") not in (kinds if key == "task.kind" else {ours.get("_target_")}):
-            raise ConfigError(
-                "eval",
-                folder,
-                f"its {key} is made by {theirs.get('_target_')}",
-                "name its task, as in the command that made it",
-            )
-        return ours | {k: merged(ours.get(k), v, f"{key}.{k}") for k, v in theirs.items()}
+        target, known = theirs.get("_target_"), {ours.get("_target_")}
+        if target not in (kinds if key == "task.kind" else known):
+            raise refused(key, f"is made by {target}")
+        if special := [name for name in theirs if name.startswith("_") and name != "_target_"]:
+            raise refused(key, f"contains {special[0]}")
+        return ours | {
+            name: merged(ours.get(name), value, f"{key}.{name}")
+            for name, value in theirs.items()
+            if f"{key}.{name}" not in {"task.augment", "task.unlabelled", *given}
+        }
 
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)  # noqa: S101  it is a DictConfig

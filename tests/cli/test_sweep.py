@@ -134,7 +134,8 @@ def test_a_teacher_checkpoint_that_cannot_be_read(call, tmp_path):
 
 def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path):
     out = tmp_path / "run"
-    code, *_ = call(*SMALL, f"hydra.run.dir={out}")
+    augmented = ["task/augment=tinybert", "task.augment.copies=1"]  # of no use to an evaluation
+    code, *_ = call(*SMALL, *augmented, f"hydra.run.dir={out}")
     assert code == 0
     trained = json.loads((out / "result.json").read_text())
 
@@ -206,15 +207,31 @@ def test_a_sweep_of_evaluations_fails_with_any_of_them(call, tmp_path):
     assert f"eval={tmp_path}/a" in stdout + stderr
 
 
-def test_eval_takes_no_call_from_a_folder(call, tmp_path):
-    """What a folder says of its task must not choose what is called."""
+CALL = {"_target_": "os.mkdir", "_args_": ["<folder>"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"path": CALL}, "its task.path is made by os.mkdir"),
+        ({"text": [CALL]}, "its task.text.0 is made by os.mkdir"),
+        ({"text": [[{"of": CALL}]]}, "its task.text.0.0.of is made by os.mkdir"),
+        ({"_args_": [CALL]}, "its task contains _args_"),
+        ({"_recursive_": True, "text": ["text"]}, "its task contains _recursive_"),
+        ({"name": "${oc.env:HOME}"}, "its task.name contains an interpolation"),
+        ({"text": ["${oc.env:HOME}"]}, "its task.text.0 contains an interpolation"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_eval_takes_no_call_and_no_variable_from_a_folder(call, tmp_path, settings, said):
+    """What a folder says of its task must choose neither what is called nor what is printed."""
     out = tmp_path / "run"
     (out / "student").mkdir(parents=True)
+    config = {"task": {"_target_": "kd_prune.hf.Task", "name": "x", **settings}}
+    record = json.dumps({"state": "finished", "config": config})
     victim = tmp_path / "victim"
-    call_it = {"_target_": "pathlib.Path.touch", "self": str(victim)}
-    config = {"task": {"_target_": "kd_prune.hf.Task", "name": "x", "path": call_it}}
-    (out / "status.json").write_text(json.dumps({"state": "finished", "config": config}))
+    (out / "status.json").write_text(record.replace("<folder>", str(victim)))
     code, _, err = call(f"eval={out}", f"hydra.run.dir={tmp_path / 'x'}")
     assert code == 1
-    assert "its task.path is made by pathlib.Path.touch" in err
+    assert said in err
     assert not victim.exists()
