@@ -134,10 +134,9 @@ def making(facts: Facts) -> str:
         *([name, text] for name, text in method(config)),
         ["versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())],
     ]
-    return (
-        table(["", ""], rows)
-        + f"\n\nMethod: gradual pruning while distilling ([SparseBERT]({LINK}))."
-    )
+    learnt = result.teacher and any(name != "hard_labels" for name in weighted_terms(config))
+    distilled = f"\n\nPruned while it was distilled from the teacher, as in [SparseBERT]({LINK})."
+    return table(["", ""], rows) + (distilled if learnt and facts.counted.sparsity else "")
 
 
 def limits(facts: Facts) -> str:

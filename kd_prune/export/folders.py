@@ -111,14 +111,13 @@ def export(source: Source, settings: Export, out: Path, *, replace: bool = False
         replace: Whether to replace an existing folder.
 
     Raises:
-        ConfigError: The model cannot be read, does not suit the settings, or the folder exists.
+        ConfigError: The model cannot be read, does not suit the settings, or the folder exists and
+            is not to be replaced, or is no export.
     """
     start = time.perf_counter()
     settings.check()
-    if out.exists() and not replace:
-        raise ConfigError("out", str(out), "exists already", "replace it with --replace")
-    if Path(source.path).resolve() == out.resolve():
-        raise ConfigError("out", str(out), "is the folder of the model itself")
+    if out.exists():
+        check_replaceable(out, source, replace=replace)
     model, tokenizer = source.load(), source.tokenizer()
     before = token_rows(model)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -143,6 +142,21 @@ def export(source: Source, settings: Export, out: Path, *, replace: bool = False
         tokens=(before, token_rows(model)),
         seconds=time.perf_counter() - start,
     )
+
+
+def check_replaceable(out: Path, source: Source, *, replace: bool) -> None:
+    """Refuse to replace anything but an earlier export or an empty folder.
+
+    Raises:
+        ConfigError: As in `export`.
+    """
+    model = Path(source.path).resolve()
+    if model.is_dir() and model.is_relative_to(out.resolve()):
+        raise ConfigError("out", str(out), "is or contains the folder of the model itself")
+    if not replace:
+        raise ConfigError("out", str(out), "exists already", "replace it with --replace")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / EXPORT_FILE).is_file()):
+        raise ConfigError("out", str(out), "is no exported folder", "name another one")
 
 
 def token_rows(model: PreTrainedModel) -> int:

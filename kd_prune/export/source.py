@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from kd_prune.results import (
     read_json,
     run_of,
 )
+from kd_prune.sweep.differences import find_differences
+from kd_prune.sweep.schema import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class Source:
             ConfigError: There is no such model, a result cannot be read, or another run is not one
                 of the same job.
         """
-        folder = Path(path).expanduser()
+        folder = Path(os.path.abspath(Path(path).expanduser()))  # its name tells a milestone
         if folder.is_file():
             raise ConfigError("folder", path, "a file", "name the folder that holds it")
         if not folder.is_dir():
@@ -72,7 +75,9 @@ class Source:
                 )
             return cls(path=str(folder), record=record)
         target = folder.name.partition("-")[0] if folder.parent.name == "milestones" else None
-        results = [result, *(same_job(other, result) for other in others)]
+        results = [result]
+        for other in others:
+            results.append(same_job(other, results))
         students = [student_of(each, target) for each in results]
         return cls(path=str(folder), results=results, students=students, record=record)
 
@@ -155,26 +160,28 @@ def read_result(run: Path) -> RunResult | None:
         raise ConfigError("folder", str(run / RESULT_FILE), f"cannot be read ({error})") from error
 
 
-def same_job(path: str, first: RunResult) -> RunResult:
-    """Read the result of a run that differs from the first in its seed only.
+def same_job(path: str, others: Sequence[RunResult]) -> RunResult:
+    """Read the result of a run that differs from others in its seed only.
 
     Raises:
-        ConfigError: It has no result, or is not one of the same job.
+        ConfigError: It has no result, is not one of the same job, or has the seed of another one.
     """
-    result = read_result(run_of(Path(path)))
+    first, result = others[0], read_result(run_of(Path(os.path.abspath(path))))
     if result is None:
         raise ConfigError("seeds", path, "contains no result.json", "name finished run folders")
     for what, ours, theirs in (
         ("task", first.task, result.task),
         ("data", first.data, result.data),
         ("sparsity", _target(first), _target(result)),
-        ("model", first.config.get("model"), result.config.get("model")),
-        ("distillation", first.config.get("distillation"), result.config.get("distillation")),
     ):
         if ours != theirs:
             raise ConfigError("seeds", path, f"a run with another {what} than the exported one")
-    if result.seed == first.seed:
-        raise ConfigError("seeds", path, f"has the seed of the exported run, {first.seed}")
+    runs = [Run(folder=Path(), state="finished", result=each) for each in (first, result)]
+    if found := [*find_differences(runs)[1], *find_differences(runs)[0]]:
+        key = found[0].key
+        raise ConfigError("seeds", path, f"a run with another {key} than the exported one")
+    if result.seed in (other.seed for other in others):
+        raise ConfigError("seeds", path, f"a run of seed {result.seed} is among them already")
     return result
 
 

@@ -15,7 +15,7 @@ from kd_prune.export.source import Source
 from kd_prune.results import RunResult
 
 from .models import save_student
-from .runs import make_run
+from .runs import CONFIG, make_run
 
 
 def card_of(folder):
@@ -76,16 +76,32 @@ def test_card_over_seeds_states_mean_and_deviation(run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "has the seed of the exported run"),
+        ({"seed": 1}, "a run of seed 1 is among them already"),
         ({"seed": 2, "sparsity": {"final": 0.5}}, "another sparsity"),
-        ({"seed": 2, "model": {"path": "other"}}, "another model"),
+        ({"seed": 2, "model": {"path": "other"}}, "another model.path"),
         ({"seed": 2, "distillation": {}}, "another distillation"),
+        ({"seed": 2, "sparsity": {**CONFIG["sparsity"], "updates": 9}}, "another sparsity.updates"),
+        ({"seed": 2, "optimizer": {"lr": 1.0}}, "another optimizer"),
     ],
 )
 def test_run_of_another_job_is_no_other_seed(change, message, run, tmp_path):
     other = make_run(tmp_path / "other", **change)
     with pytest.raises(ConfigError, match=f"^seeds=.*{message}"):
         Source.find(str(run), [str(other)])
+
+
+def test_run_does_not_count_twice(run, tmp_path):
+    other = str(make_run(tmp_path / "other", seed=2))
+    with pytest.raises(ConfigError, match="a run of seed 2 is among them already"):
+        Source.find(str(run), [other, other])
+
+
+@pytest.mark.parametrize("terms", [{"soft_targets": {"weight": 1.0}}, {"hard_labels": {}}])
+def test_card_says_distilled_only_of_a_model_that_learnt_from_its_teacher(terms, tmp_path):
+    run = make_run(tmp_path / "run", distillation={"terms": terms})
+    write_cards(RunResult.read(run), run)
+    distilled = "Pruned while it was distilled from the teacher"
+    assert (distilled in card_of(run / "student").text) == ("soft_targets" in terms)
 
 
 def test_seeds_of_a_folder_without_a_run_are_refused(run, tmp_path):

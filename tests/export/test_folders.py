@@ -85,18 +85,36 @@ def test_model_folder_that_is_read_only_stays_as_it_is(run, tmp_path):
     assert before == {file.name: file.read_bytes() for file in (run / "student").iterdir()}
 
 
-def test_existing_folder_is_kept_unless_it_is_to_be_replaced(run, tmp_path):
+def test_export_is_kept_unless_it_is_to_be_replaced(run, tmp_path):
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("mine")
     source = Source.find(str(run))
+    export(source, Export(form="packed"), out)
     with pytest.raises(ConfigError, match=r"^out=.*exists already; replace it with --replace"):
-        export(source, Export(form="packed"), out)
-    assert (out / "mine.txt").read_text() == "mine"
-    export(source, Export(form="packed"), out, replace=True)
-    assert not (out / "mine.txt").exists()
-    with pytest.raises(ConfigError, match="the folder of the model itself"):
-        export(source, Export(form="packed"), run / "student", replace=True)
+        export(source, Export(form="fp16"), out)
+    assert (out / "packed.safetensors").is_file()
+    export(source, Export(form="fp16"), out, replace=True)
+    assert not (out / "packed.safetensors").exists()
+
+
+def test_nothing_but_an_export_is_replaced(run, tmp_path):
+    source, settings = Source.find(str(run)), Export(form="packed")
+    for out in (run / "student", run, run.parent):
+        with pytest.raises(ConfigError, match="is or contains the folder of the model itself"):
+            export(source, settings, out, replace=True)
+    (tmp_path / "mine.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(ConfigError, match="is no exported folder; name another one"):
+            export(source, settings, out, replace=True)
+    assert (run / "student" / "model.safetensors").is_file()
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_relative_path_means_the_same_folder(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", milestone=True)
+    monkeypatch.chdir(run / "milestones")
+    assert Source.find("0.5").students[0].sparsity == 0.5
+    monkeypatch.chdir(run / "student")
+    assert Source.find(".").default_out("packed") == run / "student-packed"
 
 
 def test_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
