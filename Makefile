@@ -49,7 +49,7 @@ mutants: $(DEV)  ## mutation tests: put faults into the code one at a time, do t
 	$(BIN)/python tools/mutants.py
 
 types: $(DEV)  ## mypy, strict
-	$(BIN)/mypy kd_prune
+	$(BIN)/mypy
 
 format: $(DEV)  ## ruff: fix and format
 	$(BIN)/ruff check --fix .

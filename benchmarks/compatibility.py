@@ -87,7 +87,8 @@ def run(case: Case) -> Outcome | str:
         found = judge(whole, callback, resumed)
         return found if found.resumed else replace(found, resumes_without=same(*fit_twice(case)))
     except Exception as error:  # a row of the table, whatever it is
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        said = str(error).splitlines() or ["no message"]
+        return f"{type(error).__name__}: {said[0][:200]}"
 
 
 def fit_twice(

@@ -86,6 +86,8 @@ def read_run(folder: Path, broken: list[tuple[Path, str]]) -> Run:
             return None
 
     status = read(STATUS_FILE, _read_status)
+    if status and status.state == "running" and not run_status.is_locked(folder):
+        status = read(STATUS_FILE, _read_status)  # it may have ended since the first look
     result = read(RESULT_FILE, _read_result)
     state = status.state if status else "finished" if result else "failed"
     why = status.reason if status else None

@@ -72,10 +72,13 @@ def _rows(rows: Sequence[Row], index: Mapping[Any, int]) -> list[dict[str, Any]]
     for parent, part in parts:
         data[parent]["parts"].append(len(data))
         data.append(_row(part, index) | {"seed": part.members[0].run.seed, "part": True})
-    # A row is compared with rows, a single student with the students of its seed.
+    # A row is compared with rows, a single student with those of its seed, rows of one among them.
     compared = defaultdict(list)
     for i, row in enumerate(data):
         compared[row["task"], row.get("part"), row.get("seed")].append(i)
+    for i, single in enumerate(rows):
+        if single.seeds == 1:
+            compared[single.task, True, single.members[0].run.seed].append(i)
     for indices in compared.values():
         _add_dominating(data, indices)
     return data
@@ -92,7 +95,8 @@ def _add_dominating(data: Sequence[dict[str, Any]], indices: Sequence[int]) -> N
                 (data[i][size], sign * data[i]["metrics"][metric]["student"][0]) for i in there
             ]
             for i, better in zip(there, dominating(places), strict=True):
-                data[i]["metrics"][metric][size] = [there[k] for k in better]
+                found = data[i]["metrics"][metric].setdefault(size, [])
+                found += [there[k] for k in better if there[k] not in found]
 
 
 def _row(row: Row, index: Mapping[Any, int]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class OptunaSweeper(Sweeper):
                 [
                     *(f"{key}={value}" for key, value in fixed.items()),
                     *settings,
-                    f"search.storage='{storage}'",
+                    f"search.storage={quoted(storage)}",
                     f"search.trial={trial.number}",
                     f"search.startup={self.startup}",
                 ]
@@ -251,7 +251,7 @@ def distribution(override: Override) -> Any:
 
 
 class MedianStoppingRule:
-    """Median stopping: end a trial whose metric is below the median of earlier trials.
+    """Median stopping: end a trial whose metric is worse than the median of earlier trials.
 
     Sparsity rises during a run and the metric falls with it. Values are therefore reported to the
     study only at the final sparsity, under the run's progress in percent: trials are compared at
@@ -285,7 +285,18 @@ class MedianStoppingRule:
         self.trial.report(value, percent)
         if percent == 100 or not self.trial.should_prune():
             return None
-        return f"{value:.4f} after {percent} % of the run is below the median of earlier trials"
+        return (
+            f"{value:.4f} after {percent} % of the run is worse than the median of earlier trials"
+        )
+
+
+def quoted(value: str) -> str:
+    """Quote a value for an override.
+
+    >>> quoted("study.log")
+    "'study.log'"
+    """
+    return "'" + value.replace("'", "\\'") + "'"
 
 
 def open_storage(storage: str) -> Any:

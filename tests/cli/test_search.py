@@ -132,7 +132,7 @@ def test_a_trial_behind_the_median_is_stopped(search):
     assert code == 0
     assert study.trials[-1].state == States.PRUNED
     assert "stopped" in states_of_runs(search.folder)
-    assert "below the median of earlier trials" in said
+    assert "worse than the median of earlier trials" in said
     assert "1 stopped" in said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from filelock import FileLock
@@ -69,6 +70,19 @@ def test_states(tmp_path):
     reasons = {run.folder.name: run.reason for run in found.runs}
     assert reasons["failed"] == "sparsity.final=95: no"
     assert "killed" in reasons["killed"]
+
+
+def test_run_that_ends_while_it_is_read_is_finished(tmp_path, monkeypatch):
+    """Its lock is free because it has just written its results."""
+    write_run(tmp_path / "a", state="running")
+
+    def ends(folder):
+        shutil.rmtree(folder)
+        write_run(folder)
+        return False
+
+    monkeypatch.setattr("kd_prune.sweep.status.is_locked", ends)
+    assert states(collect([tmp_path])) == {"a": "finished"}
 
 
 def test_a_lock_that_cannot_be_tried_is_taken_for_held(tmp_path, monkeypatch):

@@ -45,6 +45,18 @@ def test_nothing_is_asked_of_a_network(tmp_path):
     assert "default-src 'none'" in page
 
 
+def test_row_of_one_seed_is_compared_with_the_other_rows_students_of_that_seed(tmp_path):
+    """A filter on the seed shows them instead of the row of two seeds."""
+    write_run(tmp_path / "a1", accuracy=0.9, optimizer__lr=1e-3)
+    write_run(tmp_path / "a2", accuracy=0.5, seed=2, optimizer__lr=1e-3)
+    write_run(tmp_path / "b1", accuracy=0.8, optimizer__lr=2e-3)
+    rows = page_data(*collected(tmp_path))["rows"]
+    found = {(row["seeds"], row.get("seed")): i for i, row in enumerate(rows)}
+    alone, first = rows[found[1, None]], found[1, 1]
+    assert alone["metrics"]["accuracy"]["nonzero"] == [first]
+    assert rows[first]["metrics"]["accuracy"]["nonzero"] == []
+
+
 def test_the_page_holds_what_was_collected(tmp_path):
     write_run(tmp_path / "a", milestones={0.5: 0.85}, optimizer__lr=1e-3)
     write_run(tmp_path / "b", seed=2, optimizer__lr=2e-3)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kd_prune.errors import ConfigError
-from kd_prune.sweep.search import STUDY, MedianStoppingRule, OptunaSweeper, open_storage
+from kd_prune.sweep.search import STUDY, MedianStoppingRule, OptunaSweeper, open_storage, quoted
 
 optuna = pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
 
@@ -34,7 +35,7 @@ def test_median_stopping_rule_counts_values_at_the_final_sparsity_only(tmp_path)
     assert rule(50, 0.8995, 0.81) is None
     assert study.trials[-1].intermediate_values == {50: 0.81}
     behind = rule_for(study.ask(), storage)
-    assert "0.7000 after 75 % of the run is below the median" in behind(75, 0.9, 0.7)
+    assert "0.7000 after 75 % of the run is worse than the median" in behind(75, 0.9, 0.7)
     assert rule_for(study.ask(), storage)(100, 0.9, 0.7) is None  # it is finished anyway
 
 
@@ -65,3 +66,9 @@ def test_optuna_sweeper_without_trials_is_refused(name):
     settings = {"n_trials": 1, "n_jobs": 1, name: 0}
     with pytest.raises(ConfigError, match=f"hydra.sweeper.{name}=0: expected a number above 0"):
         OptunaSweeper({}, direction="maximize", seed=0, startup=0, storage=None, **settings)
+
+
+@pytest.mark.parametrize("folder", ["/home/o'brien/a", "C:\\a\\b", "/a b/ü,{}[]=$"])
+def test_storage_of_any_name_is_read_as_it_is(folder):
+    override = OverridesParser.create().parse_override(f"search.storage={quoted(folder)}")
+    assert override.value() == folder
