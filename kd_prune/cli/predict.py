@@ -79,6 +79,7 @@ def run(given: argparse.Namespace) -> None:
     from torch import nn
 
     from kd_prune.export.source import Source  # loads torch, which takes seconds
+    from kd_prune.hf.layers import max_positions
     from kd_prune.hf.prediction import class_names, longest_input, predict
 
     quiet_libraries()
@@ -94,14 +95,16 @@ def run(given: argparse.Namespace) -> None:
     columns = [texts_of(rows, name) for name in choose_columns(rows, given.text, source)]
     model, tokenizer = source.load(), source.tokenizer()
     nn.Module.float(model)
-    longest = longest_input(model, tokenizer)
-    wanted = given.max_length or source.task.get("max_length") or longest
+    longest = max_positions(model)
+    if given.max_length and given.max_length > longest:
+        raise ConfigError("max_length", given.max_length, f"the model reads {longest:g} tokens")
+    wanted = given.max_length or source.task.get("max_length") or longest_input(model, tokenizer)
     with ExitStack() as stack:
         found = predict(
             model,
             tokenizer,
             columns,
-            max_length=min(int(wanted), longest),
+            max_length=int(min(wanted, longest)),
             batch_size=given.batch_size,
             forward=None if given.dense else accelerated(model, given.int8),
             progress=stack.enter_context(progress_bar(len(rows))),

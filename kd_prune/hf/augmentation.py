@@ -31,10 +31,11 @@ from kd_prune import atomic_io
 from kd_prune.errors import ConfigError
 from kd_prune.hf.columns import column_values
 from kd_prune.hf.encoders import PretrainedEncoder
-from kd_prune.hf.fingerprint import model_fingerprint
+from kd_prune.hf.fingerprint import model_fingerprint, tokenizer_state
 from kd_prune.hf.kinds import MaskedWords, Text
 from kd_prune.hf.replacements import Replacements
 from kd_prune.hf.word_vectors import WordVectors, input_embeddings
+from kd_prune.source_hash import source_hash
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +225,8 @@ def load_replacements(
         device=device,
     )
     numbers = hashlib.sha256(vectors.matrix.numpy().tobytes()).hexdigest()
-    key = key_of(model_fingerprint(model, tokenizer), masked, vectors.words, numbers)
+    words = tokenizer_state(tokenizer), vectors.words, numbers
+    key = key_of(source_hash("hf"), model_fingerprint(model, tokenizer), masked, *words)
     return found, key
 
 

@@ -16,6 +16,7 @@ from kd_prune.hf.reading import read_splits
 from kd_prune.hf.tasks import Task
 from kd_prune.hf.tokens import data_hash, rows_hash, tokenise, warn_of_missing_texts
 from kd_prune.hf.unlabelled import joined, unlabelled_rows
+from kd_prune.source_hash import source_hash
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def load_data(
         if (given := targets[task.train]) is not None:
             targets[task.train] = [*given, *[task.kind.missing_label] * len(added)]
     fingerprint = data_hash(content, tokenizer, inputs, task)
+    folder = cache / "tokens" / f"{fingerprint[:32]}-{source_hash('hf')}"
     tokens = {
         split: tokenise(
             columns,
@@ -87,7 +89,7 @@ def load_data(
             task,
             tokenizer,
             segments=SEGMENTS in inputs,
-            folder=cache / "tokens" / fingerprint / split,
+            folder=folder / split,
         )
         for split, columns in texts.items()
     }

@@ -34,7 +34,7 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, Seque
 from kd_prune import atomic_io
 from kd_prune.errors import ConfigError
 from kd_prune.hf.encoders import folder_or_id, load_error
-from kd_prune.hf.tokens import tokenizer_state
+from kd_prune.hf.fingerprint import tokenizer_state
 
 
 class ElmoConfig(PreTrainedConfig):

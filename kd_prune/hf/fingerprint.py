@@ -1,10 +1,12 @@
-"""Fingerprint of a model: a hash of weights, config and tokenizer."""
+"""Fingerprints of a model and of a tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import tempfile
+from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -49,3 +51,20 @@ def model_fingerprint(
     relevant = {key: value for key, value in config.items() if key not in CONFIG_KEYS_IGNORED}
     digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """Return a tokenizer's state without the truncation and padding set by its last call."""
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        state = json.loads(backend.to_str())
+        for set_by_use in ("truncation", "padding"):
+            state.pop(set_by_use, None)
+        return json.dumps(state, sort_keys=True).encode()
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer in Python has its state in files
+        files = [Path(file) for file in sorted(tokenizer.save_pretrained(folder))]
+        settings = Path(folder) / "tokenizer_config.json"
+        kept = json.loads(settings.read_text())
+        for set_by_loading in ("is_local", "local_files_only", "name_or_path"):
+            kept.pop(set_by_loading, None)
+        settings.write_text(json.dumps(kept, sort_keys=True))
+        return b"".join(file.read_bytes() for file in files if file.is_file())

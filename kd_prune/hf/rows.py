@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
 import pandas as pd
+from pandas.errors import ParserWarning
 
 from kd_prune.errors import ConfigError
 
@@ -64,23 +66,30 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
     >>> parse_rows("a,b\n1,NA\n", "csv").values.tolist()
     [['1', 'NA']]
     """
+    # Not `splitlines`, which also cuts at U+2028 and other characters that may stand in a text.
+    lines = [line for line in content.replace("\r\n", "\n").split("\n") if line.strip()]
     if form == "txt":
-        return pd.DataFrame({TEXT: [line for line in content.splitlines() if line.strip()]})
+        return pd.DataFrame({TEXT: lines})
     if form == "jsonl":
         if content.lstrip().startswith("["):
             rows = json.loads(content)
         else:
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in lines]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("expected one object per row")
         return pd.DataFrame(rows, dtype=object)  # text stays text, dates too
-    return pd.read_csv(
-        StringIO(content),
-        sep="\t" if form == "tsv" else ",",
-        dtype="string",
-        keep_default_na=False,
-        index_col=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ParserWarning)
+        try:
+            return pd.read_csv(
+                StringIO(content),
+                sep="\t" if form == "tsv" else ",",
+                dtype="string",
+                keep_default_na=False,
+                index_col=False,
+            )
+        except ParserWarning as error:
+            raise ValueError("a row has more fields than the header") from error
 
 
 def text_columns(rows: pd.DataFrame) -> list[str]:

@@ -94,6 +94,13 @@ class Task:
                     f"a task of kind {kind} takes no rows without labels",
                     "leave it out",
                 )
+        if self.adds_unlabelled_rows and self.train in self.validation:
+            raise ConfigError(
+                "validation",
+                list(self.validation),
+                f"rows without labels are added to {self.train}, which cannot be evaluated then",
+                "leave it out",
+            )
         self.kind.check(self)
         self._check_metrics()
 

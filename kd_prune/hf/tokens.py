@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,23 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from kd_prune import atomic_io
+from kd_prune.hf.fingerprint import tokenizer_state
 from kd_prune.hf.tasks import Task
 
 log = logging.getLogger(__name__)
+
+MOST_BYTES = 2**31
+"""What Arrow's type of strings can hold in one piece."""
 
 
 def rows_hash(texts: Dataset, targets: list[Any] | None) -> str:
     """Hash texts and labels."""
     digest = hashlib.sha256()
     for name in texts.column_names:
-        column = texts.with_format("arrow")[:][name].combine_chunks()
+        column = texts.with_format("arrow")[:][name]
+        if pa.types.is_string(column.type) and column.nbytes >= MOST_BYTES:
+            column = column.cast(pa.large_string())
+        column = column.combine_chunks()
         digest.update(repr((name, str(column.type))).encode())
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, pa.schema([(name, column.type)])) as writer:
@@ -49,23 +54,6 @@ def data_hash(rows: str, tokenizer: PreTrainedTokenizerBase, inputs: list[str], 
     settings = (inputs, sides, tokenizer.split_special_tokens, task.max_length, task.kind)
     digest.update(repr(settings).encode())
     return digest.hexdigest()
-
-
-def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> bytes:
-    """Return a tokenizer's state without the truncation and padding set by its last call."""
-    if backend := getattr(tokenizer, "backend_tokenizer", None):
-        state = json.loads(backend.to_str())
-        for set_by_use in ("truncation", "padding"):
-            state.pop(set_by_use, None)
-        return json.dumps(state, sort_keys=True).encode()
-    with tempfile.TemporaryDirectory() as folder:  # a tokenizer in Python has its state in files
-        files = [Path(file) for file in sorted(tokenizer.save_pretrained(folder))]
-        settings = Path(folder) / "tokenizer_config.json"
-        kept = json.loads(settings.read_text())
-        for set_by_loading in ("is_local", "local_files_only", "name_or_path"):
-            kept.pop(set_by_loading, None)
-        settings.write_text(json.dumps(kept, sort_keys=True))
-        return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
 def warn_of_missing_texts(texts: Dataset, split: str) -> None:

@@ -49,7 +49,8 @@ class WordVectors:
             raise ConfigError("vectors", path, "there is no such file", "name a file, or null")
         vectors: dict[str, np.ndarray] = {}
         width = 0
-        with cast("IO[str]", gzip.open(file, "rt") if file.suffix == ".gz" else file.open()) as io:
+        opened = gzip.open if file.suffix == ".gz" else Path.open
+        with cast("IO[str]", opened(file, "rt", encoding="utf-8")) as io:
             for number, line in enumerate(io):
                 parts = line.rstrip().split(" ")
                 if number == 0 and len(parts) == 2:
@@ -104,7 +105,7 @@ class WordVectors:
                 words[start : start + 256], similar.topk(count_plus).indices.tolist(), strict=True
             ):
                 others = (self.words[i] for i in ids)
-                found.append([other for other in others if other != word.lower()][:count])
+                found.append([other for other in others if other.lower() != word.lower()][:count])
         return found
 
 

@@ -17,25 +17,27 @@ class Answers:
     Attributes:
         given: Class → rows for which it was predicted.
         expected: Class → rows that have it.
-        right: Rows whose class was predicted.
+        right: Class → rows that have it and for which it was predicted.
     """
 
     given: Counter[int] = field(default_factory=Counter)
     expected: Counter[int] = field(default_factory=Counter)
-    right: int = 0
+    right: Counter[int] = field(default_factory=Counter)
 
     def add(self, predictions: Tensor, expected: Tensor) -> None:
         """Count a batch; entries without class (< 0), such as padding, are left out."""
         labelled = expected >= 0
         self.given.update(predictions[labelled].tolist())
         self.expected.update(expected[labelled].tolist())
-        self.right += int((predictions == expected).sum())
+        self.right.update(expected[labelled & (predictions == expected)].tolist())
 
     def at_chance(self, names: Sequence[str], *, accuracy_counts: bool) -> str | None:
         """Return what is wrong with the answers, as the end of a sentence; None: nothing.
 
-        They are at chance if all are the same, or if their accuracy exceeds the share ``p`` of the
-        most frequent class by less than two standard errors, ``2 √(p (1 − p) / rows)``.
+        They are at chance if all are the same, or if they are hardly better than the most frequent
+        class for all rows: of the rows that one of the two gets wrong, the model is right for ``a``
+        and the constant answer for ``b``, and ``a − b`` is below two standard errors,
+        ``2 √(a + b)``.
 
         Args:
             names: Class names.
@@ -45,11 +47,14 @@ class Answers:
         if len(self.expected) < 2:
             return None  # no labels, or nothing to tell apart
         if len(self.given) == 1:
-            return f"gives every row the same class, {names[next(iter(self.given))]}"
+            only = names[next(iter(self.given))]
+            return f"gives every row the same class, {only}: it learnt nothing"
         (frequent, count), rows = self.expected.most_common(1)[0], self.expected.total()
-        if accuracy_counts and self.right < count + 2 * math.sqrt(count * (1 - count / rows)):
-            return (
-                f"is right for {self.right / rows:.1%} of the rows; always answering "
-                f"{names[frequent]} is right for {count / rows:.1%}"
-            )
-        return None
+        gained = self.right.total() - self.right[frequent]
+        lost = count - self.right[frequent]
+        if not accuracy_counts or not lost or gained - lost >= 2 * math.sqrt(gained + lost):
+            return None
+        return (
+            f"is right for {self.right.total() / rows:.1%} of the rows, hardly better than the "
+            f"same answer for all ({names[frequent]}: {count / rows:.1%})"
+        )

@@ -86,30 +86,24 @@ class Context:
 
     def given_source(self, stage: ChainStage) -> GivenModel | None:
         """Return a stage's initial model; None if it is the job's or an earlier stage's."""
-        if stage.init == PRETRAINED:
-            return None
-        if stage.init in self.chain:
-            earlier = self.chain[stage.init]
-            return GivenModel.of(earlier.path, f"{earlier.key}.path") if earlier.path else None
-        return GivenModel.of(stage.init, f"{stage.key}.init")
+        return self._given(stage.init, f"{stage.key}.init")
 
     def given_teacher(self, stage: ChainStage) -> GivenModel | None:
         """Return a stage's teacher; None if it is the job's, an earlier stage's or missing."""
-        if stage.teacher is None or stage.teacher == PRETRAINED:
-            return None
-        if stage.teacher in self.chain:
-            earlier = self.chain[stage.teacher]
-            return GivenModel.of(earlier.path, f"{earlier.key}.path") if earlier.path else None
-        return GivenModel.of(stage.teacher, f"{stage.key}.teacher")
+        return self._given(stage.teacher, f"{stage.key}.teacher")
 
     def given_masks(self, stage: ChainStage) -> GivenModel | None:
         """Return the model with a stage's masks; None if a stage of the run makes it, or none."""
-        if stage.masks_from is None:
+        return self._given(stage.masks_from, f"{stage.key}.masks_from")
+
+    def _given(self, source: str | None, key: str) -> GivenModel | None:
+        """Return the model that a command gives as `source`; None if it is the run's own."""
+        if source is None or source == PRETRAINED:
             return None
-        if stage.masks_from in self.chain:
-            earlier = self.chain[stage.masks_from]
+        if source in self.chain:
+            earlier = self.chain[source]
             return GivenModel.of(earlier.path, f"{earlier.key}.path") if earlier.path else None
-        return GivenModel.of(stage.masks_from, f"{stage.key}.masks_from")
+        return GivenModel.of(source, key)
 
     def load_inputs(self) -> None:
         """Read and tokenise the data of every stage.

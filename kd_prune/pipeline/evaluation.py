@@ -78,9 +78,9 @@ def evaluate(
     rows = trainer.validate(module, list(validation.values()), verbose=False)
     if found := answers.at_chance(names, accuracy_counts=task.monitor == "accuracy"):
         log.warning(
-            "On %s, the %s %s: it learnt nothing. More steps (trainer.max_epochs, "
-            "teacher.max_epochs) or another learning rate (optimizer.lr, teacher.optimizer.lr) may "
-            "help; experiment=best is made for few steps, with a pre-trained model.",
+            "On %s, the %s %s. More steps (trainer.max_epochs, teacher.max_epochs) or another "
+            "learning rate (optimizer.lr, teacher.optimizer.lr) may help; experiment=best is made "
+            "for few steps, with a pre-trained model.",
             " and ".join(validation),
             role,
             found,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
 
+import kd_prune
 from kd_prune.lit.settings import UnknownPartError, plain_settings
 from kd_prune.pipeline.stage import Stage
 
@@ -119,7 +120,10 @@ def digest(values: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Return package → version for the packages that results depend on."""
-    packages = ("kd_prune", "torch", "lightning", "transformers", "datasets", "torchmetrics")
-    found = {name: version(name) for name in packages}
-    found["torch"] = str(torch.__version__)  # with the build, which metadata may lack
-    return {"python": platform.python_version(), **found}
+    packages = ("lightning", "transformers", "datasets", "torchmetrics")
+    return {
+        "python": platform.python_version(),
+        "kd_prune": kd_prune.__version__,  # of this code, which need not be installed
+        "torch": str(torch.__version__),  # with the build, which metadata may lack
+        **{name: version(name) for name in packages},
+    }

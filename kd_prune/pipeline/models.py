@@ -180,12 +180,11 @@ def load_fine_tuned(given: GivenModel, task: hf.Task, data: hf.TaskData) -> PreT
         )
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
     ours, theirs = ([name.strip().casefold() for name in one] for one in (data.labels, names))
-    if set(theirs) == set(ours) and theirs != ours:
+    if any(theirs.index(name) != ours.index(name) for name in {*ours} & {*theirs}):
         raise ConfigError(
             given.key,
             given.path,
-            f"the model's labels are in the order {names[:5]}, the task's in the order "
-            f"{list(data.labels)[:5]}",
+            f"the model's labels are {names[:5]} in this order, the task's {list(data.labels)[:5]}",
             "set task.labels to the model's",
         )
     return encoder.load(kind=task.kind, num_outputs=data.num_outputs, head=True, key=given.key)

@@ -44,9 +44,10 @@ def checkpoint_file(path: str) -> str:
     Raises:
         CheckpointError: The path is a folder without ``last.ckpt``.
     """
-    if not Path(path).is_dir():
-        return path
-    file = Path(path) / "last.ckpt"
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return str(folder)
+    file = folder / "last.ckpt"
     if not file.is_file():
         raise CheckpointError(
             path, "a folder without last.ckpt", "name a run folder or a checkpoint"

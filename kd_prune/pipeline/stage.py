@@ -181,7 +181,7 @@ class ChainStage(Stage):
 def key_of_stage(name: str) -> str:
     """Return the prefix of a stage's settings in a command.
 
-     key_of_stage("teacher"), key_of_stage("base")
+    >>> key_of_stage("teacher"), key_of_stage("base")
     ('teacher', 'stages.base')
     """
     return name if name in (TEACHER, STUDENT) else f"stages.{name}"

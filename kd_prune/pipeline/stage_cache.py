@@ -44,10 +44,13 @@ from kd_prune.pipeline.verification import (
 )
 from kd_prune.pruning import SparsityReport
 from kd_prune.results import SchemaError, StageResult, read_json, write_json
+from kd_prune.source_hash import source_hash
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+CODE = ("hf", "distillation", "lit", "pipeline/fitting.py")
+"""Parts of kd_prune that the outcome of every stage depends on."""
 RECORD = "stage.json"
 """File in a finished stage's folder that contains its `StageResult`."""
 
@@ -162,6 +165,7 @@ def stage_key(
             "trainer": trainer_settings(trainer, skip_unknown=skip_unknown),
             "limits": limits_from_trainer(context, stage),
             "versions": versions(),
+            "code": source_hash(*CODE, *(["pruning"] if stage.sparsity else [])),
         }
     )
 

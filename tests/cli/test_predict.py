@@ -18,6 +18,8 @@ from kd_prune import inference
 from kd_prune.cli import predict
 from kd_prune.cli.main import main
 from kd_prune.errors import ConfigError
+from kd_prune.hf.layers import max_positions
+from kd_prune.hf.prediction import Prediction
 
 TEXTS = ["abc", "a longer text here", "", "zz z", "NA", "1.50"]
 
@@ -91,6 +93,25 @@ def test_standard_input_is_one_text_per_line(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n\nzz z\n"))
     found = predicted(folder, capsys=capsys)
     assert found["text"].tolist() == ["abc", "zz z"]
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_text_is_read_as_long_as_the_command_or_the_task_says(folder, run, tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("sentence1,sentence2,text\na,b,c\n")
+    lengths = []
+    monkeypatch.setattr(
+        "kd_prune.hf.prediction.predict",
+        lambda *args, max_length, **kwargs: lengths.append(max_length) or [Prediction("a", 1.0)],
+    )
+    file = ("--file", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "out.csv"))
+    most = int(max_positions(sparse_model()))
+    for arguments in (("--max-length", str(most)), ("--max-length", "3"), ()):
+        main(["predict", str(run), *file, *arguments])
+    main(["predict", str(folder), *file, "--text", "text"])
+    tokenizer_length = min(most, tokenizer().model_max_length, 512)
+    assert lengths == [most, 3, 16, tokenizer_length]
+    with pytest.raises(SystemExit, match=rf"max_length={most + 1}: the model reads {most} tokens"):
+        main(["predict", str(run), *file, "--max-length", str(most + 1)])
 
 
 @pytest.mark.usefixtures("no_engine")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -33,6 +35,19 @@ def test_json_list_is_read_as_rows():
 
 def test_blank_lines_of_a_text_file_are_no_rows():
     assert parse_rows("a\n\n  \nb", "txt")["text"].tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_break_ends_a_row(separator):
+    text = f"one{separator}text"
+    assert parse_rows(f"{text}\r\nb\n", "txt")["text"].tolist() == [text, "b"]
+    line = json.dumps({"text": text}, ensure_ascii=False)
+    assert parse_rows(f"{line}\n{line}\n", "jsonl")["text"].tolist() == [text, text]
+
+
+def test_row_with_more_fields_than_the_header_is_not_cut():
+    with pytest.raises(ValueError, match="a row has more fields than the header"):
+        parse_rows("text,label\nfox, red,a\n", "csv")
 
 
 def test_byte_order_mark_is_no_part_of_the_first_column(tmp_path):

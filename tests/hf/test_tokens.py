@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer
 
 from kd_prune.hf import load_data
+from kd_prune.hf.tokens import MOST_BYTES, rows_hash
+from kd_prune.source_hash import source_hash
 
 from .helpers import TEXTS, labels_of, rows, task, write
 
@@ -65,6 +67,36 @@ def test_tokens_are_found_again(folder, tokenizer, tmp_path, monkeypatch):
     assert second.fingerprint == first.fingerprint
     assert second.splits["train"][:] == first.splits["train"][:]
     assert sorted((cache / "tokens").glob("*/*")) == made
+
+
+def test_tokens_of_other_code_are_made_again(folder, tokenizer, tmp_path, monkeypatch):
+    """A run that goes on after an update has the same data, but takes no old tokens."""
+    cache = tmp_path / "cache"
+    first = load_data(task(folder), tokenizer, cache)
+    monkeypatch.setattr("kd_prune.hf.data.source_hash", lambda *parts: "other")
+    assert load_data(task(folder), tokenizer, cache).fingerprint == first.fingerprint
+    assert len(list((cache / "tokens").iterdir())) == 2
+
+
+def test_source_hash_is_that_of_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("kd_prune.source_hash.PACKAGE", tmp_path)
+    (tmp_path / "part" / "inner").mkdir(parents=True)
+    (tmp_path / "other.py").touch()
+    part, both = [], []
+    for name in ("part/a.py", "part/inner/b.py", "other.py"):
+        (tmp_path / name).write_text(name)
+        part.append(source_hash.__wrapped__("part"))
+        both.append(source_hash.__wrapped__("part", "other.py"))
+    assert (len(set(part)), len(set(both))) == (2, 3)  # the third file is in both only
+
+
+def test_hash_of_rows_does_not_depend_on_how_they_lie_in_memory(monkeypatch):
+    """Strings of more than 2 GiB are hashed as another type; short ones stand for them here."""
+    whole = Dataset.from_dict({"text": ["a", "bc", None, "d"]})
+    parts = concatenate_datasets([whole.select(range(2)), whole.select(range(2, 4))])
+    for most in (MOST_BYTES, 1):
+        monkeypatch.setattr("kd_prune.hf.tokens.MOST_BYTES", most)
+        assert rows_hash(parts, [1]) == rows_hash(whole, [1]) != rows_hash(whole, [2])
 
 
 def test_segments_are_made_for_another_model(folder, tokenizer, tmp_path):

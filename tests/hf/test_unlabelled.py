@@ -37,6 +37,12 @@ def more(tmp_path):
     return [str(tmp_path / "more.txt"), str(tmp_path / "more.jsonl")]
 
 
+def test_training_rows_to_which_others_are_added_are_not_evaluated(folder, more):
+    task = make_task(folder, validation=["validation", "train"])
+    with pytest.raises(ConfigError, match=r"^validation=.*rows without labels are added to train"):
+        replace(task, unlabelled=more)
+
+
 @pytest.mark.parametrize("settings", [{}, REGRESSION], ids=["classification", "regression"])
 def test_files_follow_the_training_rows_without_labels(settings, folder, more, tokenizer, tmp_path):
     task = make_task(folder, **settings)

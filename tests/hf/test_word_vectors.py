@@ -70,6 +70,11 @@ def test_nearest_words_equal_a_sort_by_cosine():
         assert others == [words[j] for j in np.argsort(-cosine, kind="stable")[:7]]
 
 
+def test_word_is_not_its_own_neighbour_in_any_case():
+    vectors = WordVectors(("Good", "good", "well"), torch.ones(3, 1))
+    assert vectors.nearest(torch.ones(1, 1), ["Good"], 2, CPU) == [["well"]]
+
+
 def test_more_candidates_than_words_are_all_the_others():
     vectors = WordVectors(("a", "b", "c"), torch.eye(3))
     assert set(vectors.nearest(torch.eye(3)[:1], ["a"], 15, CPU)[0]) == {"b", "c"}

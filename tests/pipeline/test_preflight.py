@@ -51,11 +51,15 @@ def other_teacher(done, tmp_path, **changes):
         ({"num_labels": 3}, r"^teacher\.path=.*has 3 labels, the task 8; take one that"),
         (
             {"id2label": dict(enumerate(["fruit", "animal", *LABELS[2:]]))},
-            r"^teacher\.path=.*order \['fruit', 'animal'.*set task\.labels",
+            r"^teacher\.path=.*labels are \['fruit', 'animal'.*set task\.labels",
+        ),
+        (
+            {"id2label": dict(enumerate(["other", *LABELS[:-1]]))},  # seven of eight names
+            r"^teacher\.path=.*labels are \['other', 'animal'.*set task\.labels",
         ),
         (
             {"id2label": dict(enumerate(["FRUIT", "Animal", *LABELS[2:]]))},
-            r"^teacher\.path=.*order \['FRUIT', 'Animal'.*set task\.labels",
+            r"^teacher\.path=.*labels are \['FRUIT', 'Animal'.*set task\.labels",
         ),
         (
             {"num_hidden_layers": 1},

@@ -15,7 +15,7 @@ from kd_prune.lit import SparsityCallback
 from kd_prune.lit.signals import Interrupted
 from kd_prune.pipeline import CheckpointError, Stage, run
 from kd_prune.pipeline.preflight import check_stage
-from kd_prune.pipeline.resume_check import check_resume_step
+from kd_prune.pipeline.resume_check import check_resume_step, checkpoint_file
 from kd_prune.pruning import Scope
 
 from .jobs import BATCH, STEPS, InterruptAt, loaded_context, weights
@@ -162,3 +162,11 @@ def test_checkpoint_of_a_finished_run_is_resumed_and_evaluated_again(done, make_
     result = run(make_job(tmp_path, ckpt_path=str(done.out / "last.ckpt")))
     assert weights(tmp_path / "student") == weights(done.out / "student")
     assert result.student.metrics == done.result.student.metrics
+
+
+def test_run_folder_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").touch()
+    assert checkpoint_file("~/run") == checkpoint_file("~/run/last.ckpt")
+    assert checkpoint_file("~/run") == str(tmp_path / "run" / "last.ckpt")
