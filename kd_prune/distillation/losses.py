@@ -37,10 +37,16 @@ def soft_cross_entropy(
     """
     if not len(student):  # a batch without a token to predict
         return _at_least_float32(student).sum()
-    log_q = F.log_softmax(_at_least_float32(student) / temperature, dim=-1)
-    log_p = F.log_softmax(_at_least_float32(teacher) / temperature, dim=-1)
+    log_q = F.log_softmax(_divided(student, temperature), dim=-1)
+    log_p = F.log_softmax(_divided(teacher, temperature), dim=-1)
     loss = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
     return loss / student.shape[-1] if reduction == "mean" else loss
+
+
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    """Divide logits; padding, which has the least finite number, stays finite."""
+    logits = _at_least_float32(logits)
+    return (logits / temperature).clamp(min=torch.finfo(logits.dtype).min)
 
 
 def hidden_state_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,10 +155,15 @@ class Objective(nn.Module):
             for name, term in self.terms.items()
             for kind in sorted(term.requires)
             for role, model in (("student", student), ("teacher", teacher))
-            if len(getattr(model, kind)) == 0 and (role == "student" or term.needs_teacher)
+            if _is_missing(getattr(model, kind)) and (role == "student" or term.needs_teacher)
         }
         if missing:
             name, reason = next(iter(missing.items()))
             others = ", ".join(other for other in self.terms if other not in missing)
             hint = f"set its weight to 0{f' ({others} still work)' if others else ''}"
             raise ConfigError(f"terms.{name}", expected=reason, hint=hint)
+
+
+def _is_missing(found: Any) -> bool:
+    """Return whether a model did not give something: a batch without rows is no such case."""
+    return len(found) == 0 and getattr(found, "ndim", 1) < 2

@@ -207,6 +207,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         self.pruner = self._make_pruner(trainer, scope.included, length)
         self.refuse_overlap(trainer, self.pruner)
         self._counted = self.pruner.sparsity
+        self.step = 0
         if resumed:
             self.pruner.load_state_dict(resumed["pruner"])
             self._counted = resumed["counted"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ class ResumePoint(Resumable, Checkpoint):
         self._started_at: float | None = None
         self._seconds_before = 0.0
         self._step = 0
+        self._device = torch.device("cpu")
         self._generators: dict[str, Any] | None = None
         self._loaders: list[dict[str, Any]] = []
 
@@ -71,6 +73,7 @@ class ResumePoint(Resumable, Checkpoint):
         self._seconds_before = self._generators["seconds"] if self._generators else 0.0
         self._saved_at = self._started_at = time.monotonic()
         self._step = trainer.global_step
+        self._device = trainer.strategy.root_device
         self._signals.start()
 
     def on_train_batch_start(
@@ -79,8 +82,8 @@ class ResumePoint(Resumable, Checkpoint):
         """On resume, restore the random generators."""
         if self._generators is not None:
             torch.set_rng_state(self._generators["cpu"])
-            if torch.cuda.is_available() and self._generators["cuda"]:
-                torch.cuda.set_rng_state_all(self._generators["cuda"])
+            if self._device.type == "cuda" and self._generators["cuda"] is not None:
+                torch.cuda.set_rng_state(self._generators["cuda"], self._device)
             self._generators = None
 
     def on_train_batch_end(
@@ -150,8 +153,11 @@ class ResumePoint(Resumable, Checkpoint):
         except BaseException:
             with contextlib.suppress(OSError):
                 scratch.unlink()
+            shutil.rmtree(scratch, ignore_errors=True)
             raise
         if trainer.is_global_zero:
+            if scratch.is_dir():  # of a strategy that saves a folder, with a file per process
+                shutil.rmtree(self.path, ignore_errors=True)
             scratch.replace(self.path)
         self._saved_at = time.monotonic()
 
@@ -171,10 +177,12 @@ class ResumePoint(Resumable, Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random generators' states, the training time and the run's fingerprint."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        on_gpu = self._device.type == "cuda"
         return {
             "cpu": torch.get_rng_state(),
-            "cuda": cuda,
+            # Of this process's device. The first process's state is saved: processes are seeded
+            # alike, and draw alike.
+            "cuda": torch.cuda.get_rng_state(self._device) if on_gpu else None,
             "seconds": self.seconds,
             "fingerprint": self.fingerprint,
         }

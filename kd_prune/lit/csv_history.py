@@ -32,7 +32,7 @@ class History(Resumable):
         self.every = every
         self.rows: list[Row] = []
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continue the checkpoint's rows."""
         if resumed := self.take_resumed():
             self.rows = resumed["rows"]

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from kd_prune.errors import ConfigError
-from kd_prune.pruning.layers import layer_weights
+from kd_prune.pruning.layers import is_conv1d, layer_weights
 from kd_prune.pruning.optimizer_state import optimizer_parameters
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.step_hooks import Handle, hook_steps
@@ -144,7 +144,7 @@ def observe_inputs(module: nn.Module, pruner: Pruner) -> list[Handle]:
         if layer.training:
             pruner.observe({name: next(iter((*inputs, *kwargs.values()))).detach()})
 
-    handles: list[Handle] = []
+    observed: list[tuple[nn.Module, str]] = []
     for layer in module.modules():
         for parameter in _own_parameters(layer):
             name = names.get(id(parameter))
@@ -158,9 +158,12 @@ def observe_inputs(module: nn.Module, pruner: Pruner) -> list[Handle]:
                     "leave it out of the scope, or take another criterion",
                 )
             if name:
-                hook = partial(observe, name)
-                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-    return handles
+                observed.append((layer, name))
+    # All layers are checked before the first one is hooked.
+    return [
+        layer.register_forward_pre_hook(partial(observe, name), with_kwargs=True)
+        for layer, name in observed
+    ]
 
 
 def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
@@ -174,5 +177,5 @@ def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
 
 def _input_differs_from_columns(layer: nn.Module) -> bool:
     """Return whether the layer's input features do not correspond to its weight's columns."""
-    transposed = getattr(layer, "transposed", False) or type(layer).__name__ == "Conv1D"
+    transposed = getattr(layer, "transposed", False) or is_conv1d(layer)
     return isinstance(layer, NO_INPUT) or transposed or getattr(layer, "groups", 1) != 1

@@ -81,7 +81,7 @@ class RampPosition:
         if self._ended:
             return False
         self._ended = True
-        step, stopped = self.length.step(trainer), trainer.should_stop
+        step, stopped = self.step(trainer), trainer.should_stop
         warn_if_ramp_was_cut(
             pruner, step, self.length, stepped=stepped, stopped=stopped, label=self._label
         )

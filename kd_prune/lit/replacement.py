@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -168,6 +169,16 @@ class LayerReplacement(L.Callback):
         draws = random.random(len(self._takes_part))
         self._takes_part[:] = (draws < probability).tolist()
         pl_module.log("train/replacement", probability, batch_size=1)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn where the run was too short for every successor layer to take part at last."""
+        step, length = self._length.step(trainer), self._length
+        if self.probability(step, length.total) < 1.0 and not trainer.should_stop:
+            warnings.warn(
+                f"the run ended after {step} of the {length.total} {length.unit} planned, before "
+                "all layers took part; set its length (max_steps)",
+                stacklevel=2,
+            )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the layers back their own forward."""

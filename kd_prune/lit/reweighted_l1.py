@@ -17,6 +17,7 @@ from kd_prune.pruning.checks import check
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.selection import kth_smallest, num_pruned
+from kd_prune.pruning.sharding import any_sharded
 
 
 class ReweightedL1(Resumable):
@@ -76,9 +77,19 @@ class ReweightedL1(Resumable):
             self.strength, self._zeros, self._round, self._step = 0.0, 0.0, 0, 0
             self._reference = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find the ramp, and restore the checkpoint's state if the fit resumes."""
-        self._pruner(trainer)
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the ramp, and restore the checkpoint's state if the fit resumes.
+
+        Raises:
+            ConfigError: The weights are sharded.
+        """
+        if any_sharded(self._pruner(trainer).parameters.values()):
+            raise ConfigError(
+                "trainer.strategy",
+                type(trainer.strategy).__name__,
+                "weights that are sharded get no reweighted penalty",
+                "take strategy='ddp'",
+            )
         if resumed := self.take_resumed():
             self.strength, self._round = resumed["strength"], resumed["round"]
             self._reference, self._zeros = dict(resumed["reference"]), resumed["zeros"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -102,6 +103,16 @@ class RewindCallback(Resumable):
         if due > self._done:
             self._done = due
             self._rewind(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn of rewinds that were not made because the run was shorter than planned."""
+        if (left := len(self.at) - self._done) and not trainer.should_stop:
+            step, length = self._length.step(trainer), self._length
+            warnings.warn(
+                f"{left} of {len(self.at)} rewinds were not made: the run ended after {step} of "
+                f"the {length.total} {length.unit} planned; set its length (max_steps)",
+                stacklevel=2,
+            )
 
     def _keep_weights(self, module: L.LightningModule) -> None:
         self._earlier = {

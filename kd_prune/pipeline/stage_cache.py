@@ -92,8 +92,10 @@ def found_stage(context: Context, stage: ChainStage, folder: Path) -> Outcome | 
 def awaited_stage(context: Context, stage: ChainStage, folder: Path) -> Outcome:
     """Wait for a stage that the job's first process fits or finds.
 
-    If that process fails, its launcher ends this one.
+    If that process fails, its launcher ends this one. Both print the name of the folder: were the
+    nodes of different kinds of CPU, a new head and with it the name would differ.
     """
+    log.info("Waiting for %s, which the first process fits or finds (%s)", stage.title, folder.name)
     while not (found := read_stage(context, stage, folder)):
         time.sleep(POLL_SECONDS)
     return found

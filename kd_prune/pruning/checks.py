@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kd_prune.errors import ConfigError, ConfigTypeError
+from kd_prune.pruning.rigl import RigL
 
 
 def check(name: str, value: Any, holds: bool, expected: str) -> None:
@@ -93,7 +94,6 @@ def check_kinds(
     cross_tensor = ("pool_scores", "reachable_counts", "masks_for_model")
     check_function("granularity", granularity, "unstructured or NM()", cross_tensor)
     check_function("update_schedule", update_schedule, "ramp_updates")
-    is_rigl = hasattr(regrow, "drop_and_grow") and not isinstance(regrow, type)
-    if not isinstance(regrow, bool) and not is_rigl:
+    if not isinstance(regrow, bool | RigL):
         shown = regrow.__name__ if isinstance(regrow, type) else repr(regrow)
         raise ConfigTypeError("regrow", shown, "expected True, False or RigL()")

@@ -104,10 +104,17 @@ def _weights(module: nn.Module) -> Iterator[LayerWeight]:
             yield from _parametrized(module, name, parametrization)
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is transformers' Conv1D, GPT-2's linear layer, or derived from it.
+
+    Its weight is (input, output), and `nf` its number of outputs. transformers is not imported
+    here.
+    """
+    return hasattr(module, "nf") and "Conv1D" in (kind.__name__ for kind in type(module).__mro__)
+
+
 def _is_layer(module: nn.Module) -> bool:
-    # Conv1D is the linear layer of GPT-2 in transformers, which is not imported here.
-    names = (kind.__name__ for kind in type(module).__mro__)
-    return isinstance(module, LAYERS) or "Conv1D" in names
+    return isinstance(module, LAYERS) or is_conv1d(module)
 
 
 def _first_long_dim(scale: Tensor) -> int | None:

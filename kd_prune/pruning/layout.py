@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from kd_prune.pruning.layers import is_conv1d
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transposed:
@@ -67,7 +69,4 @@ def _layout(module: nn.Module) -> Transposed | None:
     """Return the layout of a layer's weight; None if it is stored as (output, input, …)."""
     if isinstance(module, _ConvTransposeNd):
         return Transposed(groups=module.groups)
-    # The linear layer of GPT-2 in transformers, which is not imported here.
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return Transposed()
-    return None
+    return Transposed() if is_conv1d(module) else None

@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 
 from kd_prune.errors import ConfigError, ConfigTypeError
 from kd_prune.pruning.allocation import Allocation
-from kd_prune.pruning.criteria import Criterion, State, StatefulCriterion
+from kd_prune.pruning.criteria import BlockFisher, Criterion, State, StatefulCriterion
 from kd_prune.pruning.granularity import (
     CrossTensorGranularity,
-    Granularity,
     compute_masks,
     pool_scores,
     reachable_counts,
@@ -81,6 +80,13 @@ class MaskedParameters:
                 "lets single weights return, which suits granularity=unstructured only, not "
                 f"{granularity}",
                 "take regrow=true",
+            )
+        if regrow is True and isinstance(criterion, BlockFisher):
+            raise ConfigError(
+                "regrow",
+                regrow,
+                "pruned weights keep their values, and BlockFisher takes them for zeros",
+                "take regrow=false, or another criterion",
             )
         layers: Mapping[str, LayerWeight] = getattr(parameters, "layers", {})
         self._parts = TensorParts(layers, self._for_each(lambda weight: weight.shape))
@@ -176,11 +182,6 @@ class MaskedParameters:
         total = sum(weight.numel() for weight in self.parameters.values())
         kept = sum(count_nonzero(self.parameters.values()))
         return (total - kept) / total
-
-    @property
-    def _is_grouped(self) -> bool:
-        """Whether the granularity prunes groups of weights, not single weights or a function's."""
-        return isinstance(self.granularity, Granularity | CrossTensorGranularity)
 
     def _candidates(self) -> Masks:
         """Return the masks of weights that may be kept: the kept ones, or all with regrowth."""

@@ -129,8 +129,8 @@ class Pruner(CheckedCounts):
         self.target = 0.0 if schedule else self.sparsity
         self.expected_pruned: Counts = {n: count_pruned(mask) for n, mask in self.masks.items()}
         """Name → pruned weights after the last update. Empty where it cannot be known: for your own
-        granularity; and for groups in weights with zeros or with RigL, until the last update."""
-        unpruned = not any(self.expected_pruned.values()) and not isinstance(regrow, RigL)
+        granularity; and for groups in weights with zeros, until the last update."""
+        unpruned = not any(self.expected_pruned.values())
         if granularity is not unstructured and not (unpruned and prunes_groups(granularity)):
             self.expected_pruned = {}
         self._updated_at = 0
@@ -335,10 +335,10 @@ class Pruner(CheckedCounts):
     def _load_update_schedule(self, state: Mapping[str, Any]) -> None:
         """Compute the updates for the saved length; raise ValueError if the saved ones differ."""
         total_steps = self.total_steps
-        self._schedule_updates(state["total_steps"])
-        if not self.schedule:
-            return
         try:
+            self._schedule_updates(state["total_steps"])
+            if not self.schedule:
+                return
             saved = state.get("update_schedule", self.update_schedule)
             check_same_ramp(self.update_schedule, saved, self.total_steps)
         except ValueError:

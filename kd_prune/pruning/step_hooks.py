@@ -65,15 +65,33 @@ def hook_steps(
         Handles that remove the hooks.
     """
     *wrappers, innermost = optimizer_chain(optimizer)
+
+    def before_step(stepping: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not skips_step(innermost):
+            before(stepping, args, kwargs)
+
+    def after_step() -> None:
+        if not skips_step(innermost):
+            after()
+
     handles: list[Handle]
     if _has_hooks(innermost):
         handles = [
-            innermost.register_step_pre_hook(before),
-            innermost.register_step_post_hook(lambda *_: after()),
+            innermost.register_step_pre_hook(before_step),
+            innermost.register_step_post_hook(lambda *_: after_step()),
         ]
     else:
-        handles = [PatchedStep(innermost, before, after)]
+        handles = [PatchedStep(innermost, before_step, after_step)]
     return handles + [PatchedStep(wrapper, None, after_wrapper) for wrapper in wrappers]
+
+
+def skips_step(optimizer: Any) -> bool:
+    """Return whether a GradScaler tells a fused optimizer, in its step, to change nothing.
+
+    Other optimizers are not called where a gradient is not finite.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def check_attachable(optimizer: Any, attached: Iterable[Any]) -> Any:

@@ -263,3 +263,16 @@ def test_inputs_are_left_as_they_were(loss, pair):
     loss(*copies, padding_mask())
     for copy, original in zip(copies, pair, strict=True):
         assert torch.equal(copy, original)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_soft_targets_of_padding_are_finite(temperature):
+    """Question answering gives padding the least finite logit; divided by T < 1 it was -inf."""
+    least = torch.finfo(torch.float32).min
+    student = torch.tensor([[1.0, 2.0, least]], requires_grad=True)
+    teacher = torch.tensor([[2.0, 1.0, least]])
+    loss = soft_cross_entropy(student, teacher, temperature=temperature)
+    without = soft_cross_entropy(student[:, :2], teacher[:, :2], temperature=temperature)
+    torch.testing.assert_close(loss, without)
+    loss.backward()
+    assert student.grad.isfinite().all()

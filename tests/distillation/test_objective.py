@@ -18,6 +18,8 @@ from kd_prune.distillation import (
     SoftTargets,
 )
 from kd_prune.errors import ConfigError
+from kd_prune.hf.forward_pass import LOGIT_POSITIONS
+from kd_prune.hf.kinds import MaskedWords
 
 from .toy import activations, batch
 
@@ -333,3 +335,17 @@ def test_term_without_attributes_is_refused_by_its_name():
     says = "terms.own: a term needs weight, requires and needs_teacher"
     with pytest.raises(ConfigError, match=says):
         Objective({"own": lambda student, teacher, batch: 0})
+
+
+@pytest.mark.parametrize("terms", [{"soft_targets": SoftTargets()}, {"hard_labels": HardLabels()}])
+def test_batch_without_a_row_to_predict_has_a_loss_of_zero(terms):
+    """As a batch of masked words in which no word is masked."""
+    empty = [
+        dataclasses.replace(activations(seed=seed), logits=torch.zeros(0, 3, requires_grad=True))
+        for seed in (1, 2)
+    ]
+    no_word = {"labels": torch.full((3, 4), -100), LOGIT_POSITIONS: torch.zeros(3, 4)}
+    objective = Objective(terms).with_hard_label_loss(MaskedWords().hard_label_loss)
+    total, _ = objective(*empty, batch() | no_word)
+    total.backward()
+    assert float(total.detach()) == 0.0

@@ -263,3 +263,24 @@ def test_predecessor_may_be_given():
     callback = LayerReplacement(initial=0.0, end=1.0, predecessor=Chain(7, 8), layers="layers")
     module, _ = fit(callback, Chain(0, 0), None, steps=1)
     assert module.outputs == [15]
+
+
+def test_run_too_short_for_all_layers_is_warned_of():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(torch.zeros(4, 1))
+
+    trainer = L.Trainer(
+        max_steps=100,
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[LayerReplacement(initial=0.3, end=0.5)],
+    )
+    module = Module(Chain(2, 3), Chain(1, 10, 100, 1000))
+    loaders = [torch.utils.data.DataLoader(Stream(), batch_size=None) for _ in range(2)]
+    with pytest.warns(UserWarning, match="ended after 4 of the 100 .* before all layers took part"):
+        trainer.fit(module, *loaders)

@@ -223,3 +223,19 @@ def test_fit_without_a_ramp_is_refused_before_it():
     ):
         with pytest.raises(ConfigError, match=says):
             callback.check_sparsity(sparsity)
+
+
+def test_second_fit_with_the_same_callbacks_is_as_the_first(tmp_path):
+    """The step that the earlier fit reached must not begin a late round before the first step."""
+
+    def fitted(*callbacks):
+        module = Vector()
+        rows = torch.utils.data.DataLoader(torch.zeros(100, 1), batch_size=1)
+        make_trainer(tmp_path, *callbacks, max_epochs=1, accumulate_grad_batches=2).fit(
+            module, rows
+        )
+        return module.w.detach()
+
+    used = ramp(), ReweightedL1(4)
+    fit_vector(tmp_path, Vector(), *used, steps=20)
+    assert torch.equal(fitted(*used), fitted(ramp(), ReweightedL1(4)))

@@ -61,6 +61,21 @@ def test_every_rewind_happens_once(tmp_path):
     assert back == [3, 6]
 
 
+def test_rewind_that_a_shorter_run_leaves_out_is_warned_of(tmp_path):
+    """A loader without a length ends the run earlier than its limit of steps."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(UserModule(mlp(), (8,)).batches())
+
+    module, watch = UserModule(mlp(), (8,)), Watch()
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    callbacks = RewindCallback([0.2, 0.9]), watch
+    with pytest.warns(UserWarning, match=r"1 of 2 rewinds were not made: the run ended after 6 of"):
+        make_trainer(tmp_path, *callbacks, max_epochs=1, max_steps=20).fit(module, loader)
+    assert [s for s in watch.after if watch.memory[s] == 0] == [4]
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 def test_resume(tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint

@@ -48,3 +48,13 @@ def test_wanda_observes_inputs_given_by_name(tmp_path):
         make_trainer(tmp_path, pruning).fit(module, module.batches())
         masks.append(list(pruning.pruner.masks.values()))
     assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))
+
+
+def test_refusal_leaves_no_hook_behind(tmp_path):
+    """The layer that is refused comes after one that is not."""
+    encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    network = nn.Sequential(nn.Linear(8, 8), encoder, nn.Flatten(), nn.Linear(24, CLASSES))
+    module = UserModule(network, (3, 8))
+    with pytest.raises(ValueError, match=r"criterion=Wanda\(\).*leave it out of the scope"):
+        make_trainer(tmp_path, SparsityCallback(criterion=Wanda())).fit(module, module.batches())
+    assert not any(layer._forward_pre_hooks for layer in module.modules())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kd_prune.errors import ConfigError, ConfigTypeError
 from kd_prune.pruning.criteria import PLATON, Movement, SoftMovement, Taylor, magnitude
 from kd_prune.pruning.criteria.fisher import BlockFisher, DiagonalFisher
 from kd_prune.pruning.pruner import Pruner
@@ -128,3 +129,18 @@ def test_observe_gradients_are_unscaled(fused):
         scores.append(pruner.state_dict()["criterion_state"]["0.weight"]["score"])
     assert scores[0].abs().max() > 0
     torch.testing.assert_close(*scores)
+
+
+def test_block_fisher_does_not_regrow():
+    """It compensates by the weights that are not zero, and dormant weights have values."""
+    with pytest.raises(ConfigError, match=r"^regrow=true: .*BlockFisher takes them for zeros"):
+        make_pruner(make_model(), criterion=BlockFisher(block=4), regrow=True)
+
+
+def test_object_that_looks_like_rigl_is_refused():
+    class Similar:
+        def drop_and_grow(self, *args):
+            return args[0]
+
+    with pytest.raises(ConfigTypeError, match=r"expected True, False or RigL\(\)"):
+        make_pruner(make_model(), regrow=Similar())

@@ -186,3 +186,20 @@ def test_attach_twice_is_refused(wrap):
 def test_attach_what_is_no_optimizer_is_refused(value):
     with pytest.raises(TypeError, match=r"^optimizer=\w+: expected an optimizer, .*; attach the"):
         make_pruner(make_model()).attach(value)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_a_scaler_skips_do_not_count(fused):
+    """A fused optimizer is called for them, and told to change nothing."""
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    pruner = make_pruner(model, criterion=Taylor())
+    pruner.attach(optimizer)
+    for factor in (torch.inf, 1.0, torch.inf, 1.0, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(factor * model(torch.ones(2, 7)).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert pruner.steps == 3
+    assert all(s["score"].isfinite().all() for s in pruner._criterion_state.values())

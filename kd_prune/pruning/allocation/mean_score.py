@@ -65,7 +65,10 @@ class MeanScore:
 
 
 def _mean(score: Score, name: str) -> float:
-    mean = float(score(name).detach().double().mean())
+    scores = score(name).detach().double()
+    if (kept := scores.isposinf()).any():  # the best weights of slices that a norm divides
+        scores = scores[~kept]
+    mean = float(scores.mean())
     if not 0.0 <= mean < float("inf"):
         raise ConfigError(
             "allocation",

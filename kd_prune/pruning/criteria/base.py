@@ -44,8 +44,8 @@ class StatefulCriterion(ABC):
     tensor([2., 3.])
     """
 
-    observes: ClassVar[Literal["gradient", "input"]] = "gradient"
-    """Which tensor `observe` receives as `grad_or_input`."""
+    observes: ClassVar[Literal["gradient", "input"] | None] = "gradient"
+    """Which tensor `observe` receives as `grad_or_input`; None: it is not called."""
 
     elementwise: ClassVar[bool] = False
     """Whether each entry that `observe` changes depends on the same entry of weight and gradient
@@ -60,7 +60,8 @@ class StatefulCriterion(ABC):
         """Update the tensors of `state` in place from one step; change nothing else.
 
         Args:
-            weight: The weight as used in the backward pass; earlier pruned weights are zero.
+            weight: The weight as used in the backward pass; earlier pruned weights are zero, or
+                with ``regrow=True`` have the value that they were pruned with.
             grad_or_input: With ``observes = "gradient"`` the gradient, of the weight's shape,
                 before an optimizer step. With ``"input"`` the layer's input in a forward pass in
                 training: (…, in_features) for a linear layer, (batch, channels, …) for a
@@ -92,7 +93,7 @@ def weight_times_gradient(weight: Tensor, gradient: Tensor) -> Tensor:
 
 def float_zeros(weight: Tensor) -> Tensor:
     """Return float32 zeros of the weight's shape on its device."""
-    return torch.zeros(weight.shape, device=weight.device)
+    return torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
 
 
 def magnitude_if_unobserved(score: Tensor, weight: Tensor, unobserved: Tensor) -> Tensor:

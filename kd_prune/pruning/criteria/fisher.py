@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,9 +137,10 @@ class BlockFisher(StatefulCriterion):
         The diagonal is cached because an allocation may compute the scores several times.
         """
         blocks = -(-weight.numel() // self.block)
+        float32: Any = {"dtype": torch.float32, "device": weight.device}
         state = {
-            "sum": torch.empty(blocks, self.block, self.block, device=weight.device),
-            "inverse_diagonal": torch.empty(blocks, self.block, device=weight.device),
+            "sum": torch.empty(blocks, self.block, self.block, **float32),
+            "inverse_diagonal": torch.empty(blocks, self.block, **float32),
             "gradients": _zero_count(weight),
             "stale": torch.zeros((), dtype=torch.bool, device=weight.device),
         }

@@ -28,6 +28,7 @@ class Random(StatefulCriterion):
     True
     """
 
+    observes = None
     elementwise = True
 
     seed: int = 0
@@ -39,7 +40,11 @@ class Random(StatefulCriterion):
         digest.update(f"{self.seed} {tuple(weight.shape)}".encode())
         # Drawn on the CPU, because a GPU's generator gives other numbers for the same seed.
         generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()) >> 1)
-        return {"score": torch.rand(weight.shape, generator=generator).to(weight.device)}
+        return {
+            "score": torch.rand(weight.shape, generator=generator, dtype=torch.float32).to(
+                weight.device
+            )
+        }
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """Return the scores drawn at the start."""

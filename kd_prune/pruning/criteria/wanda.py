@@ -48,7 +48,8 @@ class Wanda(StatefulCriterion):
                 "leave biases and norms out of the scope",
             )
         rows = torch.zeros((), dtype=torch.int64, device=weight.device)
-        return {"squares": torch.zeros(weight.shape[1], device=weight.device), "rows": rows}
+        squares = torch.zeros(weight.shape[1], dtype=torch.float32, device=weight.device)
+        return {"squares": squares, "rows": rows}
 
     def observe(self, weight: Tensor, grad_or_input: Tensor, state: State) -> None:
         """Add the rows of one input to the sums."""

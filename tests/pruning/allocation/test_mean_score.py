@@ -92,3 +92,11 @@ def test_in_a_pruner_layers_with_higher_scores_stay_denser():
     kept = [int(mask.sum()) for mask in pruner.masks.values()]
     assert sum(kept) == 40
     assert kept[0] == 40 - kept[1] > 35
+
+
+def test_weights_that_are_kept_in_any_case_do_not_count():
+    """The best weight of a slice that a norm divides scores infinity."""
+    scores = {"0.query": torch.tensor([1.0, 3.0]), "1.query": torch.tensor([2.0, 2.0])}
+    masks = {name: torch.ones(2, dtype=torch.bool) for name in scores}
+    more = {name: torch.cat([s, torch.tensor([torch.inf])]) for name, s in scores.items()}
+    assert MeanScore()(masks, more.get, 0.5) == MeanScore()(masks, scores.get, 0.5)

@@ -295,3 +295,18 @@ def test_own_criterion_needs_init_state_and_call():
     criterion.after_update(state)
     assert torch.equal(criterion(weight, state), torch.ones(2))
     assert criterion.observes == "gradient"
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=name_of)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_state_is_float32_whatever_the_default_type(criterion, dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        weight = torch.ones(4, 3, dtype=torch.float32)
+        state = criterion.init_state(weight)
+        shape = (2, 3) if criterion.observes == "input" else (4, 3)
+        criterion.observe(weight, torch.full(shape, 0.5, dtype=torch.float32), state)
+        assert criterion(weight, state).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
