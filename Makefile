@@ -42,7 +42,7 @@ lint: $(DEV)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-faults: $(DEV)  ## sweeps killed twenty times, Slurm, a full disk, several processes; ten minutes
+faults: $(DEV)  ## sweeps killed twenty times, Slurm, a full disk, several processes; 12 minutes
 	$(BIN)/python -m pytest -m slow tests $(ARGS)
 
 mutants: $(DEV)  ## mutation tests: put faults into the code one at a time, do the tests notice?
@@ -88,9 +88,9 @@ bench-padding: need-DATA $(RUN)  ## token slots per real token: DATA= with <task
 bench-glue: need-DATA $(RUN)  ## the table on real tasks, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/glue.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-bench-hardware: $(DEV)  ## speed of sparse models on this machine; draws docs/speed.png; STUDENT=<run folder>: of its shape too
+bench-hardware: $(DEV)  ## speed of sparse models on this machine; draws docs/speed.png; STUDENT=<run folder>: of its shape too, in outputs/bench-student
 	$(BIN)/python benchmarks/hardware.py --curve 1 32 $(ARGS)
-	$(if $(STUDENT),$(BIN)/kd-prune bench "$(STUDENT)" --curve --sentences 64 --rounds 3 --out benchmarks/results/students)
+	$(if $(STUDENT),$(BIN)/kd-prune bench "$(STUDENT)" --curve --sentences 64 --rounds 3 --out outputs/bench-student)
 
 bench-sweep: need-DATA $(RUN)  ## the sweep of the README's picture, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/sweep.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

@@ -2,7 +2,8 @@
 
 The names below are imported when they are first used, so that each needs only its own packages:
 `SparsityCallback` torch, numpy and Lightning, `Pruner`, `Schedule` and `Scope` torch and numpy.
-Further parts are in `kd_prune.pruning`, `kd_prune.distillation`, `kd_prune.lit`, `kd_prune.hf`.
+Further parts are in `kd_prune.pruning`, `distillation`, `lit`, `hf`, `pipeline`, `inference` and
+`export`.
 Importing kd_prune also lets transformers read packed folders, without importing transformers.
 """
 

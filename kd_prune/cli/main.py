@@ -31,8 +31,8 @@ commands:
 
 examples:
   kd-prune train                                       the embedded task and model, offline
-  kd-prune train task=mrpc model=bert_base             a GLUE task and a model from the hub
-  kd-prune train -m task=mrpc model=minilm sparsity.final=0.8,0.9,0.95 seed=1,2,3
+  kd-prune train experiment=best task=mrpc model=minilm   a GLUE task and a model from the hub
+  kd-prune train -m experiment=best task=mrpc model=minilm sparsity.final=0.8,0.95 seed=1,2,3
   kd-prune eval outputs/mrpc/<run>                     the metrics of a finished run's student
   kd-prune sparsity outputs/mrpc/<run>                 its zeros, layer by layer
   kd-prune summary outputs/sweeps/<sweep>              a sweep's table, also while it runs
