@@ -33,7 +33,7 @@ TABLE = import_table()
 ALONE = {
     "kd_prune.pruning.checks": {"kd_prune.errors"},
     "kd_prune.pruning.criteria.base": set(),
-    "kd_prune.pruning.layout": set(),
+    "kd_prune.pruning.layout": {"kd_prune.pruning.layers"},
     "kd_prune.pruning.pauses": {"kd_prune.errors", "kd_prune.pruning.checks"},
     "kd_prune.pruning.ramps": {"kd_prune.errors", "kd_prune.pruning.checks"},
     "kd_prune.pruning.schedule": {

@@ -49,6 +49,8 @@ from kd_prune.source_hash import source_hash
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0
+"""Time after which a process says that it waits."""
 CODE = ("hf", "distillation", "lit", "pipeline/fitting.py")
 """Parts of kd_prune that the outcome of every stage depends on."""
 RECORD = "stage.json"
@@ -92,12 +94,15 @@ def found_stage(context: Context, stage: ChainStage, folder: Path) -> Outcome | 
 def awaited_stage(context: Context, stage: ChainStage, folder: Path) -> Outcome:
     """Wait for a stage that the job's first process fits or finds.
 
-    If that process fails, its launcher ends this one. Both print the name of the folder: were the
-    nodes of different kinds of CPU, a new head and with it the name would differ.
+    If that process fails, its launcher ends this one. Both say the name of the folder: on nodes
+    with different kinds of CPU a new head, and with it the name, would differ.
     """
-    log.info("Waiting for %s, which the first process fits or finds (%s)", stage.title, folder.name)
+    begun, said = time.monotonic(), False
     while not (found := read_stage(context, stage, folder)):
         time.sleep(POLL_SECONDS)
+        if not said and time.monotonic() - begun > PATIENCE_SECONDS:
+            said = True
+            log.info("Waiting for %s, which the first process fits (%s)", stage.title, folder.name)
     return found
 
 

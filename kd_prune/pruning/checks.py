@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from kd_prune.errors import ConfigError, ConfigTypeError
-from kd_prune.pruning.rigl import RigL
 
 
 def check(name: str, value: Any, holds: bool, expected: str) -> None:
@@ -94,6 +93,8 @@ def check_kinds(
     cross_tensor = ("pool_scores", "reachable_counts", "masks_for_model")
     check_function("granularity", granularity, "unstructured or NM()", cross_tensor)
     check_function("update_schedule", update_schedule, "ramp_updates")
-    if not isinstance(regrow, bool | RigL):
+    # `RigL` is not imported here; `MaskedParameters` checks that it is one.
+    is_rigl = hasattr(regrow, "drop_and_grow") and not isinstance(regrow, type)
+    if not isinstance(regrow, bool) and not is_rigl:
         shown = regrow.__name__ if isinstance(regrow, type) else repr(regrow)
         raise ConfigTypeError("regrow", shown, "expected True, False or RigL()")

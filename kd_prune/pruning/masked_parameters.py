@@ -73,6 +73,8 @@ class MaskedParameters:
             raise ConfigTypeError(
                 "parameters", "DTensor", "are sharded between processes", "take ShardedPruner"
             )
+        if not isinstance(regrow, bool | RigL):
+            raise ConfigTypeError("regrow", repr(regrow), "expected True, False or RigL()")
         if isinstance(regrow, RigL) and granularity is not unstructured:
             raise ConfigError(
                 "regrow",
