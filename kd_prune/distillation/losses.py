@@ -44,7 +44,7 @@ def soft_cross_entropy(
 
 
 def _divided(logits: Tensor, temperature: float) -> Tensor:
-    """Divide logits; padding, which has the least finite number, stays finite."""
+    """Divide logits by a temperature; the least finite number, of padding, does not become -inf."""
     logits = _at_least_float32(logits)
     return (logits / temperature).clamp(min=torch.finfo(logits.dtype).min)
 

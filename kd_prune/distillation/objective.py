@@ -165,5 +165,5 @@ class Objective(nn.Module):
 
 
 def _is_missing(found: Any) -> bool:
-    """Return whether a model did not give something: a batch without rows is no such case."""
+    """Return whether a model gave no such activations; logits of no rows, (0, n), are given."""
     return len(found) == 0 and getattr(found, "ndim", 1) < 2

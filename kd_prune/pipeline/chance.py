@@ -32,7 +32,7 @@ class Answers:
         self.right.update(expected[labelled & (predictions == expected)].tolist())
 
     def at_chance(self, names: Sequence[str], *, accuracy_counts: bool) -> str | None:
-        """Return what is wrong with the answers, as the end of a sentence; None: nothing.
+        """Describe answers that are no better than chance, as the end of a sentence; None: better.
 
         They are at chance if all are the same, or if they are hardly better than the most frequent
         class for all rows: of the rows that one of the two gets wrong, the model is right for ``a``

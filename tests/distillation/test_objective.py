@@ -340,10 +340,8 @@ def test_term_without_attributes_is_refused_by_its_name():
 @pytest.mark.parametrize("terms", [{"soft_targets": SoftTargets()}, {"hard_labels": HardLabels()}])
 def test_batch_without_a_row_to_predict_has_a_loss_of_zero(terms):
     """As a batch of masked words in which no word is masked."""
-    empty = [
-        dataclasses.replace(activations(seed=seed), logits=torch.zeros(0, 3, requires_grad=True))
-        for seed in (1, 2)
-    ]
+    logits = torch.zeros(0, 3, requires_grad=True)
+    empty = [dataclasses.replace(activations(seed=seed), logits=logits) for seed in (1, 2)]
     no_word = {"labels": torch.full((3, 4), -100), LOGIT_POSITIONS: torch.zeros(3, 4)}
     objective = Objective(terms).with_hard_label_loss(MaskedWords().hard_label_loss)
     total, _ = objective(*empty, batch() | no_word)
