@@ -37,13 +37,13 @@ def soft_cross_entropy(
     """
     if not len(student):  # a batch without a token to predict
         return _at_least_float32(student).sum()
-    log_q = F.log_softmax(_divided(student, temperature), dim=-1)
-    log_p = F.log_softmax(_divided(teacher, temperature), dim=-1)
+    log_q = F.log_softmax(_over_temperature(student, temperature), dim=-1)
+    log_p = F.log_softmax(_over_temperature(teacher, temperature), dim=-1)
     loss = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
     return loss / student.shape[-1] if reduction == "mean" else loss
 
 
-def _divided(logits: Tensor, temperature: float) -> Tensor:
+def _over_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide logits by a temperature; the least finite number, of padding, does not become -inf."""
     logits = _at_least_float32(logits)
     return (logits / temperature).clamp(min=torch.finfo(logits.dtype).min)

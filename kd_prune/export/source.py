@@ -77,7 +77,7 @@ class Source:
         target = folder.name.partition("-")[0] if folder.parent.name == "milestones" else None
         results = [result]
         for other in others:
-            results.append(same_job(other, results))
+            results.append(result_of_other_seed(other, results))
         students = [student_of(each, target) for each in results]
         return cls(path=str(folder), results=results, students=students, record=record)
 
@@ -160,7 +160,7 @@ def read_result(run: Path) -> RunResult | None:
         raise ConfigError("folder", str(run / RESULT_FILE), f"cannot be read ({error})") from error
 
 
-def same_job(path: str, others: Sequence[RunResult]) -> RunResult:
+def result_of_other_seed(path: str, others: Sequence[RunResult]) -> RunResult:
     """Read the result of a run that differs from others in its seed only.
 
     Raises:

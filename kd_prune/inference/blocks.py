@@ -84,7 +84,7 @@ def read(layer: nn.Module) -> Block | None:
     """Take a block apart; None where it is of no known class, or not as its class makes it."""
     kind = type(layer)
     reader = READERS.get(f"{kind.__module__}.{kind.__qualname__}")
-    if reader is None or any(hooked(part) for part in layer.modules()):
+    if reader is None or any(is_hooked(part) for part in layer.modules()):
         return None
     return reader(layer)
 
@@ -126,6 +126,6 @@ def name_of(activation: Callable[[Tensor], Tensor]) -> str | None:
     return None
 
 
-def hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
     """Return whether something watches or changes what a module computes."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

@@ -11,7 +11,7 @@ from torch import nn
 
 from kd_prune.errors import ConfigError, ConfigTypeError
 from kd_prune.inference import library
-from kd_prune.inference.blocks import Block, hooked, read
+from kd_prune.inference.blocks import Block, is_hooked, read
 from kd_prune.inference.crossover import Choice
 from kd_prune.inference.linear import SparseLinear
 from kd_prune.inference.packing import MOST_COLUMNS
@@ -126,7 +126,7 @@ def _replace_linears(model: nn.Module, choice: Choice) -> None:
     replaced: dict[int, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if type(child) is not nn.Linear or child.in_features > MOST_COLUMNS or hooked(child):
+            if type(child) is not nn.Linear or child.in_features > MOST_COLUMNS or is_hooked(child):
                 continue
             if id(child) not in replaced:
                 gains = choice.gains([[child]])

@@ -33,7 +33,7 @@ class History(Resumable):
         self.rows: list[Row] = []
 
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Continue the checkpoint's rows."""
+        """Begin a fit; one that resumes goes on with the rows of its checkpoint."""
         if resumed := self.take_resumed():
             self.rows = resumed["rows"]
 
