@@ -23,6 +23,10 @@ TAYLOR = ["sparsity/criterion=taylor"]
 UNIFORM = ["sparsity/allocation=uniform"]
 RELATIONS = "{_target_: kd_prune.distillation.HeadRelations, left: queries, right: keys}"
 VALUES = "{_target_: kd_prune.distillation.HeadRelations, left: values, right: values}"
+SQUARE_HEAD = (
+    "{_target_: kd_prune.distillation.Custom, requires: [hidden_states],"
+    " function: {_target_: hydra.utils.get_method, path: square_head.square_head}}"
+)
 AVERAGE = "{_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.98}"
 RANKING = {
     "recovery_global": [],
@@ -63,6 +67,10 @@ CHANGES = {
         f"+distillation.terms.relations={RELATIONS}",
     ],
     "value_relations": [f"+distillation.terms.values={VALUES}"],
+    "square_head": [
+        "distillation.terms.hidden_states.weight=0",
+        f"+distillation.terms.square_head={SQUARE_HEAD}",
+    ],
     "augmented": ["task/augment=tinybert", "task.augment.copies=3"],
     "batch_16": ["task.batch_size=16", "teacher.batch_size=32"],
     "batch_8": ["task.batch_size=8", "teacher.batch_size=32"],
