@@ -50,6 +50,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "qnli_style"], choices=list(TASKS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of three on MRPC")
+    parser.add_argument(
+        "--first-share", action="store_true", help="only at the share of weights in the poster"
+    )
     parser.add_argument("--pretraining-steps", type=int, default=500)
     parser.add_argument(
         "--settings", nargs="*", default=[], help="further overrides of every run, for a trial"
@@ -73,7 +76,7 @@ def run_rows(arguments: argparse.Namespace) -> None:
     for round_ in range(max(map(len, seeds.values()))):
         for task in arguments.tasks:
             for row in rows:
-                for kept in shares(row, task):
+                for kept in shares(row, task)[: 1 if arguments.first_share else None]:
                     for seed in seeds[task][round_ : round_ + 1]:
                         run_row(task, row, kept, seed, arguments)
 
