@@ -237,6 +237,18 @@ def test_every_page_is_linked_from_the_readme_or_another_page():
         assert page == "README.md" or str(pages.ROOT / page) in linked, page
 
 
+def test_python_block_of_the_page_on_running_runs_a_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KD_PRUNE_CACHE", str(tmp_path / "cache"))
+    (code,) = pages.blocks("docs/running.md", "python")
+    short = '"trainer.max_epochs=1", "teacher.max_epochs=1", "trainer.limit_train_batches=10"'
+    assert '"trainer.max_epochs=1"' in code
+    names = {}
+    exec(code.replace('"trainer.max_epochs=1"', short), names)  # noqa: S102 - our own page
+    assert names["result"].student.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert Path("outputs/notebook/student").is_dir()
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "docs/plugin.md", "docs/shipping.md", "docs/export.md"]
 )
