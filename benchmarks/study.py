@@ -72,8 +72,8 @@ CHANGES = {
         f"+distillation.terms.square_head={SQUARE_HEAD}",
     ],
     "augmented": ["task/augment=tinybert", "task.augment.copies=3"],
-    "batch_16": ["task.batch_size=16", "teacher.batch_size=32"],
-    "batch_8": ["task.batch_size=8", "teacher.batch_size=32"],
+    "batch_16": ["task.batch_size=16"],
+    "batch_8": ["task.batch_size=8"],
     "average": [f"+callbacks.average={AVERAGE}"],
 }
 """What is changed of experiment=best."""
@@ -123,10 +123,12 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
         *ROWS[row],
         *([f"trainer.limit_train_batches={BATCHES[task]}"] if "augmented" in row else []),
     ]
-    if row.startswith("taylor_batch") and budget.batches is not None:  # as many rows in an epoch
-        batches = budget.batches * 32 // int(row.rpartition("_")[2])
-        overrides.append(f"trainer.limit_train_batches={batches}")
-        overrides.append(f"+teacher.max_steps={budget.batches}")
+    if row.startswith("taylor_batch"):  # the same teacher, and as many rows in an epoch
+        overrides.append("teacher.batch_size=32")
+        if budget.batches is not None:
+            batches = budget.batches * 32 // int(row.rpartition("_")[2])
+            overrides.append(f"trainer.limit_train_batches={batches}")
+            overrides.append(f"+teacher.max_steps={budget.batches}")
     longer = f"-{times}x" if times > 1 else ""
     file = FOLDER / f"{task}-{row}{longer}-s{seed}.json"
     run_once(file, overrides, arguments.work, row=f"{row}{longer}")
