@@ -7,11 +7,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kd_prune.hf.tiny import make_model
 
@@ -99,11 +101,14 @@ def test_the_posters_table(bench, data, tmp_path, capsys, monkeypatch):
     trials = [json.loads(file.read_text()) for file in (results / "rates").glob("*.json")]
     assert len(trials) == 4
     assert all(trial["student"].keys() == {"accuracy", "f1"} for trial in trials)
+    module = sys.modules["bench_poster"]
+    held_out = pq.read_table(tmp_path / "jobs/held_out/mrpc/validation.parquet")["label"]
+    positives = held_out.to_pylist().count(1) / len(held_out)
     best = {}
     for trial in trials:
         rate = dict(given.split("=", 1) for given in trial["overrides"])["optimizer.lr"]
         of_row = best.setdefault((trial["row"], trial["kept_in_table"]), {})
-        of_row[rate] = trial["student"]["accuracy"]
+        of_row[rate] = module.value_of(trial, positives)
     for key, run in found.items():
         assert best[key][run["rate"]] == max(best[key].values())
     said = capsys.readouterr().out
@@ -112,6 +117,21 @@ def test_the_posters_table(bench, data, tmp_path, capsys, monkeypatch):
     page = (tmp_path / "jobs" / "poster.html").read_text()
     assert '"method":"poster/theseus6"' in page
     assert '"kept":0.5' in page
+
+
+def test_rates_of_mrpc_are_compared_by_matthews_correlation(bench, tmp_path):
+    bench("poster", "--table", "--work", tmp_path)
+    module = sys.modules["bench_poster"]
+    generator = np.random.default_rng(0)
+    labels = np.array([1] * 69 + [0] * 31)
+    answers = [generator.integers(0, 2, 100) for _ in range(20)] + [labels, 1 - labels]
+    for given in answers:
+        counted = [accuracy_score(labels, given), f1_score(labels, given), 0.69]
+        assert module.matthews(*counted) == pytest.approx(matthews_corrcoef(labels, given))
+    one_class = {"accuracy": float(np.float32(0.69)), "f1": float(np.float32(2 * 0.69 / 1.69))}
+    assert module.value_of({"student": one_class}, 0.69) == pytest.approx(0.0, abs=1e-3)
+    assert module.value_of({"student": {}}, 0.69) == -1.0
+    assert module.value_of({"student": {"pearson": 0.4}}, 0.69) == 0.4
 
 
 def test_held_out_rows_are_a_third_of_the_training_rows(bench, data, tmp_path):
