@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,13 @@ def mean_std(values: Iterable[float], scale: float = 100.0) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table."""
+    """Print a table, in a file or pipe as wide as it needs to be."""
     table = Table(title=title)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def save(values: Any, name: str, folder: Path = RESULTS) -> Path:

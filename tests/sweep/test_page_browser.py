@@ -64,7 +64,11 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, sweep):
-    browser.get(f"file://{sweep}")
+    return opened(browser, sweep)
+
+
+def opened(browser, file):
+    browser.get(f"file://{file}")
     drawn = "return document.documentElement.dataset.drawn === 'yes'"
     # Chromium may report the page as loaded before its scripts have run.
     WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(drawn))
@@ -124,6 +128,23 @@ def test_curves_have_milestones_and_error_bars(page):
     assert curve["error"] == pytest.approx([0, 0.5**0.5, 0.5**0.5])
     # two lines of a figure, which WebDriver joins
     assert "teacher90.0" in page.find_element("css selector", "#sparsity").text
+
+
+def test_the_ninth_method_has_the_colour_of_the_first_and_another_symbol(browser, tmp_path):
+    for number in range(9):
+        terms = {"terms": {f"method{number}": 1.0}}
+        write_run(tmp_path / f"run{number}", distillation=terms, accuracy=0.8)
+    write_page(*collected(tmp_path), tmp_path / "report.html")
+    page = opened(browser, tmp_path / "report.html")
+    for section in ("sparsity", "front"):
+        markers = page.execute_script(
+            f"return [...document.querySelector('#{section} .figures > div').data]"
+            ".filter((trace) => trace.marker).map((trace) =>"
+            " [trace.line?.color ?? trace.marker.color, [trace.marker.symbol].flat()[0]])"
+        )
+        assert len({tuple(marker) for marker in markers}) == 9
+        assert {symbol for _, symbol in markers[:8]} == {"circle"}
+        assert markers[8] == [markers[0][0], "square"]
 
 
 def test_filters_act_on_figures_and_tables(page):

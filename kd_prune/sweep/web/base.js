@@ -6,6 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs.map((run, id) => ({ ...run, id }));
 const rows = data.rows.map((row, id) => ({ ...row, id })); // data.groups rows over seeds, then single students
 const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"];
+const SYMBOLS = ["circle", "square", "triangle-up", "cross", "star"]; // the next one for every eight methods
 const MANY = 8; // curves shown at first
 const NONE = "–";
 

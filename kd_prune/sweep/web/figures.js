@@ -1,8 +1,9 @@
 // Figures: every row or run in view as Plotly traces.
 
-// A method keeps its colour whatever is filtered.
+// A method keeps its colour and symbol whatever is filtered.
 const methods = unique(runs.map((run) => run.method)).sort();
 const methodColour = (method) => PALETTE[methods.indexOf(method) % PALETTE.length];
+const methodSymbol = (method) => SYMBOLS[Math.floor(methods.indexOf(method) / PALETTE.length) % SYMBOLS.length];
 const colour = (role) => getComputedStyle(document.documentElement).getPropertyValue(`--${role}`).trim();
 
 function plot(target, traces, layout, empty) {
@@ -65,7 +66,7 @@ function drawSparsity(inView) {
         x: line.map(x), y: line.map(valueOf), text: line.map((row) => (row.part ? `seed ${row.seed}` : `${row.seeds} seed(s)`)),
         error_y: { type: "data", array: line.map((row) => scale(metricOf(row)) * (studentOf(row)[1] ?? 0)), thickness: 1.2, width: 4 },
         mode: "lines+markers", line: { color: methodColour(first.method), width: 2 },
-        marker: { symbol: line.map((row) => (row.milestone ? "diamond-open" : "circle")), size: 9 },
+        marker: { symbol: line.map((row) => (row.milestone ? "diamond-open" : methodSymbol(first.method))), size: 9 },
         hovertemplate: "%{x:.2f} %: %{y:.1f}, %{text}",
       };
     });
@@ -102,7 +103,7 @@ function drawFront(inView) {
       traces.push({
         name: lineName(line[0]), meta: { method: line[0].method }, x: line.map((row) => row[size]), y: line.map(valueOf), text: line.map((row) => sparsityLabel(row.target)),
         mode: "markers+text", textposition: "top center", textfont: { size: 10 },
-        marker: { color: methodColour(line[0].method), size: 9, opacity: line.map((row) => (dominated(row) ? 0.35 : 1)) },
+        marker: { color: methodColour(line[0].method), symbol: methodSymbol(line[0].method), size: 9, opacity: line.map((row) => (dominated(row) ? 0.35 : 1)) },
         hovertemplate: "%{text}: %{y:.1f} at %{x:,.0f}",
       });
     }
@@ -127,6 +128,7 @@ function options(select, values, fallback) {
 
 function drawCurves(shown) {
   const withCurves = shown.filter((run) => Object.keys(run.curves).length);
+  $("#curves .controls").hidden = !withCurves.length;
   options($("#shown"), withCurves.map((run) => [run.id, run.name]), (at) => at < MANY);
   const names = unique(withCurves.flatMap((run) => Object.keys(run.curves)));
   options($("#loss"), names.filter((name) => name.startsWith("train/")).sort().map((name) => [name, name.slice(6)]),
