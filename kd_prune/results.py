@@ -17,6 +17,8 @@ RESULT_FILE = "result.json"
 STATUS_FILE = "status.json"
 EXPORT_FILE = "kd_prune.json"
 """File of an exported folder: what `kd-prune predict` has to know of the task."""
+DENSE = "kd_prune.pipeline.dense"
+"""Target of ``sparsity=none``, which takes the settings of pruning and prunes nothing."""
 STATES = ("running", "finished", "failed", "interrupted", "stopped")
 """States of a run; `stopped`: a search ended a trial that was not worth finishing."""
 
@@ -115,6 +117,7 @@ class RunResult:
         seconds: Other times than training: ``data`` and ``evaluation``.
         versions: Package → version.
         config: The resolved configuration.
+        hub_ids: ``model.path`` and ``task.path`` → id of the Hub, where they are no local folders.
     """
 
     task: str
@@ -126,6 +129,7 @@ class RunResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    hub_ids: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that there is a student with metrics."""
@@ -224,6 +228,20 @@ class Status:
             return _restore(cls, read_json(folder / STATUS_FILE))
         except FileNotFoundError:
             return None
+
+
+def target_sparsity(config: Mapping[str, Any]) -> float | None:
+    """Return the sparsity that a configuration asks for; None: a dense student, or not known.
+
+    >>> target_sparsity({"sparsity": {"final": 0.9}})
+    0.9
+    >>> target_sparsity({"sparsity": {"_target_": "kd_prune.pipeline.dense", "final": 0.9}})
+    """
+    sparsity = config.get("sparsity")
+    if not isinstance(sparsity, Mapping) or sparsity.get("_target_") == DENSE:
+        return None
+    final = sparsity.get("final")
+    return final if isinstance(final, (int, float)) and math.isfinite(final) else None
 
 
 def run_of(path: Path) -> Path:

@@ -85,8 +85,8 @@ def check_choices(
 
     Raises:
         ConfigError: An experiment's file lacks its package line; a search is started for one job; a
-            budget does not exist; or a path is set with model=tiny, whose budget for random weights
-            does not suit a pre-trained model.
+            budget does not exist; fixed masks are to reach a sparsity; or a path is set with
+            model=tiny, whose budget for random weights does not suit a pre-trained model.
 
     >>> config = OmegaConf.create({"model": {"path": "a/b"}})
     >>> check_choices(config, {"model": "tiny", "budget": "tiny"})
@@ -106,6 +106,10 @@ def check_choices(
         raise ConfigError("budget", budget, expected, f"there are {', '.join(sorted(budgets))}")
     if (search := choices.get("hparams_search")) and not many:
         raise ConfigError("hparams_search", search, "a search runs several jobs", "add -m")
+    for group, option in choices.items():
+        name, _, package = str(group).partition("@")
+        if name == "sparsity" and option == "fixed":
+            check_fixed(config, package or "sparsity")
     path = OmegaConf.select(config, "model.path", throw_on_resolution_failure=False)
     if choices.get("model") == choices.get("budget") == "tiny" and isinstance(path, str):
         raise ConfigError(
@@ -114,6 +118,30 @@ def check_choices(
             "replaces model=tiny, but its budget would stay, which is for random weights",
             f"write model=pretrained model.path={path}",
         )
+
+
+def check_fixed(config: DictConfig, key: str) -> None:
+    """Refuse a target of ``sparsity=fixed``, which keeps the zeros that there are.
+
+    Raises:
+        ConfigError: It has one.
+
+    >>> check_fixed(OmegaConf.create({"sparsity": {"final": 0.9}}), "sparsity")
+    Traceback (most recent call last):
+    kd_prune.errors.ConfigError: sparsity.final=0.9: sparsity=fixed keeps zeros and prunes ...
+    """
+    final = OmegaConf.select(config, f"{key}.final")
+    if final is None:
+        return
+    stages = OmegaConf.select(config, "stages") or {}
+    keys = [f"stages.{name}.sparsity.final" for name in stages]
+    pruning = [k for k in keys if k != f"{key}.final" and OmegaConf.select(config, k) is not None]
+    raise ConfigError(
+        f"{key}.final",
+        final,
+        "sparsity=fixed keeps zeros and prunes nothing",
+        f"set {' or '.join(pruning)}" if pruning else f"set {key}.final=null",
+    )
 
 
 def check_types(value: Any, hint: Any = None, key: str = "") -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from kd_prune.export.card_facts import Facts, hub_id
+from kd_prune.export.card_facts import Facts
 from kd_prune.export.card_text import body
 from kd_prune.sweep.statistics import is_loss
 
@@ -25,15 +25,15 @@ def model_card(facts: Facts) -> str:
 def metadata(facts: Facts) -> ModelCardData:
     """Return the metadata of a card, as the Hub defines them."""
     results = evaluation_results(facts)
-    dataset = hub_id(facts.task.get("path"))
     kind = {"onnx": "onnx", "openvino": "openvino"}.get(facts.form, "transformers")
-    tags = ["kd_prune", "pruned", "sparse", *([facts.form] if facts.form != "student" else [])]
+    tags = ["kd_prune", *(["pruned", "sparse"] if facts.counted.sparsity else [])]
+    tags += [facts.form] if facts.form != "student" else []
     settings: dict[str, Any] = {
         "library_name": kind,
         "tags": tags,
         "pipeline_tag": pipeline_tag(facts.architecture),
         "base_model": facts.base_model,
-        "datasets": [dataset] if dataset else None,
+        "datasets": [facts.dataset] if facts.dataset else None,
         "metrics": sorted({result.metric_type for result in results}) or None,
     }
     if facts.base_model:
@@ -55,7 +55,7 @@ def evaluation_results(facts: Facts) -> list[EvalResult]:
         found.append(
             EvalResult(
                 task_type=pipeline_tag(facts.architecture) or "text-classification",
-                dataset_type=hub_id(task.get("path")) or facts.results[0].task,
+                dataset_type=facts.dataset or facts.results[0].task,
                 dataset_name=facts.results[0].task,
                 dataset_config=task.get("subset"),
                 dataset_split=split or str(first),

@@ -71,8 +71,18 @@ class Facts:
     @property
     def base_model(self) -> str | None:
         """Hub id of the pre-trained model; None for a local or unknown one."""
-        model = self.config.get("model")
-        return hub_id(model.get("path")) if isinstance(model, dict) else None
+        return self.results[0].hub_ids.get("model.path") if self.results else None
+
+    @property
+    def dataset(self) -> str | None:
+        """Hub id of the task's rows; None for local or unknown ones."""
+        return self.results[0].hub_ids.get("task.path") if self.results else None
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the student learnt from its teacher, not from labels alone."""
+        teacher = self.results[0].teacher if self.results else None
+        return bool(teacher and {*weighted_terms(self.config)} - {"hard_labels"})
 
     @property
     def title(self) -> str:
@@ -108,6 +118,27 @@ class Facts:
                 )
             )
         return rows
+
+
+def weighted_terms(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the loss terms whose weight is not 0."""
+    distillation = config.get("distillation")
+    terms = distillation.get("terms") if isinstance(distillation, dict) else None
+    found = terms.items() if isinstance(terms, dict) else ()
+    return [n for n, term in found if not isinstance(term, dict) or term.get("weight", 1)]
+
+
+def hub_ids(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return setting → id of the Hub, of model and task; local folders are left out.
+
+    Which is which can only be told in the folder where the run's paths are valid.
+    """
+    found = {}
+    for group in ("model", "task"):
+        settings = config.get(group)
+        if isinstance(settings, Mapping) and (known := hub_id(settings.get("path"))):
+            found[f"{group}.path"] = known
+    return found
 
 
 def hub_id(path: Any) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kd_prune.export.card_facts import Facts
+from kd_prune.export.card_facts import Facts, weighted_terms
+from kd_prune.hf import OWN_ARCHITECTURES
+from kd_prune.results import target_sparsity
 
 LINK = "https://arxiv.org/abs/2104.08682"
 AUTO = {
@@ -34,10 +36,11 @@ def summary(facts: Facts) -> str:
     origin = f"{base}, " if facts.base_model else ""
     if not facts.results:
         return f"`{facts.architecture}`, exported with kd_prune."
-    taught = "distilled from a fine-tuned teacher" if facts.results[0].teacher else "fine-tuned"
+    taught = "distilled from a fine-tuned teacher" if facts.distilled else "fine-tuned"
+    pruned = f"pruned to {percent(facts.counted.sparsity)} sparsity"
     return (
-        f"{origin or 'An encoder, '}pruned to {percent(facts.counted.sparsity)} sparsity while it "
-        f"was {taught} on {facts.results[0].task}, by kd_prune."
+        f"{origin or 'An encoder, '}{pruned if facts.counted.sparsity else 'dense'}, {taught} on "
+        f"{facts.results[0].task}, by kd_prune."
     )
 
 
@@ -99,13 +102,19 @@ def loading(facts: Facts) -> str:
             'model = openvino.compile_model("<this folder>/openvino_model.xml", "CPU")\n'
             'logits = model(dict(tokenizer(["a text"], return_tensors="np")))["logits"]\n```'
         )
-    packed = facts.form == "packed"
+    packed, own = facts.form == "packed", facts.architecture in OWN_ARCHITECTURES
+    first = "import kd_prune  # reads packed folders\n" if packed else ""
+    first = "import kd_prune.hf  # has this architecture\n" if own else first
     code = (
-        f"```python\n{'import kd_prune  # reads packed folders' + chr(10) if packed else ''}"
+        f"```python\n{first}"
         f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("<this folder or id>")\n'
         'tokenizer = AutoTokenizer.from_pretrained("<this folder or id>")\n```'
     )
+    if own:
+        return (
+            code + "\n\n`import kd_prune.hf` is needed (`pip install kd_prune`): it has the model."
+        )
     if not packed:
         return code + "\n\nkd_prune need not be installed: pruned weights are stored as zeros."
     return (
@@ -134,9 +143,9 @@ def making(facts: Facts) -> str:
         *([name, text] for name, text in method(config)),
         ["versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())],
     ]
-    learnt = result.teacher and any(name != "hard_labels" for name in weighted_terms(config))
-    distilled = f"\n\nPruned while it was distilled from the teacher, as in [SparseBERT]({LINK})."
-    return table(["", ""], rows) + (distilled if learnt and facts.counted.sparsity else "")
+    meanwhile = f"\n\nPruned while it was distilled from the teacher, as in [SparseBERT]({LINK})."
+    both = facts.distilled and pruning(config)[0] == "student"
+    return table(["", ""], rows) + (meanwhile if both else "")
 
 
 def limits(facts: Facts) -> str:
@@ -164,9 +173,9 @@ def limits(facts: Facts) -> str:
 
 def method(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the parts of the pruning method, as configured."""
-    sparsity = config.get("sparsity")
-    if not isinstance(sparsity, dict):
-        return
+    stage, sparsity = pruning(config)
+    if stage not in ("", "student"):
+        yield "pruned in the stage", stage
     for name in ("criterion", "allocation", "granularity", "ramp"):
         if name in sparsity:
             yield name, described(sparsity[name])
@@ -174,12 +183,17 @@ def method(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "mask updates", str(sparsity["updates"])
 
 
-def weighted_terms(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of the loss terms whose weight is not 0."""
-    distillation = config.get("distillation")
-    terms = distillation.get("terms") if isinstance(distillation, dict) else None
-    found = terms.items() if isinstance(terms, dict) else ()
-    return [n for n, term in found if not isinstance(term, dict) or term.get("weight", 1)]
+def pruning(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the stage that prunes the student, and its settings; ``("", {})`` if none does.
+
+    It is the student's own, or else the last one that comes before it.
+    """
+    stages = config.get("stages")
+    earlier = stages if isinstance(stages, Mapping) else {}
+    for name, stage in [("student", config), *reversed(list(earlier.items()))]:
+        if isinstance(stage, Mapping) and target_sparsity(stage):
+            return name, stage["sparsity"]
+    return "", {}
 
 
 def pattern(config: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from kd_prune.results import (
     SchemaError,
     read_json,
     run_of,
+    target_sparsity,
 )
 from kd_prune.sweep.differences import find_differences
 from kd_prune.sweep.schema import Run
@@ -96,7 +97,10 @@ class Source:
         try:
             config = AutoConfig.from_pretrained(self.path)
             names = [name.removeprefix(ARCHITECTURE) for name in config.architectures or ()]
-            found: list[Any] = [getattr(transformers, name, None) for name in names[:1]]
+            found: list[Any] = [
+                hf.OWN_ARCHITECTURES.get(name) or getattr(transformers, name, None)
+                for name in names[:1]
+            ]
             if not (found and isinstance(found[0], type) and issubclass(found[0], PreTrainedModel)):
                 raise ConfigError(
                     "folder",
@@ -172,7 +176,7 @@ def result_of_other_seed(path: str, others: Sequence[RunResult]) -> RunResult:
     for what, ours, theirs in (
         ("task", first.task, result.task),
         ("data", first.data, result.data),
-        ("sparsity", _target(first), _target(result)),
+        ("sparsity", target_sparsity(first.config), target_sparsity(result.config)),
     ):
         if ours != theirs:
             raise ConfigError("seeds", path, f"a run with another {what} than the exported one")
@@ -197,8 +201,3 @@ def student_of(result: RunResult, target: str | None) -> ModelResult:
         if Path(milestone.path).name == target:
             return milestone
     raise ConfigError("folder", target, f"no milestone of the run of seed {result.seed}")
-
-
-def _target(result: RunResult) -> Any:
-    sparsity = result.config.get("sparsity")
-    return sparsity.get("final") if isinstance(sparsity, dict) else None

@@ -5,7 +5,7 @@ from kd_prune.hf.augmentation import Augmentation
 from kd_prune.hf.batches import LengthGroupedBatches, ResumableLoader, loaders
 from kd_prune.hf.changes import EncoderChange
 from kd_prune.hf.data import TaskData, load_data
-from kd_prune.hf.elmo import ElmoConfig
+from kd_prune.hf.elmo import OWN_ARCHITECTURES, ElmoConfig
 from kd_prune.hf.encoders import PretrainedEncoder, folder_or_id, load_error
 from kd_prune.hf.export import save
 from kd_prune.hf.fingerprint import model_fingerprint
@@ -26,6 +26,7 @@ from kd_prune.hf.pairs import check_pair, check_vocabularies
 from kd_prune.hf.tasks import Task, as_language_model, as_text
 
 __all__ = [
+    "OWN_ARCHITECTURES",
     "SEGMENTS",
     "AdamWWithSchedule",
     "Augmentation",

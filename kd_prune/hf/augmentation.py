@@ -132,7 +132,7 @@ def augmented_rows(
     unique = list(dict.fromkeys(text for side in sides for text in side))
     replacements, source = load_replacements(settings, encoder)
     words_key = key_of(source, settings.candidates, unique)
-    key = key_of(words_key, copies, settings.probability, settings.seed, sides)
+    key = key_of(words_key, copies, settings.probability, settings.seed, columns, sides)
     words: dict[str, list[dict[str, Any]]] = {}
 
     def find(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

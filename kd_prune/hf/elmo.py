@@ -46,6 +46,7 @@ class ElmoConfig(PreTrainedConfig):
         num_hidden_layers: Layers of each direction.
         hidden_dropout_prob: Dropout between layers.
         initializer_range: Standard deviation of new embeddings.
+        sep_token_id: Token between two texts; None: texts are never compared with one another.
     """
 
     model_type = "kd_prune_elmo"
@@ -57,6 +58,7 @@ class ElmoConfig(PreTrainedConfig):
         num_hidden_layers: int = 2,
         hidden_dropout_prob: float = 0.1,
         initializer_range: float = 0.1,
+        sep_token_id: int | None = None,
         **settings: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -65,6 +67,7 @@ class ElmoConfig(PreTrainedConfig):
         self.num_attention_heads = 2  # the two directions: a narrower width is divisible by it
         self.hidden_dropout_prob = hidden_dropout_prob
         self.initializer_range = initializer_range
+        self.sep_token_id = sep_token_id
         super().__init__(**settings)
 
 
@@ -239,7 +242,6 @@ class ElmoForSequenceClassification(ElmoPreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         **_: Any,
@@ -248,7 +250,7 @@ class ElmoForSequenceClassification(ElmoPreTrainedModel):
 
         The LSTM reads the mixture of all layers; u and v are the maxima over the tokens of the
         first and the second text (the same where there is only one), and
-        ``[u, v, |u - v|, u · v]`` is classified.
+        ``[u, v, |u - v|, u · v]`` is classified. The second text follows the first separator.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -256,7 +258,9 @@ class ElmoForSequenceClassification(ElmoPreTrainedModel):
         mixed = self.elmo.dropout(self.mixture(outputs.hidden_states))
         read = torch.cat(self.reader(mixed, mixed, reversal_of(attention_mask)), -1)
         real = attention_mask.bool()
-        second = real if token_type_ids is None else real & (token_type_ids == 1)
+        separator = self.config.sep_token_id
+        separates = input_ids == (-1 if separator is None else separator)
+        second = real & (separates.cumsum(1) > separates)
         second = torch.where(second.any(1, keepdim=True), second, real)
         first = torch.where((real & ~second).any(1, keepdim=True), real & ~second, real)
         u, v = (maximum(read, chosen) for chosen in (first, second))
@@ -273,6 +277,11 @@ def maximum(states: Tensor, chosen: Tensor) -> Tensor:
     return states.masked_fill(~chosen[..., None], lowest).amax(1)
 
 
+OWN_ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
+    model.__name__: model
+    for model in (ElmoModel, ElmoForPreTraining, ElmoForSequenceClassification)
+}
+"""Name in config.json → model, of those that transformers does not have."""
 AutoConfig.register(ElmoConfig.model_type, ElmoConfig)
 AutoModel.register(ElmoConfig, ElmoModel)
 AutoModelForPreTraining.register(ElmoConfig, ElmoForPreTraining)
@@ -307,7 +316,10 @@ def make_model(
     if not folder.is_dir():
         words.padding_side = "right"
         config = ElmoConfig(
-            vocab_size=len(words), hidden_size=hidden_size, num_hidden_layers=layers
+            vocab_size=len(words),
+            hidden_size=hidden_size,
+            num_hidden_layers=layers,
+            sep_token_id=words.sep_token_id,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

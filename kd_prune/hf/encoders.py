@@ -122,8 +122,9 @@ class PretrainedEncoder:
                 loading it would add a random one.
         """
         config = self._config(key)
-        head = kind.auto_model.__name__.removeprefix("AutoModel")  # "ForSequenceClassification"
-        if not any(head in name for name in config.architectures or ()):
+        # "ForSequenceClassification"; of a kind without a head ""
+        head = kind.auto_model.__name__.removeprefix("AutoModel")
+        if head and not any(head in name for name in config.architectures or ()):
             found = ", ".join(config.architectures or ["the model"])
             raise ConfigError(
                 key,

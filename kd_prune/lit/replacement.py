@@ -118,10 +118,13 @@ class LayerReplacement(L.Callback):
         """Return the layers of the predecessor and of the module."""
         if not isinstance(predecessor, nn.Module):
             raise ConfigError("predecessor", None, "no finished model is given", "give one")
+        finished = set(predecessor.modules())  # a module may hold its teacher
         for name, theirs in _stacks(predecessor):
             if self.layers not in (None, name):
                 continue
             for own_name, ours in _stacks(module):
+                if ours in finished:
+                    continue
                 same_name = own_name == name or own_name.endswith(f".{name}")
                 if same_name and type(ours[0]) is type(theirs[0]):
                     if len(ours) > len(theirs):
@@ -168,7 +171,7 @@ class LayerReplacement(L.Callback):
         random = np.random.default_rng((self.seed, trainer.fit_loop.total_batch_idx + 1))
         draws = random.random(len(self._takes_part))
         self._takes_part[:] = (draws < probability).tolist()
-        pl_module.log("train/replacement", probability, batch_size=1)
+        pl_module.log("replacement/probability", probability, batch_size=1)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn where the run was too short for every successor layer to take part at last."""

@@ -65,6 +65,10 @@ class RewindCallback(Resumable):
         self._earlier: dict[str, Tensor] = {}
         self._done = 0
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor arguments that make an equal callback."""
+        return {name: getattr(self, name) for name in ("at", "to", "exclude", "forget")}
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Drop the state left by a previous fit."""
         if stage == "fit":

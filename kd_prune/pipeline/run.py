@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from transformers import PreTrainedModel
 
 from kd_prune import hf
+from kd_prune.export.card_facts import hub_ids
 from kd_prune.export.run_cards import write_cards
 from kd_prune.lit import History, ResumePoint
 from kd_prune.lit.progress import RunLength
@@ -97,6 +98,7 @@ def run(job: Job) -> RunResult | None:
         seconds={name: round(value, 2) for name, value in seconds.items()},
         versions=versions(),
         config=dict(job.config),
+        hub_ids=hub_ids(job.config),
     )
     teacher = value_to_retain(context)
     draw_curves(

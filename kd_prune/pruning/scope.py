@@ -76,12 +76,13 @@ class Scope:
 
     Args:
         include: Patterns of parameters that may be pruned.
+        optional: Further such patterns, which may match nothing.
         exclude: Patterns of parameters that may not be pruned although included.
         frozen: Whether parameters that do not train may be among them, as in a frozen base under
             adapters (checked where the optimizers are known: by `SparsityCallback`).
 
     Raises:
-        ConfigTypeError: `include` or `exclude` is a string instead of a list of strings.
+        ConfigTypeError: One of these is a string instead of a list of strings.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     >>> list(Scope(include=["*.weight"], exclude=["2.*"]).select(model))
@@ -90,10 +91,11 @@ class Scope:
 
     include: Sequence[str]
     exclude: Sequence[str] = ()
+    optional: Sequence[str] = ()
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        for argument in ("include", "exclude"):
+        for argument in ("include", "exclude", "optional"):
             # A string would be iterated as patterns of one letter each.
             if isinstance(patterns := getattr(self, argument), str):
                 raise ConfigTypeError(argument, repr(patterns), "expected a list of patterns")
@@ -150,6 +152,7 @@ class Scope:
         """
         arguments = [f"include={json.dumps([*self.include])}"]
         arguments += [f"exclude={json.dumps([*self.exclude])}"] if self.exclude else []
+        arguments += [f"optional={json.dumps([*self.optional])}"] if self.optional else []
         arguments += ["frozen=True"] if self.frozen else []
         return f"Scope({', '.join(arguments)})"
 
@@ -166,7 +169,8 @@ class Scope:
 
     def _matches(self, names: Sequence[str]) -> bool:
         """Return whether one of a parameter's names is included and none is excluded."""
-        included = any(fnmatchcase(name, p) for name in names for p in self.include)
+        patterns = (*self.include, *self.optional)
+        included = any(fnmatchcase(name, p) for name in names for p in patterns)
         return included and not any(fnmatchcase(name, p) for name in names for p in self.exclude)
 
 

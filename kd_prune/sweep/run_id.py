@@ -57,8 +57,8 @@ def job_name(root: DictConfig) -> str:
     method = OmegaConf.select(root, "hydra.runtime.choices.distillation", default="")
     final = OmegaConf.select(root, "sparsity.final", default=None)
     choice = OmegaConf.select(root, "hydra.runtime.choices.sparsity", default="none")
-    sparsity = "dense" if choice == "none" else "as_is"  # as_is: zeros of the start are kept
-    sparsity = sparsity if final is None else f"s{final}"
+    sparsity = "as_is" if final is None else f"s{final}"  # as_is: zeros of the start are kept
+    sparsity = "dense" if choice == "none" else sparsity
     task = OmegaConf.select(root, "task.name", default="")
     parts = (task, method, sparsity, f"seed{config.get('seed')}", config_hash(config))
     return "-".join(_slug(part) for part in parts if part)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kd_prune.results import ModelResult, RunResult, Status
+from kd_prune.results import ModelResult, RunResult, Status, target_sparsity
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,7 @@ class Run:
     @property
     def target(self) -> float | None:
         """Sparsity that was asked for; None: a dense student, or not known."""
-        sparsity = self.config.get("sparsity")
-        final = sparsity.get("final") if isinstance(sparsity, Mapping) else None
-        number = isinstance(final, (int, float)) and math.isfinite(final)
-        return final if number else None
+        return target_sparsity(self.config)
 
     @property
     def teacher(self) -> Mapping[str, float]:

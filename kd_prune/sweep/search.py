@@ -8,7 +8,7 @@ module may be replaced by that plugin and `MedianStoppingRule`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -32,6 +32,8 @@ from kd_prune.sweep import status
 log = logging.getLogger(__name__)
 STUDY = "search"
 BEST_FILE = "best.yaml"
+RETRY_OF = "retry_of"
+"""Attribute of a trial with the settings of a failed one: the failed one's number."""
 FIXED_KEYS = ("task", "seed", "sparsity.final")
 """Keys that a search may not vary: metrics of other tasks, seeds or targets do not compare."""
 
@@ -137,6 +139,8 @@ class OptunaSweeper(Sweeper):
         study.sampler = optuna.samplers.TPESampler(
             seed=self.seed + sampled, n_startup_trials=self.startup
         )
+        if self.config.sweep.retry_failed:
+            retry_failed_trials(study, space)
         launched = 0
         while trials := self._next_trials(study, space):
             # Trials with the same settings are one job.
@@ -162,7 +166,10 @@ class OptunaSweeper(Sweeper):
         self._save_best(study, folder)
 
     def _next_trials(self, study: Any, space: Mapping[str, Any]) -> Sequence[Any]:
-        """Return the trials that a killed process left running, else new ones up to `n_trials`."""
+        """Return the trials that a killed process left running, else new ones up to `n_trials`.
+
+        New ones begin with those that wait to be tried again; they do not count twice.
+        """
         states = import_optuna().trial.TrialState
         left = []
         for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
@@ -170,7 +177,11 @@ class OptunaSweeper(Sweeper):
                 left.append(trial)
             else:  # killed while its settings were sampled
                 study.tell(trial.number, state=states.FAIL)
-        new = min(self.n_jobs, max(self.n_trials - len(study.get_trials(deepcopy=False)), 0))
+        trials = study.get_trials(deepcopy=False)
+        waiting = sum(trial.state == states.WAITING for trial in trials)
+        retries = sum(RETRY_OF in trial.user_attrs for trial in trials)
+        wanted = max(self.n_trials - (len(trials) - retries), 0) + waiting
+        new = min(self.n_jobs, wanted)
         return left[: self.n_jobs] or [study.ask(space) for _ in range(new)]
 
     def _report_trial(self, study: Any, number: int, job: JobReturn) -> None:
@@ -206,6 +217,16 @@ class OptunaSweeper(Sweeper):
         best = study.best_trial
         result = {"value": best.value, "trial": best.number, "params": dict(best.params)}
         OmegaConf.save(OmegaConf.create(result | {"trials": counts}), folder / BEST_FILE)
+
+
+def retry_failed_trials(study: Any, space: Collection[str]) -> None:
+    """Let the settings of failed trials be the next ones, unless they have been tried again."""
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    for trial in trials:
+        failed = trial.state == import_optuna().trial.TrialState.FAIL
+        if failed and trial.number not in retried and set(space) <= trial.params.keys():
+            study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
 
 @contextmanager

@@ -131,3 +131,12 @@ def test_proximal_steps_without_a_ramp_are_refused_before_training(call):
     code, _, said = call("callbacks=rpp", "sparsity=fixed", *SMALL)
     assert code == 1
     assert said.startswith("error: callbacks.reweighted_l1.name=null: its SparsityCallback has no")
+
+
+def test_target_of_fixed_masks_is_refused_and_the_stage_that_prunes_is_named(call):
+    code, _, said = call("experiment=poster/rpp", "sparsity.final=0.95", *SMALL)
+    assert code == 1
+    assert said == (
+        "error: sparsity.final=0.95: sparsity=fixed keeps zeros and prunes nothing; "
+        "set stages.pruned.sparsity.final\n"
+    )

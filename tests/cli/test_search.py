@@ -118,6 +118,19 @@ def test_a_trial_that_fails_is_no_value(search):
     assert len(study.trials) == 2
 
 
+def test_failed_trials_are_tried_again_on_request(search):
+    """What made them fail is over: they come first, once, and do not count twice."""
+    search(1, "optimizer.lr=1e30")
+    storage = open_storage(str(search.folder / "study.log"))
+    failed = optuna.load_study(study_name=STUDY, storage=storage).trials[0]
+    for _ in range(2):
+        _, _, study = search(2, "optimizer.lr=1e-3", "sweep.retry_failed=true")
+        states = [trial.state for trial in study.trials]
+        assert states == [States.FAIL, States.COMPLETE, States.COMPLETE]
+        assert study.trials[1].params == failed.params
+        assert study.trials[2].params != failed.params
+
+
 def test_a_trial_behind_the_median_is_stopped(search):
     """Students that learn nothing from the fourth trial on: it ends early, and is on record."""
     search(3, "optimizer.lr=1e-3")

@@ -19,6 +19,8 @@ def test_jobs_of_a_sweep_have_folders_of_their_own():
         "tiny-sparsebert-s0.9-seed0",
     ]
     assert folder("sparsity=none").startswith("tiny-sparsebert-dense-seed0-")
+    dense = folder("experiment=poster/compressbert_downstream", "sparsity=none")
+    assert dense.startswith("tiny-none-dense-seed0-")  # its sparsity.final has no effect
     assert folder("sparsity=fixed").startswith("tiny-sparsebert-as_is-seed0-")
     for same in ("cache_dir=x", "logger=tensorboard", "sweep.retry_failed=true", "sweep.name=x"):
         assert folder(same) == folders[0]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue
@@ -268,3 +269,14 @@ def test_heads_size_is_mandatory(part):
     """A wrong size that divides the matrices cannot be detected."""
     with pytest.raises(MissingMandatoryValue, match="size"):
         parts(part)
+
+
+@pytest.mark.parametrize("name", ["RobertaForSequenceClassification", "BertForQuestionAnswering"])
+def test_tickets_prune_models_without_a_pooler(name):
+    config = compose("train", overrides=["experiment=poster/bert_tickets_oneshot"])
+    kind = getattr(transformers, name)
+    shape = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
+    model = kind(kind.config_class(vocab_size=9, intermediate_size=8, **shape))
+    names = instantiate(config.sparsity.scope).select(model)
+    assert len(names) == 6
+    assert not any("classifier" in name for name in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from kd_prune.export.card_facts import hub_ids
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.results import MilestoneResult, RunResult, StageResult
 
@@ -52,6 +53,7 @@ def make_run(out: Path, *, seed=1, accuracy=0.84, milestone=False, family="bert"
     }
     metrics = {"accuracy": accuracy, "test/matthews": accuracy - 0.3}
     better = {name: value + 0.05 for name, value in metrics.items()}
+    config = json.loads(json.dumps(CONFIG)) | {"seed": seed} | config
     milestones = []
     if milestone:
         save_student(out / "milestones" / "0.5", family)
@@ -68,6 +70,7 @@ def make_run(out: Path, *, seed=1, accuracy=0.84, milestone=False, family="bert"
         },
         milestones=milestones,
         versions={"kd_prune": "0.1.0", "torch": "2.13.0"},
-        config=json.loads(json.dumps(CONFIG)) | {"seed": seed} | config,
+        config=config,
+        hub_ids=hub_ids(config),
     ).write(out)
     return out

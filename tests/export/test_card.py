@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -100,8 +101,33 @@ def test_run_does_not_count_twice(run, tmp_path):
 def test_card_says_distilled_only_of_a_model_that_learnt_from_its_teacher(terms, tmp_path):
     run = make_run(tmp_path / "run", distillation={"terms": terms})
     write_cards(RunResult.read(run), run)
-    distilled = "Pruned while it was distilled from the teacher"
-    assert (distilled in card_of(run / "student").text) == ("soft_targets" in terms)
+    text = card_of(run / "student").text
+    learnt = "soft_targets" in terms
+    assert ("Pruned while it was distilled from the teacher" in text) == learnt
+    assert ("sparsity, distilled from a fine-tuned teacher on mrpc" in text) == learnt
+    assert ("sparsity, fine-tuned on mrpc" in text) != learnt
+
+
+def test_card_of_a_student_whose_base_was_pruned_names_the_stage(tmp_path):
+    stages = {"base": {"sparsity": CONFIG["sparsity"]}}
+    run = make_run(tmp_path / "run", stages=stages, sparsity=CONFIG["sparsity"] | {"final": None})
+    write_cards(RunResult.read(run), run)
+    text = card_of(run / "student").text
+    assert "| pruned in the stage | base |" in text
+    assert "| criterion | magnitude |" in text
+    assert "Pruned while" not in text
+
+
+def test_card_of_a_dense_student_does_not_call_it_sparse(tmp_path):
+    dense = CONFIG["sparsity"] | {"_target_": "kd_prune.pipeline.dense"}
+    run = make_run(tmp_path / "run", sparsity=dense)
+    result = RunResult.read(run)
+    student = replace(result.student, sparsity=0.0)
+    write_cards(replace(result, stages={**result.stages, "student": student}), run)
+    card = card_of(run / "student")
+    assert not {"pruned", "sparse"} & set(card.data.tags)
+    assert "dense, distilled from a fine-tuned teacher on mrpc" in card.text
+    assert "criterion" not in card.text
 
 
 def test_seeds_of_a_folder_without_a_run_are_refused(run, tmp_path):
@@ -132,6 +158,17 @@ def test_local_paths_are_no_ids_of_the_hub(tmp_path):
     assert card.data.datasets is None
     assert str(tmp_path) not in card.content
     assert "`bert`, a local folder" in card.text
+
+
+def test_relative_path_is_no_id_of_the_hub_in_another_folder_either(tmp_path, monkeypatch):
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run", model={"path": "models/bert"})
+    monkeypatch.chdir(run)
+    export(Source.find(str(run)), Export(form="fp16"), tmp_path / "out")
+    card = card_of(tmp_path / "out")
+    assert card.data.base_model is None
+    assert card.data.datasets == ["nyu-mll/glue"]
 
 
 def test_metadata_are_plain_yaml(run):

@@ -142,6 +142,13 @@ def test_seed_decides_the_copies(encoder, pairs, tmp_path):
     assert first != other
 
 
+def test_renamed_column_keeps_its_name_in_the_copies(encoder, tmp_path):
+    for name in ("review", "text"):
+        texts = Dataset.from_dict({name: TEXTS})
+        made = augmented_rows(Augmentation(), texts, task="sst2", encoder=encoder, cache=tmp_path)
+        assert made.column_names == [name]
+
+
 def test_copies_and_candidates_are_kept(encoder, pairs, tmp_path, monkeypatch):
     made = rows_of(Augmentation(copies=4), pairs, encoder, tmp_path)
     calls = []

@@ -127,7 +127,7 @@ def test_classifier_compares_the_mixed_layers_of_two_texts():
     model = ElmoForSequenceClassification(CONFIG).eval()
     torch.nn.init.normal_(model.mixture.weights)
     model.mixture.scale.data.fill_(1.7)
-    ids, segments = torch.randint(1, 11, (1, 6)), torch.tensor([[0, 0, 0, 1, 1, 1]])
+    ids, model.config.sep_token_id = torch.tensor([[1, 7, 5, 3, 9, 5]]), 5
     layers = model.elmo(ids, output_hidden_states=True).hidden_states
     shares = model.mixture.weights.softmax(0)
     mixed = 1.7 * sum(share * layer for share, layer in zip(shares, layers, strict=True))
@@ -137,7 +137,8 @@ def test_classifier_compares_the_mixed_layers_of_two_texts():
     u, v = read[:3].amax(0), read[3:].amax(0)
     compared = torch.cat([u, v, (u - v).abs(), u * v])
     expected = model.classifier(model.dense(compared).tanh())
-    torch.testing.assert_close(model(ids, token_type_ids=segments).logits[0], expected)
+    torch.testing.assert_close(model(ids).logits[0], expected)
+    model.config.sep_token_id = None
     u = v = read.amax(0)
     alone = model.classifier(model.dense(torch.cat([u, v, u - v, u * v])).tanh())
     torch.testing.assert_close(model(ids).logits[0], alone)

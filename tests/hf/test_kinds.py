@@ -174,6 +174,11 @@ def test_model_without_the_kinds_head_is_not_fine_tuned(encoder, tmp_path):
     )
     bare = PretrainedEncoder(path=str(tmp_path / "bare"))
     assert bare.fine_tuned_config(Text())
+    config = tmp_path / "bare" / "config.json"
+    unnamed = {k: v for k, v in json.loads(config.read_text()).items() if k != "architectures"}
+    config.write_text(json.dumps(unnamed))  # as older checkpoints
+    assert bare.fine_tuned_config(Text())
+    config.write_text(json.dumps(unnamed | {"architectures": ["BertModel"]}))
     with pytest.raises(ConfigError, match=r"^eval=.*: BertModel has no head .* kind classific"):
         bare.fine_tuned_config(Classification(), "eval")
 

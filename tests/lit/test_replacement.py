@@ -119,6 +119,21 @@ def test_step_by_hand():
     assert set(module.validated) == {5}
 
 
+def test_teacher_that_the_module_holds_before_its_student_is_left_alone():
+    class TeacherFirst(Module):
+        def __init__(self, student, teacher):
+            super().__init__(student, teacher)
+            self.held = teacher
+            self._modules["student"] = self._modules.pop("student")  # now after the teacher
+
+    callback = LayerReplacement(initial=0.0, end=1.0)
+    student, teacher = Chain(2, 3), Chain(1, 10)
+    module = TeacherFirst(student, teacher)
+    theirs, ours = callback._find_layers(teacher, module)
+    assert theirs is teacher.layers
+    assert ours is student.layers
+
+
 def test_layers_take_part_as_often_as_their_probability_says():
     callback = LayerReplacement(initial=0.2, end=1.0)
     student, teacher = Chain(*[0] * 20), Chain(*[1] * 20)

@@ -70,7 +70,17 @@ def test_scope_pattern_without_match_raises(include, exclude, pattern):
         Scope(include=include, exclude=exclude).select(encoder())
 
 
-@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_optional_pattern_may_match_nothing():
+    scope = Scope(include=["layer.*.weight"], optional=["pooler.*", "*.dense.weight"])
+    alone = Scope(include=["layer.*.weight"]).select(encoder())
+    more = Scope(include=["layer.*.weight", "embeddings.weight"]).select(encoder())
+    assert list(scope.select(encoder())) == list(alone)
+    scope = Scope(include=["layer.*.weight"], optional=["embeddings.*"])
+    assert list(scope.select(encoder())) == list(more)
+    assert scope.as_code() == 'Scope(include=["layer.*.weight"], optional=["embeddings.*"])'
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude", "optional"])
 def test_scope_string_raises(argument):
     with pytest.raises(TypeError, match=rf"{argument}='\*.weight': expected a list"):
         Scope(**{"include": ["*"], argument: "*.weight"})
