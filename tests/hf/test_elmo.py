@@ -9,6 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kd_prune.distillation.activations import Activations
 from kd_prune.errors import ConfigError
+from kd_prune.export.folders import Export, export
+from kd_prune.export.source import Source
 from kd_prune.hf import (
     Classification,
     ElmoConfig,
@@ -174,6 +176,10 @@ def test_language_model_becomes_the_encoder_of_a_classifier(path, tmp_path):
     # Not bit by bit: an LSTM's kernel depends on where its weights lie in memory.
     torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits)
     assert again.config.id2label == {0: "a", 1: "b", 2: "c"}
+    source = Source.find(str(tmp_path / "saved"))
+    assert isinstance(source.load(), ElmoForSequenceClassification)
+    export(source, Export(form="fp16"), tmp_path / "out")
+    assert "import kd_prune.hf  # has" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_scope_is_the_lstms_of_the_layers_and_freezing_leaves_the_classifier(path):
