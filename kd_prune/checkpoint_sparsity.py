@@ -114,6 +114,8 @@ def weight_files(path: Path) -> list[Path]:
 def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield name and value of each tensor in a file, one at a time if the format allows it.
 
+    A tensor with several names, such as tied embeddings, comes once, under the first.
+
     Raises:
         ValueError: The file is damaged, or contains more than plain tensors.
     """
@@ -129,7 +131,13 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     except Exception as error:  # the restricted unpickler raises errors of any type
         raise ValueError(f"{file}: contains more than plain tensors, not loaded") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    yield from ((name, value) for name, value in state.items() if isinstance(value, Tensor))
+    seen = set[tuple[object, ...]]()
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape)
+            if place not in seen or not value.numel():
+                yield name, value
+            seen.add(place)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertModel,
@@ -77,6 +78,16 @@ def test_count_saved_torch_files_equal_count_of_the_model(tmp_path, wrap, name):
     expected = SparsityReport.count(model, set(encoder_scope(model).select(model)))
     assert count_saved(tmp_path).sparsity == expected.sparsity
     assert count_saved(tmp_path / name).model_sparsity == expected.model_sparsity
+
+
+def test_count_saved_tied_weights_count_once(tmp_path):
+    model = BertForMaskedLM(
+        BertConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+                   num_attention_heads=2, **SIZES)
+    )  # fmt: skip
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    expected = SparsityReport.count(model, set(encoder_scope(model).select(model)))
+    assert count_saved(tmp_path).parameters == expected.parameters
 
 
 def test_count_saved_run_folder_counts_its_student(tmp_path):

@@ -50,8 +50,12 @@ def choose_sentences(
         options: The command's ``length``, ``file``, ``text`` and ``sentences``.
 
     Raises:
-        ConfigError: The model does not read so many tokens, or the file cannot be used.
+        ConfigError: The model does not read so many tokens, or the file cannot be used, or both a
+            length and a file are given.
     """
+    if options.length and options.file is not None:
+        expected = "the sentences of a file have lengths of their own"
+        raise ConfigError("--length", options.length, expected, "give --length or --file")
     if options.length or (options.file is None and not source.task.get("path")):
         return fixed(source, model, options)
     tokenizer = source.tokenizer()

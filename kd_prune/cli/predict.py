@@ -227,6 +227,8 @@ def with_predictions(
 ) -> pd.DataFrame:
     """Return the rows with a column ``prediction``, for classes also ``score``.
 
+    A name that the rows have already becomes ``predicted_<name>``, with a line on standard error.
+
     Args:
         rows: The rows.
         found: Their predictions.
@@ -243,4 +245,7 @@ def with_predictions(
             f"p({name})": [round(one.probabilities[i], 6) for one in found]
             for i, name in enumerate(classes)
         }
-    return rows.assign(**new)
+    taken = [name for name in new if name in rows.columns]
+    for name in taken:
+        sys.stderr.write(f"The rows have a column {name}; the new one is predicted_{name}.\n")
+    return rows.assign(**{f"predicted_{n}" if n in taken else n: new[n] for n in new})

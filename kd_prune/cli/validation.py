@@ -121,7 +121,7 @@ def check_choices(
 
 
 def check_fixed(config: DictConfig, key: str) -> None:
-    """Refuse a target of ``sparsity=fixed``, which keeps the zeros that there are.
+    """Refuse a target above 0 of ``sparsity=fixed``, which keeps the zeros that there are.
 
     Raises:
         ConfigError: It has one.
@@ -131,7 +131,7 @@ def check_fixed(config: DictConfig, key: str) -> None:
     kd_prune.errors.ConfigError: sparsity.final=0.9: sparsity=fixed keeps zeros and prunes ...
     """
     final = OmegaConf.select(config, f"{key}.final")
-    if final is None:
+    if not final:
         return
     stages = OmegaConf.select(config, "stages") or {}
     keys = [f"stages.{name}.sparsity.final" for name in stages]

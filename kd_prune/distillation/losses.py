@@ -24,11 +24,12 @@ def soft_cross_entropy(
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2.
 
     Args:
-        student: Logits, (batch, classes).
-        teacher: Logits, (batch, classes).
+        student: Logits, (batch, classes), or (batch, 2, length) for start and end of an answer,
+            whose padding has the least finite number; both sums are added.
+        teacher: Logits, of the same shape.
         temperature: T > 0.
         reduction: ``batchmean``, the formula above; ``mean`` divides it by the number of classes
-            too, as the code of PKD (arXiv 1908.09355) does.
+            too, as the code of PKD (arXiv 1908.09355) does; padding is no class.
 
     >>> import torch
     >>> logits = torch.tensor([[1.0, 2.0]])
@@ -39,6 +40,10 @@ def soft_cross_entropy(
         return _at_least_float32(student).sum()
     log_q = F.log_softmax(_over_temperature(student, temperature), dim=-1)
     log_p = F.log_softmax(_over_temperature(teacher, temperature), dim=-1)
+    if reduction == "mean" and student.dim() > 2:
+        classes = (teacher > torch.finfo(teacher.dtype).min).sum(-1)
+        each = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) / classes
+        return each.sum() / len(student) * temperature**2
     loss = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
     return loss / student.shape[-1] if reduction == "mean" else loss
 

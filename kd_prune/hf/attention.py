@@ -18,6 +18,12 @@ from transformers.masking_utils import sdpa_mask
 from kd_prune.errors import ConfigError
 
 SCORES, HEADS = "kd_scores", "kd_heads"
+CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
+"""Arguments of some families' attention that change the result and are not computed here."""
+OTHER_TERMS = (
+    "set the weights of terms on attention to 0 (soft_targets, hard_labels, embeddings and "
+    "hidden_states still work)"
+)
 
 
 class Heads(NamedTuple):
@@ -37,7 +43,7 @@ def attention_returning_scores(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: object,
+    **settings: object,
 ) -> tuple[Tensor, Tensor]:
     """Compute attention; return the output and the scores before mask, softmax and dropout.
 
@@ -49,10 +55,21 @@ def attention_returning_scores(
         attention_mask: Bool, True = attend, broadcastable to (batch, heads, length, length).
         scaling: Factor of the scores; None is 1/√d.
         dropout: Probability applied to the attention weights in training.
+        **settings: What families pass besides.
 
     Returns:
         Output (batch, length, heads, d) and scores (batch, heads, length, length).
+
+    Raises:
+        ConfigError: The family's attention is another function of its inputs.
     """
+    for setting in CHANGES_SCORES:
+        if settings.get(setting) is not None:
+            raise ConfigError(
+                "model_type",
+                expected=f"gives no attention scores: its attention has {setting}",
+                hint=OTHER_TERMS,
+            )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # several query heads share one key head
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
@@ -109,6 +126,5 @@ def enable_attention_scores(model: PreTrainedModel, *, heads: bool = False) -> N
             "model_type",
             model.config.model_type,
             "gives no attention scores: its attention cannot be replaced",
-            "set the weights of terms on attention to 0 (soft_targets, hard_labels, embeddings and "
-            "hidden_states still work)",
+            OTHER_TERMS,
         )

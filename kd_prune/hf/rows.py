@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import warnings
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
     >>> parse_rows("a,b\n1,NA\n", "csv").values.tolist()
     [['1', 'NA']]
     """
+    content = content.removeprefix("\ufeff")
     # Not `splitlines`, which also cuts at U+2028 and other characters that may stand in a text.
     lines = [line for line in content.replace("\r\n", "\n").split("\n") if line.strip()]
     if form == "txt":
@@ -78,6 +80,7 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("expected one object per row")
         return pd.DataFrame(rows, dtype=object)  # text stays text, dates too
+    quoted = form == "csv" or has_quoted_fields(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ParserWarning)
         try:
@@ -87,9 +90,31 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
                 dtype="string",
                 keep_default_na=False,
                 index_col=False,
+                quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
             )
         except ParserWarning as error:
             raise ValueError("a row has more fields than the header") from error
+
+
+def has_quoted_fields(content: str) -> bool:
+    r"""Return whether the quotes of a TSV file enclose fields, as those of a spreadsheet's export.
+
+    In files such as GLUE's they belong to the texts. Quotes enclose fields if the header has them,
+    or if a program that quotes where it must would have written the same file.
+
+    >>> has_quoted_fields('text\tid\n"a\tb"\t1\n'), has_quoted_fields('text\tid\n"a" b\t1\n')
+    (True, False)
+    """
+    if content.startswith('"'):
+        return True
+    lines = content.replace("\r\n", "\n").rstrip("\n")
+    written = StringIO()
+    writer = csv.writer(written, delimiter="\t", lineterminator="\n")
+    try:
+        writer.writerows(csv.reader(StringIO(lines), delimiter="\t", strict=True))
+    except csv.Error:
+        return False
+    return written.getvalue().rstrip("\n") == lines
 
 
 def text_columns(rows: pd.DataFrame) -> list[str]:

@@ -146,7 +146,10 @@ class ResumePoint(Resumable, Checkpoint):
         self._signals.stop()
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write the checkpoint; a write that fails leaves the previous file."""
+        """Write the checkpoint; a write that fails leaves the previous one.
+
+        A folder has the name ``<name>.before`` while the new one takes its place.
+        """
         scratch = self.path.with_name(f"{self.path.name}.part")
         try:
             trainer.save_checkpoint(scratch)
@@ -156,9 +159,12 @@ class ResumePoint(Resumable, Checkpoint):
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         if trainer.is_global_zero:
-            if scratch.is_dir():  # of a strategy that saves a folder, with a file per process
-                shutil.rmtree(self.path, ignore_errors=True)
+            before = self.path.with_name(f"{self.path.name}.before")
+            if self.path.is_dir():  # of a strategy that saves a folder, with a file per process
+                shutil.rmtree(before, ignore_errors=True)
+                self.path.rename(before)
             scratch.replace(self.path)
+            shutil.rmtree(before, ignore_errors=True)
         self._saved_at = time.monotonic()
 
     def on_load_checkpoint(

@@ -34,8 +34,8 @@ class History(Resumable):
 
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin a fit; one that resumes goes on with the rows of its checkpoint."""
-        if resumed := self.take_resumed():
-            self.rows = resumed["rows"]
+        resumed = self.take_resumed()
+        self.rows = resumed["rows"] if resumed else []
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -46,7 +46,7 @@ class History(Resumable):
             return  # gradients are being accumulated
         if step % self.every and step != trainer.max_steps and not trainer.is_last_batch:
             return
-        values = self._values(trainer, ("train/", "sparsity/"))
+        values = self._values(trainer, ("train/", "sparsity/", "replacement/"))
         self._record(step, values | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -37,7 +37,8 @@ def update_schedule(schedule: Schedule, *, total_steps: int, updates: int = 100)
 
     With ``p`` the ramp's first step, ``S`` its length in steps and ``f = round(S / updates)``, step
     ``t`` is an update when ``p < t < p + S`` and ``(t - p) % f == 0``; the sparsity there is
-    ``final + (initial - final) · (1 - ⌊(t - p)/f⌋ / ⌊S/f⌋)³``.
+    ``final + (initial - final) · (1 - ⌊(t - p)/f⌋ / ⌊S/f⌋)³``. A ramp that has no update
+    there, of one step or with ``updates=1``, prunes to `final` in its last step.
 
     Raises:
         ConfigError: `schedule` is not cubic or has milestones, or as in `ramp_updates`.
@@ -56,12 +57,13 @@ def update_schedule(schedule: Schedule, *, total_steps: int, updates: int = 100)
     ramp = last - first
     frequency = max(1, round(ramp / updates))
     intervals = ramp // frequency
-    return {
+    found = {
         first + k * frequency: schedule.final
         + (schedule.initial - schedule.final) * (1.0 - k / intervals) ** 3
         for k in range(1, intervals + 1)
         if k * frequency < ramp
     }
+    return found or {last: schedule.final}
 
 
 def uniform(masks: Masks, score: Score, sparsity: float) -> Counts:

@@ -231,6 +231,7 @@ def test_bench_has_a_row_in_int8_where_layers_have_blocks_of_zeros(
         (["/no/such"], "error: /no/such: no such folder"),
         (["{empty}"], "error: folder="),
         (["{model}", "--length", "999"], "error: --length=999: "),
+        (["{model}", "--length", "9", "--file", "{rows}"], "give --length or --file"),
         (["{model}", "--file", "/no/such.csv"], "error: file=/no/such.csv: no such file"),
         (["{model}", "--file", "{rows}", "--text", "b"], "error: text=b: not a column"),
         (["{model}", "--file", "{none}"], "there are no rows"),

@@ -192,6 +192,18 @@ def test_regression_predicts_numbers(tmp_path, monkeypatch, capsys):
     assert float(found["prediction"][0]) == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.usefixtures("no_engine")
+def test_columns_of_the_rows_are_kept(folder, tmp_path, capsys):
+    rows = pd.DataFrame({"text": TEXTS[:2], "score": ["5", "1"]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    main(["predict", str(folder), "--file", str(tmp_path / "rows.csv")])
+    out, err = capsys.readouterr()
+    found = pd.read_csv(io.StringIO(out), dtype=str)
+    assert list(found) == ["text", "score", "prediction", "predicted_score"]
+    assert found["score"].tolist() == ["5", "1"]
+    assert "The rows have a column score; the new one is predicted_score." in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, MissingMandatoryValue
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from kd_prune.cli.validation import check_choices
 from kd_prune.hf import encoder_scope
 from kd_prune.pipeline.verification import ExpectedSparsity, VerificationError, verify_sparsity
 from kd_prune.pruning import (
@@ -280,3 +281,13 @@ def test_tickets_prune_models_without_a_pooler(name):
     names = instantiate(config.sparsity.scope).select(model)
     assert len(names) == 6
     assert not any("classifier" in name for name in names)
+
+
+@pytest.mark.parametrize("option", METHODS)
+def test_overfitting_prunes_nothing_with_any_method(option):
+    size = ["sparsity.granularity.size=16"] if option == "heads" else []
+    given = ["debug=overfit", f"sparsity={option}", *size]
+    config = compose("train", overrides=given, return_hydra_config=True)
+    check_choices(config, config.hydra.runtime.choices)
+    callback = instantiate(config.sparsity, _convert_="all")
+    assert callback is None or callback.schedule.final == 0.0

@@ -265,6 +265,25 @@ def test_inputs_are_left_as_they_were(loss, pair):
         assert torch.equal(copy, original)
 
 
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+def test_padding_of_answer_positions_changes_no_soft_targets(reduction):
+    """Logits of start and end, (batch, 2, length); 5 and 3 tokens are real."""
+    torch.manual_seed(0)
+    pair = torch.randn(2, 2, 2, 5)
+    pair[:, 1, :, 3:] = torch.finfo(torch.float32).min
+    student, teacher = pair
+    loss = soft_cross_entropy(student, teacher, 2.0, reduction)
+    longer = [F.pad(x, (0, 9), value=torch.finfo(torch.float32).min) for x in pair]
+    torch.testing.assert_close(soft_cross_entropy(*longer, 2.0, reduction), loss)
+    each = [
+        soft_cross_entropy(student[row, None, side, :n], teacher[row, None, side, :n], 2.0)
+        / (n if reduction == "mean" else 1)
+        for row, n in ((0, 5), (1, 3))
+        for side in (0, 1)
+    ]
+    torch.testing.assert_close(loss, sum(each) / 2)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_soft_targets_of_padding_are_finite(temperature):
     """Question answering gives padding the least finite logit; divided by T < 1 it was -inf."""

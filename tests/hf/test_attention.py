@@ -9,7 +9,7 @@ from transformers import (
 
 from kd_prune.errors import ConfigError
 from kd_prune.hf import enable_attention_scores, forward
-from kd_prune.hf.attention import SCORES
+from kd_prune.hf.attention import SCORES, attention_returning_scores
 
 from .families import FAMILIES, HEADS, LAYERS, batch, model
 
@@ -164,3 +164,11 @@ def test_model_with_scores_is_saved_and_loaded_like_any(family, tmp_path):
     assert loaded.config._attn_implementation == "sdpa"
     actual = forward(loaded.eval(), batch(), frozenset()).logits
     torch.testing.assert_close(actual, forward(made, batch(), frozenset()).logits)
+
+
+def test_attention_that_is_another_function_is_refused():
+    """Gemma 2 caps its scores, which the replacement would leave out."""
+    heads = [torch.zeros(1, 1, 2, 4)] * 3
+    with pytest.raises(ConfigError, match=r"^model_type: gives no attention scores: .* softcap"):
+        attention_returning_scores(torch.nn.Module(), *heads, None, softcap=50.0)
+    attention_returning_scores(torch.nn.Module(), *heads, None, softcap=None, sliding_window=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pandas as pd
@@ -25,6 +26,28 @@ def test_text_is_read_as_it_was_written(form, tmp_path):
         case _:
             rows.to_csv(file, index=False, sep="\t" if form == "tsv" else ",")
     assert read_rows(file)["date"].tolist() == ODD
+
+
+def test_quotes_of_a_plain_tsv_belong_to_its_texts():
+    """GLUE's files quote nothing: pandas' rules would make one row of these three."""
+    texts = [
+        '"He left , she said .',
+        "They stayed .",
+        'Nobody came . " Why ?',
+        '" Fine " , he said .',
+    ]
+    lines = [f"{text}\t{i}" for i, text in enumerate(texts)]
+    rows = parse_rows("\n".join(["text\tid", *lines, ""]), "tsv")
+    assert rows["text"].tolist() == texts
+    assert rows["id"].tolist() == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_quotes_of_a_writer_enclose_fields(quoting):
+    texts = ["a\tb", 'say "no"', "two\nlines", "plain"]
+    rows = pd.DataFrame({"text": texts, "id": range(4)})
+    content = rows.to_csv(index=False, sep="\t", quoting=quoting)
+    assert parse_rows(content, "tsv")["text"].tolist() == texts
 
 
 def test_json_list_is_read_as_rows():
@@ -53,6 +76,7 @@ def test_row_with_more_fields_than_the_header_is_not_cut():
 def test_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     (tmp_path / "rows.csv").write_text("﻿text\nabc\n", encoding="utf-8")
     assert list(read_rows(tmp_path / "rows.csv")) == ["text"]
+    assert parse_rows("\ufeffabc\n", "txt")["text"].tolist() == ["abc"]  # standard input
 
 
 def test_text_columns_are_those_with_text_only(tmp_path):

@@ -239,6 +239,40 @@ def test_failed_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "metrics.csv"}
 
 
+def test_kill_while_a_folder_takes_its_place_leaves_the_previous_one(tmp_path, monkeypatch):
+    """As FSDP2 saves: a folder cannot be replaced in one step."""
+    point = ResumePoint(tmp_path / "last.ckpt")
+
+    class Trainer:
+        is_global_zero = True
+
+        def __init__(self, text):
+            self.text = text
+
+        def save_checkpoint(self, path):
+            path.mkdir()
+            (path / "shard").write_text(self.text)
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    point.save(Trainer("one"))
+    point.save(Trainer("two"))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert (point.path / "shard").read_text() == "two"
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        point.save(Trainer("three"))
+    assert (tmp_path / "last.ckpt.before" / "shard").read_text() == "two"
+
+
+def test_second_fit_begins_a_history_of_its_own(tmp_path):
+    history = History(tmp_path / "metrics.csv")
+    history.rows = [{"step": 7}]
+    history.begin(None, None)
+    assert history.rows == []
+
+
 def die_in_the_middle_of_a_write(folder: Path, accumulate: int):
     """In a process of its own: train until a checkpoint is half written, then be killed."""
     run = Run(folder, accumulate=accumulate)
