@@ -245,7 +245,12 @@ def with_predictions(
             f"p({name})": [round(one.probabilities[i], 6) for one in found]
             for i, name in enumerate(classes)
         }
-    taken = [name for name in new if name in rows.columns]
-    for name in taken:
-        sys.stderr.write(f"The rows have a column {name}; the new one is predicted_{name}.\n")
-    return rows.assign(**{f"predicted_{n}" if n in taken else n: new[n] for n in new})
+    columns = {}
+    for name, values in new.items():
+        free = name
+        while free in rows.columns:
+            free = f"predicted_{free}"
+        if free != name:
+            sys.stderr.write(f"The rows have a column {name}; the new one is {free}.\n")
+        columns[free] = values
+    return rows.assign(**columns)

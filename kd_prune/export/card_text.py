@@ -93,14 +93,18 @@ def loading(facts: Facts) -> str:
             "from transformers import AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained("<this folder>")\n'
             'session = InferenceSession("<this folder>/model.onnx")\n'
-            'logits = session.run(None, dict(tokenizer(["a text"], return_tensors="np")))[0]\n```'
+            'tokens = tokenizer(["a text"], return_tensors="np")\n'
+            "inputs = {each.name: tokens[each.name] for each in session.get_inputs()}\n"
+            "logits = session.run(None, inputs)[0]\n```"
         )
     if facts.form == "openvino":
         return (
             "```python\nimport openvino\nfrom transformers import AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained("<this folder>")\n'
             'model = openvino.compile_model("<this folder>/openvino_model.xml", "CPU")\n'
-            'logits = model(dict(tokenizer(["a text"], return_tensors="np")))["logits"]\n```'
+            'tokens = tokenizer(["a text"], return_tensors="np")\n'
+            "inputs = {each.any_name: tokens[each.any_name] for each in model.inputs}\n"
+            'logits = model(inputs)["logits"]\n```'
         )
     packed, own = facts.form == "packed", facts.architecture in OWN_ARCHITECTURES
     first = "import kd_prune  # reads packed folders\n" if packed else ""
@@ -198,8 +202,8 @@ def pruning(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 def pattern(config: Mapping[str, Any]) -> str:
     """Return what is pruned together, in the field's words."""
-    sparsity = config.get("sparsity")
-    granularity = sparsity.get("granularity") if isinstance(sparsity, dict) else None
+    sparsity = pruning(config)[1] or config.get("sparsity")
+    granularity = sparsity.get("granularity") if isinstance(sparsity, Mapping) else None
     if granularity is None:
         return "not recorded"
     text = described(granularity)

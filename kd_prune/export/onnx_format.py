@@ -58,9 +58,17 @@ class Logits(nn.Module):
 
 
 def check_outputs(model: PreTrainedModel, names: tuple[str, ...], form: str) -> None:
-    """Raise ConfigError unless a model has one of the outputs that `Logits` returns."""
-    with torch.no_grad():
-        outputs = model(**example_inputs(names, model.config.vocab_size), return_dict=True)
+    """Raise ConfigError unless a model makes one of the outputs that `Logits` returns of tokens."""
+    try:
+        with torch.no_grad():
+            outputs = model(**example_inputs(names, model.config.vocab_size), return_dict=True)
+    except Exception as error:  # of any type: models check their inputs in their own ways
+        raise ConfigError(
+            "format",
+            form,
+            f"{type(model).__name__} does not take plain tokens ({error})",
+            "take packed or fp16",
+        ) from error
     if not {"logits", "last_hidden_state"} & set(outputs):
         raise ConfigError(
             "format",

@@ -7,6 +7,7 @@ checked. Other texts fall back to shorter pieces: single characters are always k
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kd_prune.errors import ConfigError
 
 KEY = "trim_vocabulary"
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 BATCH = 1000
 TOKEN_IDS = ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")
 
@@ -103,7 +105,7 @@ def tokens_within(
 
 
 def tokens_to_keep(description: Mapping[str, Any], needed: Iterable[int]) -> set[int]:
-    """Return the ids to keep: those needed, those that make them, and single characters.
+    """Return the ids to keep: those needed, those that make them, single characters and bytes.
 
     Args:
         description: Content of tokenizer.json.
@@ -117,6 +119,8 @@ def tokens_to_keep(description: Mapping[str, Any], needed: Iterable[int]) -> set
     kept = set(needed) | {token["id"] for token in description.get("added_tokens", ())}
     prefix = model.get("continuing_subword_prefix") or ""
     kept |= {i for token, i in vocabulary.items() if len(token.removeprefix(prefix)) <= 1}
+    if model.get("byte_fallback"):  # what is in no vocabulary becomes bytes, such as <0xC3>
+        kept |= {i for token, i in vocabulary.items() if BYTE.fullmatch(token)}
     kept &= set(vocabulary.values()) | {t["id"] for t in description.get("added_tokens", ())}
     if model["type"] == "BPE":
         # Every merge that leads to a kept token, with its two parts: these are all the merges

@@ -137,6 +137,9 @@ def _replace_linears(model: nn.Module, choice: Choice) -> None:
                 if isinstance(parent, nn.TransformerEncoderLayer):
                     # Its own fast path reads the weights; False leads around it.
                     parent.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and replaced:
+            module.use_nested_tensor = False  # that of padded rows, which only torch's layers take
 
 
 @dataclass(frozen=True)

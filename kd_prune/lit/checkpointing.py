@@ -43,6 +43,9 @@ class ResumePoint(Resumable, Checkpoint):
         self, path: Path, minutes: float = 5.0, fingerprint: Mapping[str, Any] | None = None
     ) -> None:
         self.path = path
+        self._before = path.with_name(f"{path.name}.before")
+        if self._before.exists() and not path.exists():
+            self._before.rename(path)
         self.minutes = minutes
         self.fingerprint = dict(fingerprint or {})
         self._signals = SignalListener()
@@ -148,7 +151,8 @@ class ResumePoint(Resumable, Checkpoint):
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint; a write that fails leaves the previous one.
 
-        A folder has the name ``<name>.before`` while the new one takes its place.
+        A folder has the name ``<name>.before`` while the new one takes its place. After a kill in
+        that moment, the next `ResumePoint` of the path gives it its name back.
         """
         scratch = self.path.with_name(f"{self.path.name}.part")
         try:
@@ -159,12 +163,11 @@ class ResumePoint(Resumable, Checkpoint):
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         if trainer.is_global_zero:
-            before = self.path.with_name(f"{self.path.name}.before")
             if self.path.is_dir():  # of a strategy that saves a folder, with a file per process
-                shutil.rmtree(before, ignore_errors=True)
-                self.path.rename(before)
+                shutil.rmtree(self._before, ignore_errors=True)
+                self.path.rename(self._before)
             scratch.replace(self.path)
-            shutil.rmtree(before, ignore_errors=True)
+            shutil.rmtree(self._before, ignore_errors=True)
         self._saved_at = time.monotonic()
 
     def on_load_checkpoint(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kd_prune.pruning import Pruner, SparsityReport
 from kd_prune.pruning.selection import count_pruned
+from kd_prune.sweep.statistics import is_loss
 
 
 class VerificationError(RuntimeError):
@@ -81,9 +82,11 @@ def verify_retained(
     """Compare the student's metric with its teacher's.
 
     Raises:
-        VerificationError: The metric is below the share `min_retained` of the teacher's.
+        VerificationError: The metric is below the share `min_retained` of the teacher's; for one
+            that is better if lower, the teacher's is below that share of the student's.
     """
-    if min_retained and student < min_retained * teacher:
+    value, reference = (teacher, student) if is_loss(monitor) else (student, teacher)
+    if min_retained and value < min_retained * reference:
         raise VerificationError(
             f"student.min_retained={min_retained}: the student in {out} has {monitor} "
             f"{student:.4f}, the teacher {teacher:.4f}; it did not learn enough"

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_prune.errors import UNSET, ConfigError
 from kd_prune.sweep import status
+from kd_prune.sweep.statistics import is_loss
 
 log = logging.getLogger(__name__)
 STUDY = "search"
@@ -64,7 +65,7 @@ class OptunaSweeper(Sweeper):
         params: Mapping[str, str],
         n_trials: int,
         n_jobs: int,
-        direction: str,
+        direction: str | None,
         seed: int,
         startup: int,
         storage: str | None,
@@ -119,6 +120,12 @@ class OptunaSweeper(Sweeper):
                     f"a search is for one {key}",
                     "give one value here, and run one search for each of them",
                 )
+        if self.direction is None:
+            job = self.context.config_loader.load_sweep_config(
+                self.config, [f"{key}={value}" for key, value in fixed.items()]
+            )
+            lower = is_loss(OmegaConf.select(job, "task.monitor") or "")
+            self.direction = "minimize" if lower else "maximize"
         folder = Path(self.config.hydra.sweep.dir).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         with study_lock(folder):

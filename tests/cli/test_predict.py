@@ -202,6 +202,10 @@ def test_columns_of_the_rows_are_kept(folder, tmp_path, capsys):
     assert list(found) == ["text", "score", "prediction", "predicted_score"]
     assert found["score"].tolist() == ["5", "1"]
     assert "The rows have a column score; the new one is predicted_score." in err
+    (tmp_path / "again.csv").write_text(out)
+    main(["predict", str(folder), "--file", str(tmp_path / "again.csv")])
+    columns = capsys.readouterr().out.partition("\n")[0].split(",")
+    assert columns == [*found, "predicted_prediction", "predicted_predicted_score"]
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,14 @@ def test_a_trial_that_fails_is_no_value(search):
     assert len(study.trials) == 2
 
 
+def test_metric_that_is_better_if_lower_is_minimized(search):
+    given = ["task=tiny_words", "task.monitor=perplexity", "optimizer.lr=choice(1e-3,1e-5)"]
+    code, said, study = search(2, *given, "optimizer.warmup=0.0", "sparsity.end=0.7")
+    assert code == 0, said
+    assert study.direction == optuna.study.StudyDirection.MINIMIZE
+    assert OmegaConf.load(search.folder / "best.yaml").value == min(t.value for t in study.trials)
+
+
 def test_failed_trials_are_tried_again_on_request(search):
     """What made them fail is over: they come first, once, and do not count twice."""
     search(1, "optimizer.lr=1e30")

@@ -291,3 +291,23 @@ def test_overfitting_prunes_nothing_with_any_method(option):
     check_choices(config, config.hydra.runtime.choices)
     callback = instantiate(config.sparsity, _convert_="all")
     assert callback is None or callback.schedule.final == 0.0
+
+
+def test_method_chosen_beside_the_best_recipe_keeps_its_own_criterion():
+    """And its settings are those of the recipe where it has none of its own."""
+    best = composed("experiment=best")
+    assert best.criterion._target_ == "kd_prune.pruning.Taylor"
+    assert best.allocation.ceiling == 0.99
+    for method in ("platon", "obert", "movement", "smp", "soft_movement", "tickets"):
+        chosen = composed("experiment=best", f"sparsity={method}")
+        assert chosen.criterion == composed(f"sparsity={method}").criterion
+        assert chosen.end == best.end
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [*sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")), "later/soft_movement"],
+)
+def test_dense_student_composes_with_every_experiment(experiment):
+    made = composed(f"experiment={experiment}", "sparsity=none")
+    assert made._target_ == "kd_prune.pipeline.dense"

@@ -109,11 +109,13 @@ def test_card_says_distilled_only_of_a_model_that_learnt_from_its_teacher(terms,
 
 
 def test_card_of_a_student_whose_base_was_pruned_names_the_stage(tmp_path):
-    stages = {"base": {"sparsity": CONFIG["sparsity"]}}
+    blocks = {"_target_": "kd_prune.pruning.Block", "rows": 1, "columns": 4}
+    stages = {"base": {"sparsity": CONFIG["sparsity"] | {"granularity": blocks}}}
     run = make_run(tmp_path / "run", stages=stages, sparsity=CONFIG["sparsity"] | {"final": None})
     write_cards(RunResult.read(run), run)
     text = card_of(run / "student").text
     assert "| pruned in the stage | base |" in text
+    assert "| pattern | Block(rows=1, columns=4) |" in text
     assert "| criterion | magnitude |" in text
     assert "Pruned while" not in text
 

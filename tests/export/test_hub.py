@@ -139,6 +139,20 @@ def test_push_to_what_is_no_id_is_refused(folder):
         push(folder, "a/b/c")
 
 
+def test_push_to_a_server_that_is_not_there_is_refused(folder, monkeypatch):
+    def broken(*given, **settings):
+        raise ConnectionLost("no route to host")
+
+    class ConnectionLost(Exception):  # noqa: N818  as the libraries below huggingface_hub raise
+        pass
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", broken)
+    with pytest.raises(
+        ConfigError, match=r"did not take it .no route to host.; the folder is there"
+    ):
+        push(folder, "me/small")
+
+
 def test_push_without_a_network_is_refused(folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="the Hub did not take it"):

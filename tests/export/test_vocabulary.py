@@ -19,7 +19,7 @@ from transformers import (
 
 from kd_prune.errors import ConfigError
 from kd_prune.export.folders import check_reloaded
-from kd_prune.export.vocabulary import replace_tokenizer, trim_vocabulary
+from kd_prune.export.vocabulary import replace_tokenizer, tokens_to_keep, trim_vocabulary
 
 TEXTS = ["the old fox", "a fox and the hound", "foxes", "old hounds", "", "THE FOX"]
 OTHERS = ["a mouse sees the foxhound", "zz"]
@@ -145,6 +145,13 @@ def test_word_that_was_unknown_stays_unknown(tmp_path):
     assert [trimmed.encode(text).tokens for text in texts] == [
         tokenizer.backend_tokenizer.encode(text).tokens for text in texts
     ]
+
+
+def test_bytes_that_stand_for_unknown_characters_are_kept():
+    tokens = ["<unk>", "a", "b", "ab", *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": ["a b"]}
+    assert len(tokens_to_keep({"model": model | {"byte_fallback": True}}, {3})) == 3 + 256
+    assert tokens_to_keep({"model": model | {"byte_fallback": False}}, {3}) == {1, 2, 3}
 
 
 def test_model_with_a_head_over_its_tokens_is_refused():

@@ -50,6 +50,13 @@ def test_quotes_of_a_writer_enclose_fields(quoting):
     assert parse_rows(content, "tsv")["text"].tolist() == texts
 
 
+@pytest.mark.parametrize("break_", [" ", "\n"])
+def test_quotes_around_a_comma_enclose_fields(break_):
+    """Spreadsheets quote more than a writer of tab-separated fields has to."""
+    content = f'text\tid\n"Hello, world"\t1\n"two{break_}lines"\t2\n'
+    assert parse_rows(content, "tsv")["text"].tolist() == ["Hello, world", f"two{break_}lines"]
+
+
 def test_json_list_is_read_as_rows():
     assert parse_rows('[{"a": "x"}, {"a": "y"}]', "jsonl")["a"].tolist() == ["x", "y"]
     with pytest.raises(ValueError, match="one object per row"):

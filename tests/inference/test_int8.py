@@ -290,6 +290,31 @@ def test_processor_without_an_int8_instruction_is_refused_in_one_line(monkeypatc
             moved(torch.randn(2, 16))
 
 
+IN_A_SMALLER_TEAM = """
+import torch
+from kd_prune.inference import SparseLinear
+from tests.inference.models import blocked_linear
+layer = SparseLinear(blocked_linear(1700, 70, 0.8), int8=True)
+equal = []
+for tokens in (16, 100):
+    inputs = torch.randn(tokens, 1700)
+    torch.set_num_threads(1)
+    alone = layer(inputs)
+    for planned in (3, 4):
+        torch.set_num_threads(planned)
+        equal.append(torch.equal(layer(inputs), alone))
+print(equal)
+"""
+
+
+@needs_int8
+def test_team_that_is_smaller_than_planned_neither_waits_for_ever_nor_reads_too_early():
+    environment = {"OMP_THREAD_LIMIT": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
+    code, stdout, stderr = run_code(IN_A_SMALLER_TEAM, **environment)
+    assert code == 0, stderr
+    assert stdout.strip() == str([True] * 4)
+
+
 ON_A_RESTRICTED_PROCESSOR = """
 import torch
 from kd_prune.inference import SparseLinear

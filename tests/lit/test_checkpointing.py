@@ -263,7 +263,8 @@ def test_kill_while_a_folder_takes_its_place_leaves_the_previous_one(tmp_path, m
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         point.save(Trainer("three"))
-    assert (tmp_path / "last.ckpt.before" / "shard").read_text() == "two"
+    assert not point.path.exists()
+    assert (ResumePoint(point.path).path / "shard").read_text() == "two"
 
 
 def test_second_fit_begins_a_history_of_its_own(tmp_path):

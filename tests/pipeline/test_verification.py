@@ -138,6 +138,13 @@ def test_retained_share_is_compared_with_what_was_asked_for(
             verify_retained(min_retained, "accuracy", student, teacher, tmp_path)
 
 
+def test_retained_share_of_a_loss_is_that_of_its_inverse(tmp_path):
+    verify_retained(0.9, "perplexity", 11.0, 10.0, tmp_path)
+    verify_retained(0.9, "perplexity", 8.0, 10.0, tmp_path)
+    with pytest.raises(VerificationError, match="perplexity 12"):
+        verify_retained(0.9, "perplexity", 12.0, 10.0, tmp_path)
+
+
 def test_student_that_retains_too_little_fails_the_run_but_is_reported(
     done, make_job, tmp_path, monkeypatch
 ):

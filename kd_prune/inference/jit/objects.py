@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 from llvmlite import binding
@@ -19,6 +20,7 @@ from kd_prune.inference.jit.emitter import Program
 from kd_prune.inference.jit.target import Target
 
 DIGEST = hashlib.sha256().digest_size
+NAME = "kernels"
 _lock = threading.Lock()
 
 
@@ -32,17 +34,27 @@ class Library:
 
     def __init__(self, code: bytes, target: Target) -> None:
         self.target = target
-        module = binding.parse_assembly("")
-        self._engine = binding.create_mcjit_compiler(module, machine(target))
-        self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
+        # JITLink lays all sections side by side. MCJIT, which does not, ends the process where they
+        # are apart by more than 2 GB, as they may be in a process with much memory.
+        self._engine = binding.create_lljit_compiler(machine(target), use_jit_link=True)
+        self._linked = binding.JITLibraryBuilder().add_object_img(code).link(self._engine, NAME)
+        self._found: dict[str, Any] = {}  # kept: a symbol that is let go takes all code with it
+        self._search = threading.Lock()
 
     def address(self, name: str) -> int:
-        """Return where the exported function `name` begins."""
-        found: int = self._engine.get_function_address(name)
-        if not found:
-            raise KeyError(name)
-        return found
+        """Return where the exported function `name` begins.
+
+        Raises:
+            KeyError: There is no such function.
+        """
+        with self._search:
+            if name not in self._found:
+                try:
+                    self._found[name] = self._engine.lookup(NAME, name)
+                except RuntimeError as error:
+                    raise KeyError(name) from error
+        address: int = self._found[name][name]
+        return address
 
 
 def machine(target: Target) -> binding.TargetMachine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kd_prune.inference.jit.emitter import FLOAT, INT, POINTER, Emitter, Program, Value
 from kd_prune.inference.kernels.norm import columns_at_once
-from kd_prune.inference.kernels.products import Products
+from kd_prune.inference.kernels.products import Inputs, Products
 from kd_prune.inference.kernels.rows import boundary
 from kd_prune.inference.kernels.threads import Crew
 from kd_prune.inference.layout import GROUP, EncoderCall, Layer
@@ -136,12 +136,12 @@ class Stack:
         """
         emit, products = self.emit, self.products
         up, down = emit.offset(layer, Layer.UP, INT), emit.offset(layer, Layer.DOWN, INT)
-        for tile, part in self.crew.work():
+        for tile, _ in self.crew.work():
             middle = products.inputs(self.tile(self.middle, tile, self.hidden), self.hidden, tile)
             memory = self.tile(self.pointer(EncoderCall.WIDE), self.crew.number, self.wide)
             wide = products.inputs(memory, self.wide, tile, self.wide_place)
             states = self.tile(self.states, tile, self.hidden)
-            products.quantize(up, middle, part)
+            products.quantize(up, middle)
             for group in emit.range(0, (self.wide + (GROUP - 1)) // GROUP):
                 first = group * GROUP
                 end = emit.minimum(first + GROUP, self.wide)
@@ -162,9 +162,15 @@ class Stack:
     ) -> None:
         """Write a matrix over this thread's tiles and parts; tiles come with their features."""
         matrix = self.emit.offset(layer, which, INT)
+
+        def inputs_of(tile: Value) -> Inputs:
+            """Return a tile as the matrix's inputs."""
+            return self.products.inputs(self.tile(inputs[0], tile, inputs[1]), inputs[1], tile)
+
+        self.products.quantize_shared(matrix, inputs_of)
         for tile, part in self.crew.work():
-            source = self.products.inputs(self.tile(inputs[0], tile, inputs[1]), inputs[1], tile)
-            self.products.quantize(matrix, source, part)
+            source = inputs_of(tile)
+            self.products.quantize(matrix, source)
             first, end = (
                 boundary(self.emit, matrix, number, self.crew.parts) for number in (part, part + 1)
             )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kd_prune.inference.jit.emitter import INT, POINTER, Program
-from kd_prune.inference.kernels.products import Products
+from kd_prune.inference.jit.emitter import INT, POINTER, Program, Value
+from kd_prune.inference.kernels.products import Inputs, Products
 from kd_prune.inference.kernels.rows import boundary
 from kd_prune.inference.kernels.threads import Crew
 from kd_prune.inference.layout import LinearCall
@@ -37,10 +37,16 @@ def write(program: Program, width: int) -> None:
                 *(in_features, crew.tokens - tile * width, first, end),
             )
         crew.wait_for_parts()
-        for tile, part in crew.work():
+
+        def inputs_of(tile: Value) -> Inputs:
+            """Return a tile as the matrix's inputs."""
             source = emit.offset(in_tiles, tile * width * in_features)
-            inputs = products.inputs(source, in_features, tile)
-            products.quantize(matrix, inputs, part)
+            return products.inputs(source, in_features, tile)
+
+        products.quantize_shared(matrix, inputs_of)
+        for tile, part in crew.work():
+            inputs = inputs_of(tile)
+            products.quantize(matrix, inputs)
             output = emit.offset(out_tiles, tile * width * out_features)
             first = boundary(emit, matrix, part, crew.parts)
             end = boundary(emit, matrix, part + 1, crew.parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kd_prune.inference.jit.emitter import Emitter, Program, Value
@@ -57,17 +58,36 @@ class Products:
         owner = emit.select(self.crew.parts > 1, number, self.crew.number)
         return Inputs(tile, features, emit.offset(self._quantized, owner * self._size + place))
 
-    def quantize(self, matrix: Value, inputs: Inputs, part: Value) -> None:
-        """Write code that quantizes the tile if the matrix is int8; threads share the tokens."""
+    def quantize_shared(self, matrix: Value, inputs_of: Callable[[Value], Inputs]) -> None:
+        """Write, where threads share tiles: quantize a part of each tile's tokens, and wait.
+
+        Before any product: a thread that has the parts of others too waits once all the same.
+
+        Args:
+            matrix: Nothing is quantized unless it is int8.
+            inputs_of: Tile number → inputs.
+        """
         if not self.program.int8:
             return
         emit = self.emit
-        with emit.when(_is_int8(emit, matrix)):
+        with emit.when(self.crew.parts > 1), emit.when(_is_int8(emit, matrix)):
             span = tokens_at_once(self.program, self.width)
-            tokens = self.crew.share(emit.integer(self.width), part, span)
-            for group in emit.range(0, emit.load(matrix, Matrix.PANELS)):
-                self._quantize_group(inputs, group, tokens)
-            self.crew.wait_for_parts()
+            for tile, part in self.crew.work():
+                tokens = self.crew.share(emit.integer(self.width), part, span)
+                self._quantize_groups(matrix, inputs_of(tile), tokens)
+            self.crew.wait()
+
+    def quantize(self, matrix: Value, inputs: Inputs) -> None:
+        """Write: quantize a tile that the thread has for itself, if the matrix is int8."""
+        if not self.program.int8:
+            return
+        emit = self.emit
+        with emit.when(self.crew.parts < 2), emit.when(_is_int8(emit, matrix)):
+            self._quantize_groups(matrix, inputs, (emit.integer(0), emit.integer(self.width)))
+
+    def _quantize_groups(self, matrix: Value, inputs: Inputs, tokens: tuple[Value, Value]) -> None:
+        for group in self.emit.range(0, self.emit.load(matrix, Matrix.PANELS)):
+            self._quantize_group(inputs, group, tokens)
 
     def quantize_group(self, matrix: Value, inputs: Inputs, group: Value) -> Inputs:
         """Write: quantize one group, in this thread, to where the first one belongs."""
