@@ -19,6 +19,8 @@ EXPORT_FILE = "kd_prune.json"
 """File of an exported folder: what `kd-prune predict` has to know of the task."""
 DENSE = "kd_prune.pipeline.dense"
 """Target of ``sparsity=none``, which takes the settings of pruning and prunes nothing."""
+LOSSES = ("loss", "perplexity")
+"""Metrics that are better if lower, and that are not fractions."""
 STATES = ("running", "finished", "failed", "interrupted", "stopped")
 """States of a run; `stopped`: a search ended a trial that was not worth finishing."""
 
@@ -228,6 +230,15 @@ class Status:
             return _restore(cls, read_json(folder / STATUS_FILE))
         except FileNotFoundError:
             return None
+
+
+def is_loss(metric: str) -> bool:
+    """Return whether a lower value of a metric is better, also for one named ``<split>/loss``.
+
+    >>> is_loss("test/loss"), is_loss("accuracy")
+    (True, False)
+    """
+    return metric.rpartition("/")[2] in LOSSES
 
 
 def target_sparsity(config: Mapping[str, Any]) -> float | None:

@@ -252,7 +252,7 @@ DISTILLATION = [
     ),
     Mutant(
         "soft targets lack the factor T²",
-        "distillation/losses.py", "soft_cross_entropy", Replace(r" \* temperature \*\* 2", ""),
+        "distillation/losses.py", "soft_cross_entropy", Replace(r"temperature \*\* 2", "1.0"),
         LOSSES,
     ),
 ]  # fmt: skip

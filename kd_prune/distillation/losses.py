@@ -38,13 +38,14 @@ def soft_cross_entropy(
     """
     if not len(student):  # a batch without a token to predict
         return _at_least_float32(student).sum()
+    scale = temperature**2
     log_q = F.log_softmax(_over_temperature(student, temperature), dim=-1)
     log_p = F.log_softmax(_over_temperature(teacher, temperature), dim=-1)
     if reduction == "mean" and student.dim() > 2:
         classes = (teacher > torch.finfo(teacher.dtype).min).sum(-1)
         each = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) / classes
-        return each.sum() / len(student) * temperature**2
-    loss = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+        return each.sum() / len(student) * scale
+    loss = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * scale
     return loss / student.shape[-1] if reduction == "mean" else loss
 
 

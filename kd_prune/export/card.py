@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kd_prune.export.card_facts import Facts
 from kd_prune.export.card_text import body
-from kd_prune.sweep.statistics import is_loss
+from kd_prune.results import is_loss
 
 FILE = "README.md"
 METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 from kd_prune.results import ModelResult, RunResult
 from kd_prune.sweep.statistics import Statistic
-
-HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,27 +123,3 @@ def weighted_terms(config: Mapping[str, Any]) -> list[str]:
     terms = distillation.get("terms") if isinstance(distillation, dict) else None
     found = terms.items() if isinstance(terms, dict) else ()
     return [n for n, term in found if not isinstance(term, dict) or term.get("weight", 1)]
-
-
-def hub_ids(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return setting → id of the Hub, of model and task; local folders are left out.
-
-    Which is which can only be told in the folder where the run's paths are valid.
-    """
-    found = {}
-    for group in ("model", "task"):
-        settings = config.get(group)
-        if isinstance(settings, Mapping) and (known := hub_id(settings.get("path"))):
-            found[f"{group}.path"] = known
-    return found
-
-
-def hub_id(path: Any) -> str | None:
-    """Return a path if it is an id of the Hub and no folder.
-
-    >>> hub_id("google-bert/bert-base-uncased"), hub_id("/data/mrpc"), hub_id({"_target_": "f"})
-    ('google-bert/bert-base-uncased', None, None)
-    """
-    if not isinstance(path, str) or not HUB_ID.fullmatch(path) or Path(path).exists():
-        return None
-    return path

@@ -14,8 +14,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from transformers import PreTrainedModel
 
 from kd_prune import hf
-from kd_prune.export.card_facts import hub_ids
-from kd_prune.export.run_cards import write_cards
+from kd_prune.export.run_cards import hub_ids, write_cards
 from kd_prune.lit import History, ResumePoint
 from kd_prune.lit.progress import RunLength
 from kd_prune.pipeline.context import Context

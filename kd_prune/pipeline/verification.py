@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kd_prune.pruning import Pruner, SparsityReport
 from kd_prune.pruning.selection import count_pruned
-from kd_prune.sweep.statistics import is_loss
+from kd_prune.results import is_loss
 
 
 class VerificationError(RuntimeError):

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from kd_prune.config_utils import flatten
+from kd_prune.results import is_loss
 from kd_prune.sweep.differences import setting_text
 from kd_prune.sweep.schema import Collection, Run
 from kd_prune.sweep.statistics import (
@@ -18,7 +19,6 @@ from kd_prune.sweep.statistics import (
     Statistic,
     Summary,
     dominating,
-    is_loss,
     make_row,
     stages_of,
     teacher_levels,

@@ -27,8 +27,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from kd_prune.errors import UNSET, ConfigError
+from kd_prune.results import is_loss
 from kd_prune.sweep import status
-from kd_prune.sweep.statistics import is_loss
 
 log = logging.getLogger(__name__)
 STUDY = "search"

@@ -10,22 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from kd_prune.results import StageResult
+from kd_prune.results import StageResult, is_loss
 from kd_prune.sweep.schema import Run, Student
 
 SIZES = ("nonzero", "bytes")
 """Attributes of a row that a metric is compared with on a Pareto front."""
-LOSSES = ("loss", "perplexity")
-"""Metrics that are better if lower, and that are not fractions."""
-
-
-def is_loss(metric: str) -> bool:
-    """Return whether a lower value of a metric is better, also for one named ``<split>/loss``.
-
-    >>> is_loss("test/loss"), is_loss("accuracy")
-    (True, False)
-    """
-    return metric.rpartition("/")[2] in LOSSES
 
 
 @dataclass(frozen=True)

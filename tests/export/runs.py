@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kd_prune.export.card_facts import hub_ids
+from kd_prune.export.run_cards import hub_ids
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.results import MilestoneResult, RunResult, StageResult
 
