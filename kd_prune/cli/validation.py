@@ -109,7 +109,7 @@ def check_choices(
     for group, option in choices.items():
         name, _, package = str(group).partition("@")
         if name == "sparsity" and option == "fixed":
-            check_fixed(config, package or "sparsity")
+            check_no_target_of_fixed_masks(config, package or "sparsity")
     path = OmegaConf.select(config, "model.path", throw_on_resolution_failure=False)
     if choices.get("model") == choices.get("budget") == "tiny" and isinstance(path, str):
         raise ConfigError(
@@ -120,13 +120,13 @@ def check_choices(
         )
 
 
-def check_fixed(config: DictConfig, key: str) -> None:
-    """Refuse a target above 0 of ``sparsity=fixed``, which keeps the zeros that there are.
+def check_no_target_of_fixed_masks(config: DictConfig, key: str) -> None:
+    """Refuse a target sparsity beside ``sparsity=fixed``, whose masks never change.
 
     Raises:
         ConfigError: It has one.
 
-    >>> check_fixed(OmegaConf.create({"sparsity": {"final": 0.9}}), "sparsity")
+    >>> check_no_target_of_fixed_masks(OmegaConf.create({"sparsity": {"final": 0.9}}), "sparsity")
     Traceback (most recent call last):
     kd_prune.errors.ConfigError: sparsity.final=0.9: sparsity=fixed keeps zeros and prunes ...
     """

@@ -33,7 +33,7 @@ def metadata(facts: Facts) -> ModelCardData:
         "tags": tags,
         "pipeline_tag": pipeline_tag(facts.architecture),
         "base_model": facts.base_model,
-        "datasets": [facts.dataset] if facts.dataset else None,
+        "datasets": [facts.hub_dataset] if facts.hub_dataset else None,
         "metrics": sorted({result.metric_type for result in results}) or None,
     }
     if facts.base_model:
@@ -55,7 +55,7 @@ def evaluation_results(facts: Facts) -> list[EvalResult]:
         found.append(
             EvalResult(
                 task_type=pipeline_tag(facts.architecture) or "text-classification",
-                dataset_type=facts.dataset or facts.results[0].task,
+                dataset_type=facts.hub_dataset or facts.results[0].task,
                 dataset_name=facts.results[0].task,
                 dataset_config=task.get("subset"),
                 dataset_split=split or str(first),

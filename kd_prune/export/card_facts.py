@@ -71,7 +71,7 @@ class Facts:
         return self.results[0].hub_ids.get("model.path") if self.results else None
 
     @property
-    def dataset(self) -> str | None:
+    def hub_dataset(self) -> str | None:
         """Hub id of the task's rows; None for local or unknown ones."""
         return self.results[0].hub_ids.get("task.path") if self.results else None
 

@@ -148,7 +148,7 @@ def making(facts: Facts) -> str:
         ["versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())],
     ]
     meanwhile = f"\n\nPruned while it was distilled from the teacher, as in [SparseBERT]({LINK})."
-    both = facts.distilled and pruning(config)[0] == "student"
+    both = facts.distilled and pruning_stage(config)[0] == "student"
     return table(["", ""], rows) + (meanwhile if both else "")
 
 
@@ -177,7 +177,7 @@ def limits(facts: Facts) -> str:
 
 def method(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the parts of the pruning method, as configured."""
-    stage, sparsity = pruning(config)
+    stage, sparsity = pruning_stage(config)
     if stage not in ("", "student"):
         yield "pruned in the stage", stage
     for name in ("criterion", "allocation", "granularity", "ramp"):
@@ -187,7 +187,7 @@ def method(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "mask updates", str(sparsity["updates"])
 
 
-def pruning(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def pruning_stage(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Return the stage that prunes the student, and its settings; ``("", {})`` if none does.
 
     It is the student's own, or else the last one that comes before it.
@@ -202,7 +202,7 @@ def pruning(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 def pattern(config: Mapping[str, Any]) -> str:
     """Return what is pruned together, in the field's words."""
-    sparsity = pruning(config)[1] or config.get("sparsity")
+    sparsity = pruning_stage(config)[1] or config.get("sparsity")
     granularity = sparsity.get("granularity") if isinstance(sparsity, Mapping) else None
     if granularity is None:
         return "not recorded"

@@ -42,7 +42,7 @@ def write_cards(result: RunResult, run: Path) -> None:
 
 
 def hub_ids(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return setting → id of the Hub, of model and task; local folders are left out.
+    """Return ``model.path`` and ``task.path`` of a configuration where they are ids of the Hub.
 
     Which is which can only be told in the folder where the run's paths are valid.
     """

@@ -227,7 +227,7 @@ class OptunaSweeper(Sweeper):
 
 
 def retry_failed_trials(study: Any, space: Collection[str]) -> None:
-    """Let the settings of failed trials be the next ones, unless they have been tried again."""
+    """Queue the settings of failed trials as new trials, each failed trial once."""
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     for trial in trials:

@@ -164,7 +164,7 @@ class Stack:
         matrix = self.emit.offset(layer, which, INT)
 
         def inputs_of(tile: Value) -> Inputs:
-            """Return a tile as the matrix's inputs."""
+            """Return tile number `tile` as what the matrix is multiplied with."""
             return self.products.inputs(self.tile(inputs[0], tile, inputs[1]), inputs[1], tile)
 
         self.products.quantize_shared(matrix, inputs_of)

@@ -39,7 +39,7 @@ def write(program: Program, width: int) -> None:
         crew.wait_for_parts()
 
         def inputs_of(tile: Value) -> Inputs:
-            """Return a tile as the matrix's inputs."""
+            """Return tile number `tile` as what the matrix is multiplied with."""
             source = emit.offset(in_tiles, tile * width * in_features)
             return products.inputs(source, in_features, tile)
 

@@ -59,9 +59,9 @@ class Products:
         return Inputs(tile, features, emit.offset(self._quantized, owner * self._size + place))
 
     def quantize_shared(self, matrix: Value, inputs_of: Callable[[Value], Inputs]) -> None:
-        """Write, where threads share tiles: quantize a part of each tile's tokens, and wait.
+        """Write code that quantizes all tiles to int8 where several threads share a tile.
 
-        Before any product: a thread that has the parts of others too waits once all the same.
+        Each thread quantizes its part of the tokens, then all wait once, before any product.
 
         Args:
             matrix: Nothing is quantized unless it is int8.
@@ -78,7 +78,7 @@ class Products:
             self.crew.wait()
 
     def quantize(self, matrix: Value, inputs: Inputs) -> None:
-        """Write: quantize a tile that the thread has for itself, if the matrix is int8."""
+        """Write code that quantizes one tile to int8 where a thread has the tile for itself."""
         if not self.program.int8:
             return
         emit = self.emit
@@ -86,6 +86,7 @@ class Products:
             self._quantize_groups(matrix, inputs, (emit.integer(0), emit.integer(self.width)))
 
     def _quantize_groups(self, matrix: Value, inputs: Inputs, tokens: tuple[Value, Value]) -> None:
+        """Write code that quantizes all groups of features of some tokens."""
         for group in self.emit.range(0, self.emit.load(matrix, Matrix.PANELS)):
             self._quantize_group(inputs, group, tokens)
 
