@@ -57,6 +57,7 @@ CHANGES = {
     "model_dropout": ["student.dropout=null"],
     "from_teacher": ["student.init=teacher"],
     "frozen_embeddings": ["student.freeze=[embeddings]"],
+    "teachers_embeddings": ["student.init=teacher", "student.freeze=[embeddings]"],
     "no_embeddings": ["distillation.terms.embeddings.weight=0"],
     "no_hidden_states": ["distillation.terms.hidden_states.weight=0"],
     "no_attention_scores": ["distillation.terms.attention_scores.weight=0"],

@@ -151,7 +151,7 @@ PRUNING = [
     Mutant(
         "gradients that are not finite are observed",
         "pruning", "MaskedParameters.observe", Replace(
-            r"(grad_or_input\[name\])\.nan_to_num\([^)]*\)", r"\1"
+            r"finite\((grad_or_input\[name\])\)", r"\1"
         ),
         REGROW,
     ),

@@ -67,6 +67,8 @@ class AveragedWeights(Resumable):
         """Zero pruned weights in the saved state, which may be an average's."""
         if self.pruner is None or self._other_module or self.pruner.takes_sharded:
             return  # averages of sharded weights are refused
+        if trainer.state.fn != "fit":
+            return  # a test may have loaded another checkpoint, whose masks are not these
         names = self._mask_names(pl_module, self.pruner)
         masks, saved = self.pruner.masks, checkpoint["state_dict"]
         zeroed: dict[int, Tensor] = {}  # by storage: tensors shared in the model stay shared

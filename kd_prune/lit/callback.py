@@ -18,6 +18,7 @@ from kd_prune.lit.distributed import mask_sync, print_once, refuse_sharding
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
 from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_position import RampPosition
+from kd_prune.lit.replaced_parameters import warn_of_replaced_parameters
 from kd_prune.lit.saved_files import warn_of_files_on_the_ramp
 from kd_prune.lit.scope_choice import choose_scope
 from kd_prune.pruning.allocation import Allocation, uniform
@@ -31,7 +32,7 @@ from kd_prune.pruning.ramps import Ramp, cubic
 from kd_prune.pruning.report import SparsityReport
 from kd_prune.pruning.rigl import RigL
 from kd_prune.pruning.schedule import Schedule
-from kd_prune.pruning.scope import Scope
+from kd_prune.pruning.scope import Scope, named_parameters
 from kd_prune.pruning.selection import Selection, count_pruned, unstructured
 from kd_prune.pruning.sharded_pruner import make_pruner
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
@@ -312,8 +313,11 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             return
         self._hooks.detach()
         super().on_fit_end(trainer, pl_module)
+        warn_of_replaced_parameters(self.pruner, pl_module, self.label)
         if self.verbose:
-            report = SparsityReport.count(self._model(pl_module), self.pruner.parameters)
+            model = self._model(pl_module)
+            still_there = named_parameters(model).keys() & self.pruner.parameters.keys()
+            report = SparsityReport.count(model, still_there)
             print_once(trainer, self.labelled(report))
         if self.schedule and trainer.is_global_zero:
             warn_of_files_on_the_ramp(trainer, self.state_key, self.schedule.final, self.label)

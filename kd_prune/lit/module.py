@@ -18,8 +18,9 @@ from torchmetrics import MetricCollection
 from kd_prune.distillation.activations import Activations, Batch, Forward
 from kd_prune.distillation.objective import Objective
 from kd_prune.errors import ConfigError
+from kd_prune.lit.progress import RunLength
 
-ConfigureOptimizer = Callable[[nn.Module, int], tuple[Optimizer, LRScheduler]]
+ConfigureOptimizer = Callable[[nn.Module, int], tuple[Optimizer, LRScheduler] | Optimizer]
 Predict = Callable[[Activations, Batch], tuple[Any, Any]]
 LOGITS = frozenset({"logits"})
 
@@ -73,10 +74,10 @@ class DistillModule(L.LightningModule):
         objective: The loss, a sum of terms.
         forward: ``(model, batch, requires) → Activations``: runs either model on a batch and
             returns at least the kinds of activations in `requires`.
-        optimizer: ``(model, total_steps) → (optimizer, learning-rate schedule)``. The model is the
-            student, or, if the objective has parameters, an `nn.ModuleDict` of ``student`` and
-            ``objective``.
-        metrics: Metrics of predictions and targets; may be empty.
+        optimizer: ``(model, total_steps) → (optimizer, learning-rate schedule)``, or the optimizer
+            alone. The model is the student, or, if the objective has parameters, an
+            `nn.ModuleDict` of ``student`` and ``objective``.
+        metrics: Metrics of predictions and targets; None: none.
         teacher: The model that the objective learns from; needed if a term reads one. Callbacks may
             use it too (`LayerReplacement`).
         predict: ``(activations, batch) → (predictions, targets)``, the arguments of the metrics'
@@ -87,7 +88,8 @@ class DistillModule(L.LightningModule):
             and ``val/loss/<term>`` (means over batches, weighted by rows).
 
     Raises:
-        ConfigError: The objective reads a teacher and none is given.
+        ConfigError: The objective reads a teacher and none is given, or the teacher, which is
+            frozen, shares parameters with the student that are to train.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class DistillModule(L.LightningModule):
         objective: Objective,
         forward: Forward,
         optimizer: ConfigureOptimizer,
-        metrics: MetricCollection,
+        metrics: MetricCollection | None = None,
         teacher: nn.Module | None = None,
         predict: Predict = predict_outputs,
         validation: tuple[str, ...] = ("validation",),
@@ -111,6 +113,8 @@ class DistillModule(L.LightningModule):
                 "the objective learns from a teacher, and none was given",
                 "give one, or set the weights of the terms that read it to 0",
             )
+        if teacher is not None:
+            refuse_shared_parameters(student, teacher)
         self.student = student
         self.objective = objective
         self._forward = forward
@@ -118,6 +122,7 @@ class DistillModule(L.LightningModule):
         self._predict = predict
         self._teacher = _Unregistered(teacher)
         self._prefixes = ["val/", *(f"val/{name}/" for name in validation[1:])]
+        metrics = MetricCollection({}) if metrics is None else metrics
         self.metrics = nn.ModuleList([metrics.clone(prefix=prefix) for prefix in self._prefixes])
         self._validation_loss = validation_loss
 
@@ -216,8 +221,8 @@ class DistillModule(L.LightningModule):
         Raises:
             ConfigError: The number of optimizer steps is not known.
         """
-        total_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(total_steps):
+        total_steps = RunLength.from_fit(self.trainer).steps
+        if total_steps is None:
             raise ConfigError(
                 "trainer.max_steps",
                 self.trainer.max_steps,
@@ -227,7 +232,10 @@ class DistillModule(L.LightningModule):
         model = self.student
         if self.objective.has_parameters:
             model = nn.ModuleDict({"student": self.student, "objective": self.objective})
-        optimizer, scheduler = self._optimizer(model, int(total_steps))
+        made = self._optimizer(model, total_steps)
+        if isinstance(made, Optimizer):
+            return made
+        optimizer, scheduler = made
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -241,6 +249,20 @@ class DistillModule(L.LightningModule):
                     raise NonFiniteError(
                         f"{name} is not finite at step {self.trainer.global_step}, so not saved"
                     )
+
+
+def refuse_shared_parameters(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise ConfigError where a parameter that is to train is the frozen teacher's too."""
+    theirs = {id(parameter) for parameter in teacher.parameters()}
+    trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
+    if shared := [name for name, parameter in trained.items() if id(parameter) in theirs]:
+        more = f" and {len(shared) - 1} more" if shared[1:] else ""
+        raise ConfigError(
+            "teacher",
+            type(teacher).__name__,
+            f"shares {shared[0]}{more} with the student, and the teacher is frozen",
+            "build the student from copies (copy.deepcopy), or freeze what they share",
+        )
 
 
 def batch_size(batch: Batch) -> int:

@@ -86,7 +86,7 @@ class OptimizerHooks:
                 after_wrapper=partial(pruner.project, optimizer if moving else None),
             )
         if getattr(pruner.criterion, "observes", None) == "input":
-            self._handles += observe_inputs(module, pruner)
+            self._handles += observe_inputs(trainer, module, pruner)
 
     def begin_batch(self, trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> None:
         """Hook optimizers that replaced earlier ones."""
@@ -121,7 +121,7 @@ class OptimizerHooks:
         self._handles, self._optimizers = [], []
 
 
-def observe_inputs(module: nn.Module, pruner: Pruner) -> list[Handle]:
+def observe_inputs(trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> list[Handle]:
     """Hook every layer in scope: the criterion observes its inputs during training.
 
     Raises:
@@ -141,7 +141,7 @@ def observe_inputs(module: nn.Module, pruner: Pruner) -> list[Handle]:
     def observe(
         name: str, layer: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor]
     ) -> None:
-        if layer.training:
+        if trainer.training:  # whatever the layer's own mode: models are often loaded in eval mode
             pruner.observe({name: next(iter((*inputs, *kwargs.values()))).detach()})
 
     observed: list[tuple[nn.Module, str]] = []

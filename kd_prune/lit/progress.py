@@ -44,6 +44,8 @@ class RunLength:
         Raises:
             ConfigError: No limit is known.
         """
+        if trainer.limit_train_batches == 0:
+            raise _no_batch(0)
         estimate = trainer.estimated_stepping_batches
         steps = int(estimate) if 0 < estimate < math.inf else None
         if (trainer.max_epochs or 0) > 0 and trainer.num_training_batches < math.inf:
@@ -73,9 +75,7 @@ class RunLength:
         limit = trainer.limit_train_batches
         per_epoch = limited(per_epoch, limit)
         if per_epoch == 0:
-            raise ConfigError(
-                "trainer.limit_train_batches", limit, "leaves no batch of an epoch", "raise it"
-            )
+            raise _no_batch(limit)
         steps = trainer.max_steps if trainer.max_steps > 0 else None
         if not automatic:
             batches = _product(trainer.max_epochs, per_epoch)
@@ -103,6 +103,20 @@ class RunLength:
                 "latter two",
             )
         return length
+
+    def check_measurable(self, trainer: L.Trainer) -> None:
+        """Refuse a trainer that does not measure the only limit of a saved length.
+
+        Raises:
+            ConfigError: The length is in seconds, and the trainer has no `max_time`.
+        """
+        if [*self.limits] == ["seconds"] and not _timer(trainer):
+            raise ConfigError(
+                "trainer.max_time",
+                None,
+                f"the run that is resumed has its length in seconds, {self.seconds:g} in all",
+                "set it again",
+            )
 
     @property
     def limits(self) -> dict[str, float]:
@@ -185,6 +199,12 @@ class RunLength:
     def state_dict(self) -> dict[str, Any]:
         """Return the limits as plain numbers."""
         return asdict(self)
+
+
+def _no_batch(limit: float) -> ConfigError:
+    return ConfigError(
+        "trainer.limit_train_batches", limit, "leaves no batch of an epoch", "raise it"
+    )
 
 
 def limited(batches: float, limit: float) -> float:

@@ -40,6 +40,8 @@ class RampPosition:
         self._resumed, self._label = resumed is not None, label
         self._ended = False
         self.length = RunLength(**resumed) if resumed is not None else RunLength()
+        if trainer is not None and resumed is not None:
+            self.length.check_measurable(trainer)
         if trainer is not None and resumed is None:
             self.length = RunLength.from_fit(trainer)
             warn_if_length_is_unknown(trainer, self.length)

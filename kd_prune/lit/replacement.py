@@ -28,9 +28,9 @@ class LayerReplacement(L.Callback):
     The predecessor's layers are divided among the successor's, in order; of 12 and 6 each successor
     stands for two. In every training batch a successor layer takes part with probability
     ``p = min(1, initial + (1 - initial) · progress / end)``, drawn for each layer; otherwise the
-    predecessor's layers run, frozen, in training mode like the module. From `end` on, in validation
-    and in the saved model there are successors only. What else is not to train (embeddings, head)
-    is frozen by its owner, as with a stage's `freeze`.
+    predecessor's layers run, frozen, in the mode (training or eval) of the layer that they replace.
+    From `end` on, in validation and in the saved model there are successors only. What else is not
+    to train (embeddings, head) is frozen by its owner, as with a stage's `freeze`.
 
     A layer that does not take part has a gradient of zero in that step, so a step in which none
     takes part is made too, and DDP finds every parameter used.
@@ -100,7 +100,7 @@ class LayerReplacement(L.Callback):
         first = 0
         for i, last in layer_pairs(len(ours), len(theirs)):
             layer = ours[i - 1]
-            layer.forward = self._choice(i - 1, layer, frozen[first:last])
+            layer.forward = self._choice(trainer, i - 1, layer, frozen[first:last])
             self._replaced.append(layer)
             first = last
 
@@ -142,19 +142,19 @@ class LayerReplacement(L.Callback):
         )
 
     def _choice(
-        self, index: int, successor: nn.Module, group: list[nn.Module]
+        self, trainer: L.Trainer, index: int, successor: nn.Module, group: list[nn.Module]
     ) -> Callable[..., Any]:
         """Return a forward of a successor layer that runs the layer or its predecessors."""
         own = successor.forward
 
         def forward(hidden: Any, *args: Any, **settings: Any) -> Any:
-            if self._takes_part[index] or not successor.training:
+            if self._takes_part[index] or not trainer.training:
                 return own(hidden, *args, **settings)
             share_hooks(successor, group[-1])
             outputs = hidden
             for layer in group:
                 hidden = outputs[0] if isinstance(outputs, tuple) else outputs
-                outputs = layer.train()(hidden, *args, **settings)
+                outputs = layer.train(successor.training)(hidden, *args, **settings)
             unused = [p.flatten()[0] for p in successor.parameters() if p.requires_grad]
             zero = torch.stack(unused).sum() * 0.0 if unused else 0.0
             if isinstance(outputs, tuple):

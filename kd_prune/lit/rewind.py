@@ -64,6 +64,7 @@ class RewindCallback(Resumable):
         self._length = RunLength()
         self._earlier: dict[str, Tensor] = {}
         self._done = 0
+        self._is_new = True
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments that make an equal callback."""
@@ -91,10 +92,23 @@ class RewindCallback(Resumable):
                 )
         resumed = self.take_resumed()
         self._length = RunLength(**resumed["length"]) if resumed else RunLength.from_fit(trainer)
+        self._is_new = resumed is None
         self._done = resumed["done"] if resumed else 0
         self._earlier = dict(resumed["earlier"]) if resumed else {}
         if not self.to and not resumed:
             self._keep_weights(pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn when resuming from a checkpoint without this callback's state."""
+        super().on_train_start(trainer, pl_module)
+        total = self._length.total
+        if self._is_new and trainer.global_step > round(self.to * total):
+            warnings.warn(
+                "the checkpoint is of a run without RewindCallback: the weights of its step "
+                f"{trainer.global_step} of {total} take the place of those to rewind to (to="
+                f"{self.to:g})",
+                stacklevel=2,
+            )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any

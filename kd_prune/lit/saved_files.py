@@ -28,8 +28,9 @@ def warn_of_files_on_the_ramp(trainer: L.Trainer, key: str, final: float, label:
     if short:
         files = ", ".join(f"{path} at {target:.4g}" for path, target in short.items())
         warnings.warn(
-            f"saved on the ramp of {label}, below sparsity {final:g}: {files}; a ModelCheckpoint "
-            "without monitor keeps the model of the end; EarlyStopping has to wait for the ramp",
+            f"saved on the ramp of {label}, below sparsity {final:g}: {files}; "
+            "ModelCheckpoint(save_on_train_epoch_end=True), without monitor, keeps the model of "
+            "the end; EarlyStopping has to wait for the ramp",
             stacklevel=3,
         )
 

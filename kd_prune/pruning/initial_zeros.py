@@ -54,6 +54,8 @@ def set_initial_masks(
         rest = {name: mask.numel() for name, mask in masks.items() if name not in all_zero}
         found = sum(n for name, n in zeros.items() if name in rest)
         keep_zeros = schedule is None or _is_reached(schedule.initial, found, sum(rest.values()))
+    if schedule is None and not zeros:
+        return "no weight in scope is zero, so none is kept at zero (final=None prunes no others)"
     if schedule is None:
         return _message(all_zero, "zero altogether, so kept at zero; leave new weights out")
     for name in all_zero if keep_zeros else zeros:

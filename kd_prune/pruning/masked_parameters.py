@@ -19,6 +19,7 @@ from kd_prune.pruning.granularity import (
     reachable_counts,
 )
 from kd_prune.pruning.layers import LayerWeight
+from kd_prune.pruning.observations import Observations
 from kd_prune.pruning.optimizer_state import (
     optimizer_parameters,
     reset_optimizer_state,
@@ -105,6 +106,7 @@ class MaskedParameters:
             self._for_each(lambda weight: weight.detach().clone()) if regrow is True else {}
         )
         self._gradients: dict[str, Tensor] = {}
+        self._observations = Observations(self.parameters)
         self._criterion_state: dict[str, State] = {}
         if isinstance(criterion, StatefulCriterion):
             self._criterion_state = {
@@ -128,7 +130,8 @@ class MaskedParameters:
         """
         if isinstance(self.criterion, StatefulCriterion):
             for name in grad_or_input.keys() & self.parameters.keys():
-                value = grad_or_input[name].nan_to_num(0.0, 0.0, 0.0)
+                value = finite(grad_or_input[name])
+                self._observations.add(name)
                 weight = self._effective_weight(name)
                 self.criterion.observe(weight, value, self._criterion_state[name])
 
@@ -154,7 +157,7 @@ class MaskedParameters:
         if isinstance(self.regrow, RigL):
             for name, gradient in gradients.items():
                 # A copy: gradients may be zeroed in place before the next update.
-                self._gradients[name] = gradient.detach().nan_to_num(0.0, 0.0, 0.0)
+                self._gradients[name] = finite(gradient.detach())
 
     @torch.no_grad()
     def project(self, optimizer: Optimizer | None = None) -> None:
@@ -220,7 +223,8 @@ class MaskedParameters:
     ) -> Counts:
         """Return how many weights of each part of a tensor the allocation asks to prune."""
         candidates = self._parts.split(self._candidates() if candidates is None else candidates)
-        score = self._parts.split_score(score or self._score)
+        score = self._observations.comparable(score or self._score, self.masks)
+        score = self._parts.split_score(score)
         score = pool_scores(self.granularity, candidates, score)
         masks = self._parts.split(self.masks)
         return compute_counts(self.allocation, candidates, score, sparsity, masks)
@@ -278,6 +282,7 @@ class MaskedParameters:
             "masks": dict(self.masks),
             "criterion_state": {n: dict(state) for n, state in self._criterion_state.items()},
             "dormant_weights": dict(self._dormant_weights),
+            "observed": self._observations.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -288,6 +293,7 @@ class MaskedParameters:
                 Nothing has changed then.
         """
         self._check_state(state)
+        self._observations.load(state.get("observed"))
         for name, mask in self.masks.items():
             mask.copy_(state["masks"][name])
             if self._dormant_weights:
@@ -311,6 +317,13 @@ class MaskedParameters:
         for name, tensors in self._criterion_state.items():
             saved = state["criterion_state"][name]
             check_same_tensors(f"criterion states of {name}", tensors, saved)
+
+
+def finite(gradient_or_input: Tensor) -> Tensor:
+    """Return a dense copy with 0 in place of what is not finite."""
+    if gradient_or_input.is_sparse:  # of an embedding with sparse gradients
+        gradient_or_input = gradient_or_input.to_dense()
+    return gradient_or_input.nan_to_num(0.0, 0.0, 0.0)
 
 
 def check_same_tensors(kind: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

@@ -31,7 +31,7 @@ from kd_prune.pruning.saved_settings import (
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.selection import Counts, Selection, count_pruned, unstructured
 from kd_prune.pruning.step_hooks import check_attachable, hook_steps
-from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
+from kd_prune.pruning.update_schedule import UpdateSchedule, checked_updates, ramp_updates
 
 
 class Pruner(CheckedCounts):
@@ -148,14 +148,15 @@ class Pruner(CheckedCounts):
 
     def _schedule_updates(self, total_steps: int) -> None:
         self.total_steps = total_steps
-        self.update_schedule: UpdateSchedule = (
-            self._make_update_schedule(self.schedule, total_steps=total_steps, updates=self.updates)
-            if self.schedule
-            else {}
-        )
-        self._update_steps = sorted(self.update_schedule)
+        self.update_schedule: UpdateSchedule = {}
         if self.schedule:
-            self.schedule.pauses.check_updates(self.update_schedule, self._make_update_schedule)
+            make, final = self._make_update_schedule, self.schedule.final
+            plan = make(self.schedule, total_steps=total_steps, updates=self.updates)
+            self.update_schedule = checked_updates(
+                plan, made_by=make, final=final, total_steps=total_steps
+            )
+            self.schedule.pauses.check_updates(self.update_schedule, make)
+        self._update_steps = list(self.update_schedule)
 
     @torch.no_grad()
     def update(self, step: int, sync_mask: Callable[[Tensor], None] | None = None) -> bool:
@@ -213,6 +214,8 @@ class Pruner(CheckedCounts):
         candidates, score = self._candidates(), partial(self._score, step=step)
         counts = self._counts(self.update_schedule[at], candidates, score)
         self._last_weights.warn(self.update_schedule[at])
+        observed = getattr(self.criterion, "observes", "gradient")
+        self._observations.warn(observed, is_last=at == self._update_steps[-1])
         masks = self._new_masks(candidates, score, counts)
         if self._masks_are_nested:
             return counts, masks

@@ -113,7 +113,8 @@ class Schedule:
         """
         if u == 1.0:
             return self.final
-        return min(self.initial + (self.final - self.initial) * self.ramp(u), self.final)
+        share = float(self.ramp(u))  # one of your own may compute with numpy or torch
+        return min(self.initial + (self.final - self.initial) * share, self.final)
 
     def inverse(self, sparsity: float) -> float:
         """Return the lowest ramp progress with at least `sparsity`, which is at most `final`.

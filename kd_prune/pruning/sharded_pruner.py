@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd_prune.errors import UNSET, ConfigError, format_value
 from kd_prune.pruning.chosen_scope import DefaultScope
 from kd_prune.pruning.criteria import State, StatefulCriterion
+from kd_prune.pruning.masked_parameters import finite
 from kd_prune.pruning.preview import PruningPreview
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.schedule import Schedule
@@ -105,7 +106,8 @@ class ShardedPruner(Pruner):
             return
         for name in self.parameters:  # in the same order in all processes
             if name in grad_or_input:
-                value = gather(grad_or_input[name]).nan_to_num(0.0, 0.0, 0.0)
+                value = finite(gather(grad_or_input[name]))
+                self._observations.add(name)
                 state = self._gathered_state(name)
                 criterion.observe(gather(self._effective_weight(name)), value, state)
                 self._write_state(name, state)

@@ -29,6 +29,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     (False, True)
     """
     parameters = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     attributes = [
         (vars(module), dict(vars(module)), [_entries(v) for v in vars(module).values()])
@@ -47,6 +48,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 current.update(before)
                 for restore in entries:
                     restore()
+            for module, training in modes.items():
+                if module.training != training:  # of TorchScript, which keeps it elsewhere
+                    module.training = training
             for parameter, requires_grad in parameters.items():
                 parameter.requires_grad_(requires_grad)
             with torch.no_grad():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 
 from kd_prune.errors import ConfigError
@@ -126,6 +127,38 @@ def last_update(schedule: Schedule, *, total_steps: int, updates: int = 100) -> 
     """
     _, last = ramp_steps(schedule, total_steps=total_steps, updates=updates)
     return {last: schedule.final}
+
+
+def checked_updates(
+    plan: Mapping[int, float], *, made_by: Callable[..., object], final: float, total_steps: int
+) -> UpdateSchedule:
+    """Return the plan that an update schedule made, in order and as plain numbers.
+
+    Raises:
+        ConfigError: A step lies outside the run, or the last update is a hundredth or more away
+            from `final`.
+
+    >>> checked_updates({7: 0.8, 2: 0.4}, made_by=ramp_updates, final=0.8, total_steps=10)
+    {2: 0.4, 7: 0.8}
+    """
+    updates = {int(step): float(sparsity) for step, sparsity in sorted(plan.items())}
+    name = getattr(made_by, "__name__", type(made_by).__name__)
+    if outside := [step for step in updates if not 1 <= step <= total_steps]:
+        raise ConfigError(
+            "update_schedule",
+            name,
+            f"plans an update at step {outside[0]}; a run of {total_steps} steps has 1 to "
+            f"{total_steps}",
+        )
+    last = next(reversed(updates.values()), 0.0)
+    if not math.isclose(last, final, abs_tol=0.01):  # the reference code's ends a little lower
+        raise ConfigError(
+            "update_schedule",
+            name,
+            f"its last update is to the sparsity {last:g}, not to final={final:g}",
+            "plan one more",
+        )
+    return updates
 
 
 def _candidate_updates(

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torchmetrics import MetricCollection
 
 from kd_prune.distillation import HardLabels, SoftTargets
+from kd_prune.errors import ConfigError
 from kd_prune.lit import NonFiniteError, ResumePoint
 
 from .toy import (
     STEPS_PER_EPOCH,
     WIDTH,
     Toy,
+    adamw,
     collate,
     fit,
     forward,
@@ -250,3 +253,37 @@ def test_predictions_can_be_of_another_kind(tmp_path):
     trainer = make_trainer(tmp_path)
     (logged,) = trainer.validate(make_module(predict=wrong), validation_loader(), verbose=False)
     assert logged == {"val/accuracy": 0.0}
+
+
+def test_student_that_shares_trained_parameters_with_its_teacher_is_refused():
+    teacher, student = Toy(seed=7), Toy()
+    student.embeddings, student.head = teacher.embeddings, teacher.head
+    with pytest.raises(ConfigError, match=r"teacher=Toy: shares embeddings\.weight and 2 more"):
+        make_module(student=student, teacher=teacher)
+    teacher.requires_grad_(False)
+    assert make_module(student=student, teacher=teacher).teacher is teacher
+
+
+def test_metrics_and_schedule_may_be_left_out(tmp_path):
+    def only(model, total_steps):
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    module = make_module(optimizer=only, metrics=None, validation_loss=True)
+    before = module.student.head.weight.detach().clone()
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    fit(trainer, module)
+    assert not torch.equal(module.student.head.weight.cpu(), before)
+    assert trainer.callback_metrics.keys() >= {"val/loss", "val/loss/soft_targets"}
+
+
+def test_schedule_has_the_length_of_a_run_with_scheduled_accumulation(tmp_path):
+    given = []
+
+    def noting(model, total_steps):
+        given.append(total_steps)
+        return adamw(model, total_steps)
+
+    module = make_module(optimizer=noting)
+    trainer = make_trainer(tmp_path, GradientAccumulationScheduler({0: 1, 1: 4}), max_epochs=3)
+    fit(trainer, module)
+    assert given == [trainer.global_step] == [7 + 2 + 2]

@@ -7,6 +7,8 @@ from datetime import timedelta
 import lightning.pytorch as L
 import pytest
 
+from kd_prune.errors import ConfigError
+from kd_prune.lit import SparsityCallback
 from kd_prune.lit.progress import RunLength
 
 from .networks import BATCHES, Manual, UserModule, make_trainer, mlp
@@ -94,3 +96,22 @@ def test_run_without_an_end_is_refused(tmp_path, per_epoch):
     trainer = make_trainer(tmp_path, max_epochs=-1 if per_epoch == 6 else 3)
     with pytest.raises(ValueError, match=r"a run needs an end.*max_steps or max_time"):
         RunLength.from_trainer_config(trainer, per_epoch)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using")
+def test_ramp_in_seconds_is_not_resumed_without_a_time(tmp_path):
+    module = UserModule(mlp(), (8,))
+    timed = {"max_epochs": -1, "max_time": timedelta(seconds=0.5)}
+    trainer = make_trainer(tmp_path, SparsityCallback(0.9), **timed)
+    trainer.fit(module, module.batches())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    resumed = make_trainer(tmp_path, SparsityCallback(0.9), max_epochs=10**6)
+    with pytest.raises(ConfigError, match=r"trainer\.max_time=null: .*seconds, 0\.5 in all"):
+        resumed.fit(module, module.batches(), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
+def test_run_without_batches_names_the_setting(tmp_path):
+    module = UserModule(mlp(), (8,))
+    trainer = make_trainer(tmp_path, SparsityCallback(0.9), limit_train_batches=0)
+    with pytest.raises(ConfigError, match=r"trainer\.limit_train_batches=0: leaves no batch"):
+        trainer.fit(module, module.batches())

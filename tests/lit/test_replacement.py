@@ -299,3 +299,12 @@ def test_run_too_short_for_all_layers_is_warned_of():
     loaders = [torch.utils.data.DataLoader(Stream(), batch_size=None) for _ in range(2)]
     with pytest.warns(UserWarning, match="ended after 4 of the 100 .* before all layers took part"):
         trainer.fit(module, *loaders)
+
+
+@pytest.mark.filterwarnings("ignore:Found 4 module")
+def test_layers_in_eval_mode_are_replaced_too_by_layers_in_that_mode():
+    """As Hugging Face models are loaded; Lightning leaves the mode as it is."""
+    student, teacher = Chain(2, 3, noise=0.5).eval(), Chain(1, 10, noise=0.5)
+    module, _ = fit(LayerReplacement(initial=0.0, end=1.0), student, teacher, steps=8)
+    assert module.outputs[0] == 11
+    assert set(module.validated) == {5}

@@ -198,6 +198,7 @@ def test_impossible_settings_are_refused(arguments, says):
     assert says.split(": ")[1] in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:no weight in scope is zero")
 @pytest.mark.parametrize(
     ("callbacks", "says"),
     [

@@ -119,3 +119,16 @@ def test_single_value_instead_of_a_list_is_refused(arguments):
 def test_pattern_that_matches_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"exclude: the pattern 'nothing' matches no parameter"):
         fit(tmp_path, RewindCallback([0.5], exclude=["nothing"]))
+
+
+@pytest.mark.parametrize("to", [0.0, 0.25])
+def test_resuming_a_run_without_the_callback_says_what_is_rewound_to(tmp_path, to):
+    module = UserModule(mlp(), (8,))
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, module.batches())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    rewind = RewindCallback([0.75], to=to)
+    with pytest.warns(UserWarning, match="without RewindCallback: the weights of its step 6 of 12"):
+        make_trainer(tmp_path, rewind).fit(
+            module, module.batches(), ckpt_path=tmp_path / "x.ckpt", weights_only=True
+        )

@@ -245,7 +245,7 @@ def test_best_file_of_an_early_epoch_is_named(tmp_path):
     # Lightning (2.6) saves last.ckpt only together with a best one.
     files = r"\S+last\.ckpt \(the last\) at 0\.\d+, \S+best\.ckpt \(the best by loss\) at 0\.\d+"
     of = r"^saved on the ramp of SparsityCallback\(name='mine'\), below sparsity 0\.9"
-    says = rf"{of}: {files}; a ModelCheckpoint without monitor"
+    says = rf"{of}: {files}; ModelCheckpoint\(save_on_train_epoch_end=True\), without monitor"
     with pytest.warns(UserWarning, match=says):
         trainer.fit(module, module.batches(), module.batches())
     assert_exact(module, pruning)

@@ -116,6 +116,7 @@ def test_scope_of_a_frozen_teacher_is_refused_unless_asked_for(tmp_path, capsys)
     assert zeros_per_tensor(module, pruning)["teacher.2.weight"] == (230, 256)
 
 
+@pytest.mark.filterwarnings("ignore:no weight in scope is zero")
 def test_scope_that_only_keeps_zeros_may_hold_frozen_weights(tmp_path):
     module = FrozenTeacher()
     pruning = SparsityCallback(None, scope=Scope(include=["*.weight"]))

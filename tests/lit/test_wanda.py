@@ -58,3 +58,16 @@ def test_refusal_leaves_no_hook_behind(tmp_path):
     with pytest.raises(ValueError, match=r"criterion=Wanda\(\).*leave it out of the scope"):
         make_trainer(tmp_path, SparsityCallback(criterion=Wanda())).fit(module, module.batches())
     assert not any(layer._forward_pre_hooks for layer in module.modules())
+
+
+@pytest.mark.filterwarnings("ignore:Found 5 module")
+def test_wanda_observes_a_model_in_eval_mode(tmp_path):
+    """As Hugging Face models are loaded; Lightning leaves the mode as it is."""
+    masks = []
+    for training in (True, False):
+        torch.manual_seed(0)
+        module = UserModule(mlp().train(training), (8,))
+        pruning = SparsityCallback(criterion=Wanda())
+        make_trainer(tmp_path, pruning).fit(module, module.batches())
+        masks.append(list(pruning.pruner.masks.values()))
+    assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))

@@ -220,3 +220,10 @@ def test_trace_of_a_forward_pass_that_fails_says_so():
     scope = default_scope(model, trace=trace)
     assert scope.excluded == {"training_only.1.weight": "output head (last layer)"}
     assert scope.notes == [f"No forward pass could be traced: {trace.problem}"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripted_layers_are_in_training_mode_afterwards():
+    model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Dropout(0.5))))
+    trace_layers(model, torch.ones(2, 4))
+    assert [child.training for child in model[1].modules()] == [True, True]

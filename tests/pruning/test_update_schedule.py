@@ -1,12 +1,16 @@
 """The steps and sparsities of mask updates."""
 
+import io
 from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_prune.errors import ConfigError
+from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.ramps import Stepwise, cosine, cubic, linear, one_shot
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.update_schedule import (
@@ -261,3 +265,50 @@ def test_last_update_is_the_only_one():
     assert last_update(schedule, total_steps=40, updates=7) == {20: 0.8}
     with pytest.raises(ConfigError, match="begin"):
         last_update(schedule, total_steps=1)
+
+
+@pytest.mark.parametrize(
+    "ramp",
+    [lambda u: np.sin(u * np.pi / 2), lambda u: torch.sin(torch.tensor(u * np.pi / 2))],
+    ids=["numpy", "torch"],
+)
+def test_own_ramp_gives_plain_numbers(ramp):
+    updates = ramp_updates(Schedule(final=0.8, ramp=ramp), total_steps=10)
+    assert {type(sparsity) for sparsity in updates.values()} == {float}
+    pruner = Pruner({"w": torch.nn.Parameter(torch.randn(10))}, Schedule(final=0.8, ramp=ramp),
+                    total_steps=10)  # fmt: skip
+    assert pruner.update(3)
+    file = io.BytesIO()
+    torch.save(pruner.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["target"] == pruner.target
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        ({0: 0.5, 5: 0.8}, r"own: plans an update at step 0; a run of 10 steps has 1 to 10"),
+        ({5: 0.4, 500: 0.8}, r"own: plans an update at step 500; a run of 10"),
+        ({5: 0.3}, r"own: its last update is to the sparsity 0\.3, not to final=0\.8"),
+        ({5: 1.5}, r"own: its last update is to the sparsity 1\.5"),
+        ({5: 0.8, 10: 0.2}, r"own: its last update is to the sparsity 0\.2"),
+        ({}, r"own: its last update is to the sparsity 0,"),
+    ],
+)
+def test_own_update_schedule_is_checked(plan, says):
+    def own(schedule, *, total_steps, updates):
+        return plan
+
+    weights = {"w": torch.nn.Parameter(torch.randn(10))}
+    with pytest.raises(ConfigError, match=f"update_schedule={says}"):
+        Pruner(weights, Schedule(final=0.8), total_steps=10, update_schedule=own)
+
+
+def test_own_update_schedule_may_be_unsorted_and_of_numpy():
+    def own(schedule, *, total_steps, updates):
+        return {np.int64(10): np.float64(0.8), np.int64(5): np.float64(0.4)}
+
+    weights = {"w": torch.nn.Parameter(torch.randn(10))}
+    pruner = Pruner(weights, Schedule(final=0.8), total_steps=10, update_schedule=own)
+    assert list(pruner.update_schedule.items()) == [(5, 0.4), (10, 0.8)]
+    assert {*map(type, pruner.update_schedule)} == {int}

@@ -67,7 +67,7 @@ class MeanScore:
 def _mean(score: Score, name: str) -> float:
     scores = score(name).detach().double()
     if (kept := scores.isposinf()).any():  # the best weights of slices that a norm divides
-        scores = scores[~kept]
+        scores = scores[~kept] if not kept.all() else scores.new_ones(1)  # or not observed
     mean = float(scores.mean())
     if not 0.0 <= mean < float("inf"):
         raise ConfigError(

@@ -99,6 +99,7 @@ def float_zeros(weight: Tensor) -> Tensor:
 def magnitude_if_unobserved(score: Tensor, weight: Tensor, unobserved: Tensor) -> Tensor:
     """Return the score, or ``|w|`` where nothing was observed yet and all scores are equal.
 
-    The fallback ranks within a tensor only; it is not comparable with scores of other tensors.
+    The fallback ranks within a tensor only; it is not comparable with scores of other tensors
+    (see `Observations`).
     """
     return torch.where(unobserved, weight.detach().abs().float(), score)

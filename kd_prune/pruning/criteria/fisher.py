@@ -22,6 +22,7 @@ from kd_prune.pruning.criteria.base import State, StatefulCriterion, float_zeros
 # Lower bound of the damping as a fraction of a block's Frobenius norm. Rounding of the float32 sums
 # over some thousand gradients of one direction shifted eigenvalues by up to a quarter of it.
 _MIN_RELATIVE_DAMPING = 4e-6
+_LARGEST = torch.finfo(torch.float32).max  # an average with an infinite square becomes NaN
 # Matrix entries solved in one batch: 32 MB in float64.
 _BATCH_ENTRIES = 2**22
 
@@ -69,7 +70,8 @@ class DiagonalFisher(StatefulCriterion):
         """Add this step's ``g²`` to the average."""
         state["gradients"].add_(1)
         rate = (1.0 / state["gradients"]).clamp_(min=1.0 - self.decay)
-        state["squares"].lerp_(grad_or_input.detach().float().square(), rate)
+        squares = grad_or_input.detach().float().square().clamp_(max=_LARGEST)
+        state["squares"].lerp_(squares, rate)
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """Return ``½ w² (λ + E[g²])``."""

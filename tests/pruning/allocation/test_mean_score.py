@@ -70,9 +70,15 @@ def test_scores_without_a_positive_mean_share_equally_or_are_refused():
     zeros = {n: torch.zeros(10, 10) for n in ("0.q", "1.q")}
     masks = {n: ones(10, 10) for n in zeros}
     assert MeanScore()(masks, zeros.get, 0.9) == {"0.q": 90, "1.q": 90}
-    for bad in (-1.0, float("nan"), float("inf")):
+    for bad in (-1.0, float("nan")):
         with pytest.raises(ConfigError, match=r"mean score of 0\.q is"):
             MeanScore()(masks, {n: torch.full((10, 10), bad) for n in zeros}.get, 0.9)
+
+
+def test_a_matrix_that_was_not_observed_stays_dense():
+    scores = {"0.q": torch.full((10, 10), 0.01), "1.q": torch.full((10, 10), float("inf"))}
+    masks = {n: ones(10, 10) for n in scores}
+    assert MeanScore()(masks, scores.get, 0.5) == {"0.q": 99, "1.q": 1}
 
 
 def test_in_a_pruner_layers_with_higher_scores_stay_denser():
