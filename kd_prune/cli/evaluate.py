@@ -7,6 +7,9 @@ import sys
 from kd_prune.cli import train
 from kd_prune.cli.arguments import quoted
 
+OUT = "outputs/eval/${now:%Y-%m-%d_%H-%M-%S_%f}"
+"""Run folder of an evaluation; the task is known only from the model's own run."""
+
 HELP = """\
 usage: kd-prune eval <folder> [key=value ...]
 
@@ -32,7 +35,10 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"}.intersection(arguments):
         print(HELP)
         return
-    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+    first = arguments[0] if arguments else ""
+    if not first.strip() or first.startswith("-") or "=" in first:
         sys.exit("error: kd-prune eval: name the model first, kd-prune eval <folder or hub id>")
     folder, *overrides = arguments
+    if not any(override.startswith("hydra.run.dir=") for override in overrides):
+        overrides.append(f"hydra.run.dir={OUT}")
     train.main([f"eval={quoted(folder)}", *overrides])

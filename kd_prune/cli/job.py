@@ -139,13 +139,24 @@ def with_recorded_task(config: DictConfig, folder: Path) -> DictConfig:
         folder: A run folder, or a student in one.
 
     Raises:
-        ConfigError: The record asks for a call that the configuration does not make, or for a value
-            of this machine; a folder may come from an untrusted source.
+        ConfigError: There is no record and the command says nothing of a task, or changes a part
+            (``task/kind``) without naming one; the record asks for a call that the configuration
+            does not make, or for a value of this machine; a folder may come from an untrusted
+            source.
     """
     record = status.read(run_of(folder))
     given = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
-    if "task" in given or record is None or not record.config:
+    if "task" in given:
         return config
+    if parts := [key for key in given if key.startswith("task/")]:
+        expected = "changes a part of a task that the command does not name"
+        raise ConfigError(parts[0], UNSET, expected, "name the task too, as task=…")
+    if record is None or not record.config:
+        if any(key.startswith(("task.", "experiment")) for key in given):
+            return config
+        found = "has no record of its task" if folder.exists() else "no such folder"
+        hint = "name the task, as task=mrpc" if folder.exists() else "with a hub id name the task"
+        raise ConfigError("eval", folder, found, hint)
     kinds = {OmegaConf.load(file)._target_ for file in (CONF / "task" / "kind").glob("*.yaml")}
 
     def refused(key: str, problem: str) -> ConfigError:

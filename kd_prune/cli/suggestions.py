@@ -134,6 +134,9 @@ def suggest_key(full: str, last: str, parent: Container, overrides: Sequence[str
         found.sort(key=lambda key: key.startswith("teacher."))  # the student's first
         shown = [full.removesuffix(last) + key for key in found if key.count(".") == depth][:3]
         return f"{said}; did you mean {' or '.join(shown)}?"
+    if plain.get("_target_") == "kd_prune.pipeline.dense":
+        group = full.rpartition(".")[0]
+        return f"{said}: {group}=none prunes nothing; choose another, as {group}=sparsebert"
     if not keys:
         return f"{said} yet; add it with a plus: +{full}=…"
     option = chosen_option(full.rpartition(".")[0].replace(".", "/"), overrides)

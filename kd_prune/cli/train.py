@@ -116,9 +116,9 @@ def run_composed(config: DictConfig) -> float | None:
 def run_recorded(config: DictConfig, out: Path, record: Status) -> RunResult | ModelResult | None:
     """Run the job, and record its state as that of a sweep's job or a single run."""
     sweep = launch.is_sweep()
-    if config.eval and sweep:
+    if config.eval is not None and sweep:
         return run_eval_job(out, record, lambda: evaluate_model(config, out))
-    if config.eval:  # no record: evaluation.json is the only result
+    if config.eval is not None:  # no record: evaluation.json is the only result
         return None if launch.is_child_rank(config) else evaluate_model(config, out)
     resume = launch.resumable_checkpoint(config, out)
     if launch.is_child_rank(config):  # the first process keeps the record
@@ -139,6 +139,8 @@ def evaluate_model(config: DictConfig, out: Path) -> ModelResult:
     from kd_prune.pipeline import evaluate_saved
 
     check_command(config)
+    if not str(config.eval).strip():
+        raise ConfigError("eval", '""', "names no model", "give a folder or hub id")
     job = make_job(with_recorded_task(config, Path(config.eval)), out)
     return evaluate_saved(job, config.eval)
 

@@ -85,7 +85,8 @@ def check_choices(
 
     Raises:
         ConfigError: An experiment's file lacks its package line; a search is started for one job; a
-            budget does not exist; fixed masks are to reach a sparsity; or a path is set with
+            budget does not exist; fixed masks are to reach a sparsity; ``sparsity=rpp`` has no
+            proximal step; or a path is set with
             model=tiny, whose budget for random weights does not suit a pre-trained model.
 
     >>> config = OmegaConf.create({"model": {"path": "a/b"}})
@@ -110,6 +111,8 @@ def check_choices(
         name, _, package = str(group).partition("@")
         if name == "sparsity" and option == "fixed":
             check_no_target_of_fixed_masks(config, package or "sparsity")
+        if name == "sparsity" and option == "rpp":
+            check_proximal_step(config, package or "sparsity")
     path = OmegaConf.select(config, "model.path", throw_on_resolution_failure=False)
     if choices.get("model") == choices.get("budget") == "tiny" and isinstance(path, str):
         raise ConfigError(
@@ -142,6 +145,24 @@ def check_no_target_of_fixed_masks(config: DictConfig, key: str) -> None:
         "sparsity=fixed keeps zeros and prunes nothing",
         f"set {' or '.join(pruning)}" if pruning else f"set {key}.final=null",
     )
+
+
+def check_proximal_step(config: DictConfig, key: str) -> None:
+    """Refuse ``sparsity=rpp`` without the callback that makes weights small along its ramp.
+
+    Raises:
+        ConfigError: The fit has no such callback, so its ramp would prune all at once.
+
+    >>> check_proximal_step(OmegaConf.create({"callbacks": {}}), "sparsity")
+    Traceback (most recent call last):
+    kd_prune.errors.ConfigError: sparsity=rpp: needs the proximal step, or all is pruned ...
+    """
+    callbacks = f"{key.rpartition('sparsity')[0]}callbacks"
+    found = OmegaConf.select(config, callbacks) or {}
+    if not any(one.get("_target_") == "kd_prune.lit.ReweightedL1" for one in found.values()):
+        group = "callbacks" if key == "sparsity" else f"callbacks@{callbacks}"
+        expected = "needs the proximal step, or all is pruned at once"
+        raise ConfigError(key, "rpp", expected, f"add {group}=rpp")
 
 
 def check_types(value: Any, hint: Any = None, key: str = "") -> None:

@@ -98,7 +98,7 @@ class PretrainedEncoder:
         """Load the tokenizer that comes with the model; `key` is the option that named the path.
 
         Raises:
-            ConfigError: It cannot be reached or read, or has no vocabulary.
+            ConfigError: It cannot be reached or read, or has no vocabulary or padding token.
         """
         try:
             path = folder_or_id(self.path)
@@ -111,6 +111,13 @@ class PretrainedEncoder:
                 self.path,
                 "no tokenizer comes with the model",
                 "save it there too (tokenizer.json, tokenizer_config.json)",
+            )
+        if tokenizer.pad_token is None:
+            raise ConfigError(
+                key,
+                self.path,
+                "its tokenizer has no padding token, so texts of different lengths make no batch",
+                "name one in its tokenizer_config.json, as pad_token",
             )
         return tokenizer
 

@@ -149,7 +149,8 @@ class AdamWWithSchedule:
 
     def _course(self, warmup: int, total_steps: int) -> Callable[[int], float]:
         """Return step → share of the peak, with rewinds and floor."""
-        starts = [0, *(round(share * total_steps) for share in self.rewinds)]
+        rewinds = self.rewinds if total_steps > 1 else ()  # one step tries whether a fit runs
+        starts = [0, *(round(share * total_steps) for share in rewinds)]
         if any(one >= other for one, other in pairwise([*starts, total_steps])):
             raise ConfigError(
                 "rewinds",

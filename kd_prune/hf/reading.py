@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import logging
 import re
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,6 +19,7 @@ from datasets import Dataset, load_dataset, load_dataset_builder
 from kd_prune.errors import ConfigError
 from kd_prune.hf.columns import TEXT_TYPES, column_type, column_values
 from kd_prune.hf.encoders import load_error
+from kd_prune.hf.rows import parse_table
 from kd_prune.hf.tasks import Task
 
 INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)")
@@ -28,6 +28,7 @@ NUMBER = re.compile(INTEGER.pattern + r"(\.\d*)?([eE][+-]?\d+)?")
 FORMATS = {
     ".parquet": "parquet",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".jsonl": "json",
     ".json": "json",
     ".txt": "text",
@@ -110,8 +111,8 @@ def read_file(
         Exception: Of any type, from the disk or a parser.
     """
     file_format = format_of(file)
-    if file_format == "csv":
-        rows = read_csv(file, label)
+    if file_format in ("csv", "tsv"):
+        rows = read_table(file, file_format, label)
         return rows if most is None else rows.select(range(min(most, len(rows))))
     source: dict[str, Any] = {"path": file_format, "data_files": {split: glob.escape(str(file))}}
     # A parser also logs the errors that it raises.
@@ -194,22 +195,19 @@ def declared_rows(task: Task) -> dict[str, int]:
     return {name: int(info.num_examples) for name, info in (splits or {}).items()}
 
 
-def read_csv(file: Path, label: str | None) -> Dataset:
-    """Read a CSV file with text as text, so that a class may be called None, NA or 01.
+def read_table(file: Path, file_format: str, label: str | None) -> Dataset:
+    """Read a CSV or TSV file with text as text, so that a class may be called None, NA or 01.
 
     Labels become numbers if all of them are written as numbers. (Readers that guess types, such as
     that of datasets, turn the text "null" into a missing value, and the label "01" into 1.)
 
     Args:
         file: The file.
+        file_format: ``csv`` or ``tsv``.
         label: Label column, if there is one.
     """
-    with warnings.catch_warnings():  # a row with more fields than the header would be cut
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        table = pd.read_csv(
-            file, dtype="string", keep_default_na=False, na_values=[""], index_col=False
-        )
-    rows = Dataset.from_pandas(table, preserve_index=False)
+    table = parse_table(file.read_text(encoding="utf-8-sig"), file_format)
+    rows = Dataset.from_pandas(table.replace("", pd.NA), preserve_index=False)
     if label is None or label not in rows.column_names:
         return rows
     labels: list[Any] = [text and text.strip() for text in column_values(rows, label)]
@@ -229,7 +227,8 @@ def without_blank_lines(rows: Dataset) -> Dataset:
 
 def format_of(file: Path) -> str | None:
     """Return the format of a file by the end of its name, as datasets names it; None: unknown."""
-    return next((FORMATS[suffix] for suffix in FORMATS if file.name.endswith(suffix)), None)
+    name = file.name.lower()
+    return next((FORMATS[suffix] for suffix in FORMATS if name.endswith(suffix)), None)
 
 
 def file_hash(file: Path) -> str:
@@ -254,7 +253,9 @@ def split_file(task: Task, folder: Path, split: str) -> Path:
         if split in files:
             candidates = [place / files[split]]
         else:
-            candidates = [place / f"{split}{suffix}" for suffix in FORMATS]
+            found = list(place.glob(f"{glob.escape(split)}.*"))
+            endings = {file.name.removeprefix(split).lower(): file for file in found}
+            candidates = [endings[suffix] for suffix in FORMATS if suffix in endings]
         for file in candidates:
             if file.is_file():
                 if format_of(file) is None:
@@ -265,7 +266,7 @@ def split_file(task: Task, folder: Path, split: str) -> Path:
             if len(readable) == 1 and not is_validation(task, readable[0]):
                 return readable[0]
     others = sorted(file.name for place in folders for file in place.glob(f"{split}.*"))
-    wanted = files.get(split, f"{split}.parquet, .csv, .jsonl, .json or .txt")
+    wanted = files.get(split, f"{split}.parquet, .csv, .tsv, .jsonl, .json or .txt")
     raise MissingSplitError(
         "path",
         task.path,
@@ -304,5 +305,8 @@ def check_texts(task: Task, split: str, rows: Dataset) -> None:
                 "text",
                 column,
                 f"the {split} split holds {dtype} there, not text",
-                "name another column, or write its values as strings",
+                "name another column, or write its values as strings (in JSON lines, text that "
+                "looks like dates is read as dates; in CSV it is not)"
+                if dtype.startswith("timestamp")
+                else "name another column, or write its values as strings",
             )

@@ -83,6 +83,18 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("expected one object per row")
         return pd.DataFrame(rows, dtype=object)  # text stays text, dates too
+    return parse_table(content, form)
+
+
+def parse_table(content: str, form: str) -> pd.DataFrame:
+    r"""Parse a table, ``csv`` or ``tsv``, in which every value is text and an empty one is "".
+
+    Raises:
+        ValueError: It is no such table.
+
+    >>> parse_table("a\tb\n01\tnull\n", "tsv").values.tolist()
+    [['01', 'null']]
+    """
     quoted = form == "csv" or has_quoted_fields(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ParserWarning)
@@ -95,8 +107,8 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
                 index_col=False,
                 quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
             )
-        except ParserWarning as error:
-            raise ValueError("a row has more fields than the header") from error
+        except ParserWarning:
+            raise ValueError("a row has more fields than the header") from None
 
 
 def has_quoted_fields(content: str) -> bool:

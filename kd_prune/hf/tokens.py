@@ -12,7 +12,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from kd_prune import atomic_io
+from kd_prune.errors import ConfigError
 from kd_prune.hf.fingerprint import tokenizer_state
+from kd_prune.hf.kinds.base import encoding_settings
 from kd_prune.hf.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -51,8 +53,8 @@ def data_hash(rows: str, tokenizer: PreTrainedTokenizerBase, inputs: list[str], 
     digest.update(tokenizer_state(tokenizer))
     # The state lacks these: BERT reads segments and DistilBERT does not, with equal vocabularies.
     sides = tokenizer.truncation_side, tokenizer.padding_side
-    settings = (inputs, sides, tokenizer.split_special_tokens, task.max_length, task.kind)
-    digest.update(repr(settings).encode())
+    settings = (inputs, sides, tokenizer.split_special_tokens, task.max_length)
+    digest.update(repr((*settings, encoding_settings(task.kind))).encode())
     return digest.hexdigest()
 
 
@@ -87,7 +89,10 @@ def tokenise(
         task: The task.
         tokenizer: The tokenizer.
         segments: Whether ``token_type_ids`` are among the columns.
-        folder: Cache folder of these tokens.
+        folder: Cache folder of these tokens, named like the split.
+
+    Raises:
+        ConfigError: All texts are empty, and the kind joins them (masked words).
     """
     if folder.is_dir():
         return Dataset.load_from_disk(str(folder))
@@ -99,6 +104,13 @@ def tokenise(
         keep_in_memory=True,
         desc="tokenising",
     )
+    if not len(tokens):
+        raise ConfigError(
+            "path",
+            task.path,
+            f"the texts of the {folder.name} split have no tokens",
+            "are they in the columns that task.text names?",
+        )
     with atomic_io.folder(folder) as scratch:
         tokens.save_to_disk(str(scratch))
     return Dataset.load_from_disk(str(folder))

@@ -69,7 +69,8 @@ def read_texts(task: Task, path: str, key: str, cache: Path) -> Dataset:
     try:
         check_texts(task, path, rows)
     except ConfigError as error:
-        raise ConfigError(key, path, error.expected, error.hint) from error
+        reason = f"{error.key}={error.value}: {error.expected}"
+        raise ConfigError(key, path, reason, error.hint) from error
     return rows.select_columns(list(task.text))
 
 

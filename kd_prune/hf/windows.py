@@ -17,6 +17,17 @@ NOT_CONTEXT = -1
 """Offset of a token that is no part of the context, and fill of code points."""
 
 
+def check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError for a tokenizer that does not tell where in a text its tokens lie."""
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            "kind",
+            "question_answering",
+            f"{type(tokenizer).__name__} does not tell where in a text its tokens lie",
+            "take a model with a fast tokenizer (tokenizer.json)",
+        )
+
+
 def first_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
     """Cut every text off after its first `count` tokens."""
     stripped = [text.lstrip() for text in texts]
@@ -55,17 +66,7 @@ def window_rows(
         max_length: Longest window in tokens, question included.
         doc_stride: Tokens that successive windows share.
         segments: Whether to return ``token_type_ids``.
-
-    Raises:
-        ConfigError: The tokenizer gives no offsets.
     """
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            "kind",
-            "question_answering",
-            f"{type(tokenizer).__name__} does not tell where in a text its tokens lie",
-            "take a model with a fast tokenizer (tokenizer.json)",
-        )
     encoded = tokenizer(
         list(questions),
         list(contexts),

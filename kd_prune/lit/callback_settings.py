@@ -8,7 +8,6 @@ from typing import Any, Self
 import lightning.pytorch as L
 
 from kd_prune.errors import ConfigError
-from kd_prune.lit.settings import plain_settings
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.scope import Scope
@@ -64,10 +63,6 @@ class CallbackSettings(L.Callback):
     def replace(self, **changes: Any) -> Self:
         """Make a callback with some arguments changed, without any state of a fit."""
         return type(self)(**(self.arguments() | changes))
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor arguments as plain data (see `plain_settings`)."""
-        return {name: plain_settings(value) for name, value in self.arguments().items()}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a Trainer with another callback of this kind and name.

@@ -51,7 +51,7 @@ class ReweightedL1(Resumable):
 
     Raises:
         ConfigError: `rounds` below 1, `epsilon` not above 0; at the start of a fit: no such
-            `SparsityCallback` with a ramp comes before this callback.
+            `SparsityCallback` with a ramp comes before this callback, or it prunes on its ramp.
     """
 
     def __init__(self, rounds: int = 20, *, epsilon: float = 1e-3, name: str | None = None) -> None:
@@ -81,9 +81,17 @@ class ReweightedL1(Resumable):
         """Find the ramp, and restore the checkpoint's state if the fit resumes.
 
         Raises:
-            ConfigError: The weights are sharded.
+            ConfigError: The weights are sharded, or masks are updated before the ramp ends.
         """
-        if any_sharded(self._pruner(trainer).parameters.values()):
+        pruner = self._pruner(trainer)
+        if early := [step for step in pruner.update_schedule if step <= self._steps(pruner)[1]]:
+            raise ConfigError(
+                "name",
+                self.name,
+                f"its SparsityCallback prunes on the ramp itself, first at step {early[0]}",
+                "give it update_schedule=last_update (sparsity=rpp)",
+            )
+        if any_sharded(pruner.parameters.values()):
             raise ConfigError(
                 "trainer.strategy",
                 type(trainer.strategy).__name__,

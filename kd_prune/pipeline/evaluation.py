@@ -43,8 +43,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute the metrics of a model on a stage's validation splits: name → value.
 
-    For a task without metrics the objective's loss is computed. A warning is logged if the model is
-    hardly better than one answer for all rows.
+    All rows are read, whatever `limit_val_batches` says of validation during a fit, except in a
+    `fast_dev_run`. For a task without metrics the objective's loss is computed. A warning is logged
+    if the model is hardly better than one answer for all rows.
 
     Args:
         job: The job, for its trainer; nothing is trained.
@@ -74,7 +75,10 @@ def evaluate(
         stage, inputs, model, teacher=teacher, objective=objective, predict=predict
     )
     _, validation = hf.loaders(task, inputs.data, inputs.tokenizer, seed=stage.seed)
-    trainer = make_trainer(single_device_job(job), [], logger=False, enable_model_summary=False)
+    all_rows = {"limit_val_batches": 1.0, "overfit_batches": 0.0}
+    trainer = make_trainer(
+        single_device_job(job), [], logger=False, enable_model_summary=False, **all_rows
+    )
     rows = trainer.validate(module, list(validation.values()), verbose=False)
     if found := answers.at_chance(names, accuracy_counts=task.monitor == "accuracy"):
         log.warning(

@@ -15,8 +15,8 @@ import torch
 from lightning.fabric.plugins import ClusterEnvironment
 
 import kd_prune
-from kd_prune.lit.settings import UnknownPartError, plain_settings
 from kd_prune.pipeline.stage import Stage
+from kd_prune.plain_settings import UnknownPartError, plain_settings
 
 SINGLE_FIT_SETTINGS = (
     "max_epochs",
@@ -38,29 +38,20 @@ DISPLAY_SETTINGS = (
 """Settings of the trainer that no outcome depends on."""
 
 
-def describe(value: Any) -> Any:
-    """Describe a value as plain data that is the same in every process (see `plain_settings`).
-
-    Raises:
-        UnknownPartError: A part's description may differ between processes.
-    """
-    return plain_settings(value, strict=True)
-
-
 def describe_each(values: Mapping[str, Any], *, skip_unknown: bool) -> dict[str, Any]:
-    """Describe each of several values: name → description.
+    """Describe each of several values by `plain_settings`: name → description.
 
     Args:
         values: Name → value.
-        skip_unknown: Leave out a value that `describe` raises for.
+        skip_unknown: Leave out a value that has no such description.
 
     Raises:
-        UnknownPartError: As in `describe`, unless `skip_unknown`.
+        UnknownPartError: As in `plain_settings`, unless `skip_unknown`.
     """
     described: dict[str, Any] = {}
     for name, value in values.items():
         try:
-            described[name] = describe(value)
+            described[name] = plain_settings(value)
         except UnknownPartError:
             if not skip_unknown:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from kd_prune.errors import ConfigError
 from kd_prune.lit import SparsityCallback
 from kd_prune.pipeline.rounds import with_rounds
 from kd_prune.pipeline.stage import PRETRAINED, STUDENT, TEACHER, ChainStage, Stage, key_of_stage
+
+log = logging.getLogger(__name__)
 
 JOB_KEYS = {
     "task": "task",
@@ -99,7 +102,14 @@ class Job:
             if stage.min_retained:
                 key = f"{key_of_stage(name)}.min_retained"
                 raise ConfigError(key, stage.min_retained, "only the student can have it")
-        self.chain()
+        left_out = self.stages.keys() - self.chain().keys()
+        for name in sorted(left_out):
+            if self.stages[name].sparsity:
+                log.warning(
+                    "stages.%s prunes, but is not run: no stage that is run refers to it (init, "
+                    "teacher, masks_from)",
+                    name,
+                )
 
     def _check_student(self) -> None:
         """Raise ConfigError if the student's stage has a setting that would have no effect."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kd_prune.pipeline.rounds import is_round
@@ -101,7 +102,7 @@ def print_summary(result: RunResult, out: Path) -> None:
     student = columns.pop("student")
     columns |= {f"at {milestone.target:g}": milestone for milestone in result.milestones}
     columns["student"] = student
-    table = Table(title=f"{result.task}, seed {result.seed} (metrics in percent)")
+    table = Table(title=f"{escape(result.task)}, seed {result.seed} (metrics in percent)")
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")
@@ -119,7 +120,12 @@ def print_summary(result: RunResult, out: Path) -> None:
     table.add_row("seconds of training", *seconds)
     console = Console()
     console.print(table)
-    console.print(f"Results: {out}", soft_wrap=True, highlight=False)
+    print_place(out, console)
+
+
+def print_place(path: Path, console: Console) -> None:
+    """Say where the results are, whatever characters the path has."""
+    console.print(f"Results: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def metric_text(name: str, value: float | None) -> str:

@@ -16,8 +16,9 @@ from kd_prune.config_utils import flatten
 from kd_prune.errors import ConfigError
 from kd_prune.lit.progress import RunLength
 from kd_prune.pipeline.context import Context
-from kd_prune.pipeline.fingerprint import describe, describe_stage
+from kd_prune.pipeline.fingerprint import describe_stage
 from kd_prune.pipeline.stage import STUDENT
+from kd_prune.plain_settings import plain_settings
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def run_fingerprint(context: Context, student: PreTrainedModel) -> dict[str, Any
         "task.pad_to": task.pad_to,
         "trainer.devices": job.trainer(logger=False).world_size,
         "sparsity.final": schedule.final if schedule else None,
-        **flatten({"model.scope": describe(job.model.scope)}),
+        **flatten({"model.scope": plain_settings(job.model.scope)}),
         "model": hf.model_fingerprint(student, inputs.tokenizer, head=False)[:12],
     }
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kd_prune import hf
@@ -14,8 +15,8 @@ from kd_prune.pipeline.context import GivenModel, Inputs
 from kd_prune.pipeline.evaluation import encoder_weights, evaluate, model_result
 from kd_prune.pipeline.job import Job, cache_folder
 from kd_prune.pipeline.models import load_fine_tuned
-from kd_prune.pipeline.preflight import check_student_task
-from kd_prune.pipeline.reporting import metric_text
+from kd_prune.pipeline.preflight import check_lengths, check_student_task
+from kd_prune.pipeline.reporting import metric_text, print_place
 from kd_prune.pipeline.stage import STUDENT
 from kd_prune.results import ModelResult, recorded_scope, run_of, write_json
 
@@ -43,6 +44,10 @@ def evaluate_saved(job: Job, path: str) -> ModelResult:
     with key_prefix("task"):
         data = hf.load_data(task, tokenizer, cache_folder(job.cache_dir))
     model = load_fine_tuned(given, task, data)
+    with key_prefix("task"):
+        task.kind.metric_collection(task.metrics, data.num_outputs)
+        read = {split: data.splits[split] for split in task.validation}
+        check_lengths(task, replace(data, splits=read), hf.max_positions(model))
     metrics = evaluate(job, stage, Inputs(tokenizer, data), model, role="model")
     recorded = recorded_scope(run_of(Path(path)))
     from_run = bool(recorded) and recorded <= {name for name, _ in model.named_parameters()}
@@ -54,7 +59,7 @@ def evaluate_saved(job: Job, path: str) -> ModelResult:
         record["sparsity"] = None  # without a known scope there is no sparsity in scope
     write_json(record, job.out / "evaluation.json")
     title = f"{'/'.join(Path(path).parts[-2:])} on {task.name}"
-    table = Table(title=title, min_width=len(title), show_header=False)
+    table = Table(title=escape(title), min_width=len(title), show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in metrics.items():
@@ -67,5 +72,5 @@ def evaluate_saved(job: Job, path: str) -> ModelResult:
     table.add_row("non-zero weights", f"{result.nonzero:,} of {result.parameters:,}")
     console = Console()
     console.print(table)
-    console.print(f"Results: {job.out / 'evaluation.json'}", soft_wrap=True, highlight=False)
+    print_place(job.out / "evaluation.json", console)
     return result

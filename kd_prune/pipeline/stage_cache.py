@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from kd_prune import hf
 from kd_prune.errors import ConfigError
 from kd_prune.lit import ResumePoint
-from kd_prune.lit.settings import UnknownPartError
 from kd_prune.pipeline.context import Context, GivenModel, Outcome
 from kd_prune.pipeline.evaluation import encoder_weights, evaluate, model_result
 from kd_prune.pipeline.fingerprint import (
@@ -42,6 +41,7 @@ from kd_prune.pipeline.verification import (
     verify_final_sparsity,
     verify_sparsity,
 )
+from kd_prune.plain_settings import UnknownPartError
 from kd_prune.pruning import SparsityReport
 from kd_prune.results import SchemaError, StageResult, read_json, write_json
 from kd_prune.source_hash import source_hash
@@ -51,7 +51,10 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
 """Time after which a process says that it waits."""
-CODE = ("hf", "distillation", "lit", "pipeline/fitting.py")
+CODE = (
+    *("hf", "distillation", "lit", "metrics.py"),
+    *(f"pipeline/{name}.py" for name in ("fitting", "models", "rounds", "evaluation")),
+)
 """Parts of kd_prune that the outcome of every stage depends on."""
 RECORD = "stage.json"
 """File in a finished stage's folder that contains its `StageResult`."""

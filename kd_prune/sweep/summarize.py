@@ -50,5 +50,6 @@ def summarize_folders(
     atomic_io.write(out / "runs.csv", runs_csv(collection.runs))
     title = title or sweep_title(collection.runs)
     write_page(collection, summary, out / "report.html", title=title)
-    console.print(f"Summary: {out}/summary.csv, runs.csv, report.html", soft_wrap=True)
+    text = f"Summary: {out}/summary.csv, runs.csv, report.html"
+    console.print(text, soft_wrap=True, markup=False)
     return collection

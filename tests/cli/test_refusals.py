@@ -64,6 +64,12 @@ from .script import SCRIPT, SMALL, refusal
         (["batch_size=3"], ["did you mean task.batch_size or teacher.batch_size?"]),
         (["trainer.limit_val_batches=3"], ["add it with a plus: +trainer.limit_val_batches=…"]),
         (["seeds=3"], ["did you mean seed?"]),
+        (
+            ["sparsity=none", "sparsity.final=0.9"],
+            ["sparsity.final: there is no such key: sparsity=none prunes nothing; choose another"],
+        ),
+        (["sparsity=rpp"], ["sparsity=rpp: needs the proximal step", "add callbacks=rpp"]),
+        (["eval="], ['eval="": names no model']),
         (["nonsense=3"], ["there are eval, seed, ckpt_path"]),
         (["sparsity/critreion=magnitude"], ["did you mean sparsity/criterion?"]),
         (["trainer.precision=fp16"], ["error: trainer.precision=fp16: ", "bf16-mixed"]),

@@ -8,6 +8,8 @@ import re
 
 import pytest
 
+from kd_prune.cli import evaluate
+
 from .script import SMALL, metrics_of
 
 
@@ -197,6 +199,30 @@ def test_eval_of_what_cannot_be_judged(call, tmp_path, folder, says):
     code, _, err = call(f"eval={folder}", f"hydra.run.dir={tmp_path / 'x'}", *SMALL)
     assert code == 1
     assert re.match(f"error: {says}", err)
+
+
+def test_eval_without_a_task_is_refused(call, tmp_path):
+    """It would be that of the embedded task."""
+    (tmp_path / "model").mkdir()
+    for folder, says in (
+        ("model", r"model: has no record of its task; name the task, as task=mrpc"),
+        ("some/one", r"some/one: no such folder; with a hub id name the task"),
+    ):
+        code, _, err = call(f"eval={tmp_path / folder}", f"hydra.run.dir={tmp_path / 'x'}")
+        assert code == 1
+        assert re.match(f"error: eval=.*{says}", err)
+    code, _, err = call(
+        f"eval={tmp_path / 'model'}", "task/kind=regression", f"hydra.run.dir={tmp_path / 'x'}"
+    )
+    assert code == 1
+    assert re.match(r"error: task/kind: changes a part of a task .*; name the task too", err)
+
+
+@pytest.mark.parametrize("folder", ["", "  "])
+def test_eval_of_an_empty_name_is_refused(folder):
+    """A variable that is not set must not train a job."""
+    with pytest.raises(SystemExit, match="name the model first"):
+        evaluate.main([folder])
 
 
 def test_a_sweep_of_evaluations_fails_with_any_of_them(call, tmp_path):

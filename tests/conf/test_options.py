@@ -231,7 +231,7 @@ def test_the_ablations_are_one_override_each():
 
 def test_the_ablations_of_pruning():
     default = made().sparsity
-    assert (default.schedule.final, default.settings()["updates"]) == (0.95, 100)
+    assert (default.schedule.final, default.arguments()["updates"]) == (0.95, 100)
     assert made("sparsity=linear").sparsity.schedule.ramp(0.5) == linear(0.5)
     assert default.schedule.ramp(0.5) == 0.875
     oneshot = made("sparsity=oneshot").sparsity

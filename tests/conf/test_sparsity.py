@@ -285,8 +285,8 @@ def test_tickets_prune_models_without_a_pooler(name):
 
 @pytest.mark.parametrize("option", METHODS)
 def test_overfitting_prunes_nothing_with_any_method(option):
-    size = ["sparsity.granularity.size=16"] if option == "heads" else []
-    given = ["debug=overfit", f"sparsity={option}", *size]
+    needed = {"heads": ["sparsity.granularity.size=16"], "rpp": ["callbacks=rpp"]}.get(option, [])
+    given = ["debug=overfit", f"sparsity={option}", *needed]
     config = compose("train", overrides=given, return_hydra_config=True)
     check_choices(config, config.hydra.runtime.choices)
     callback = instantiate(config.sparsity, _convert_="all")

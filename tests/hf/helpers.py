@@ -26,9 +26,9 @@ def write(folder: Path, split: str, table: list[dict], suffix: str = "jsonl") ->
     file = folder / f"{split}.{suffix}"
     if suffix == "parquet":
         pq.write_table(pa.Table.from_pylist(table), file)
-    elif suffix == "csv":
+    elif suffix in ("csv", "tsv"):
         with file.open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, table[0])
+            writer = csv.DictWriter(handle, table[0], delimiter="," if suffix == "csv" else "\t")
             writer.writeheader()
             writer.writerows(table)
     else:

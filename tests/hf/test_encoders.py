@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
+from kd_prune.errors import ConfigError
 from kd_prune.hf import (
     Classification,
     PretrainedEncoder,
@@ -15,6 +16,7 @@ from kd_prune.hf import (
     load_error,
     model_fingerprint,
 )
+from kd_prune.hf.tiny import make_model
 
 from .families import LAYERS, VOCABULARY, batch, model, tokenizer
 
@@ -267,3 +269,12 @@ def test_model_fingerprint_is_not_changed_by_a_forward_pass(folder):
     before = model_fingerprint(made, tokenizer())
     made(**batch() | {"labels": torch.tensor([0, 1, 2])})
     assert model_fingerprint(made, tokenizer()) == before
+
+
+def test_tokenizer_without_a_padding_token_is_refused(tmp_path):
+    folder = make_model(str(tmp_path), layers=1, hidden_size=8, heads=1)
+    settings = Path(folder) / "tokenizer_config.json"
+    kept = {k: v for k, v in json.loads(settings.read_text()).items() if k != "pad_token"}
+    settings.write_text(json.dumps(kept | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    with pytest.raises(ConfigError, match=r"model\.path=.*: its tokenizer has no padding token"):
+        PretrainedEncoder(path=folder).tokenizer()

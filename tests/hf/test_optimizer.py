@@ -150,3 +150,9 @@ def test_impossible_courses_and_rates_are_refused(settings, says):
     with pytest.raises(ConfigError) as error:
         AdamWWithSchedule(**settings)(nn.Linear(2, 2), STEPS)
     assert str(error.value).startswith(says)
+
+
+def test_a_fit_of_one_step_has_no_rewinds():
+    """As with debug=fdr."""
+    optimizer, _ = AdamWWithSchedule(rewinds=[0.5, 0.8])(nn.Linear(2, 2), 1)
+    assert optimizer.param_groups[0]["lr"] == AdamWWithSchedule().lr

@@ -279,3 +279,30 @@ def test_task_that_does_not_suit_raises(settings, says, tmp_path):
 def test_numbers_out_of_range_raise(settings, says):
     with pytest.raises(ConfigError, match=f"^{says}"):
         QuestionAnswering(**settings)
+
+
+def test_tokenizer_without_offsets_is_refused(tmp_path):
+    from transformers import BertweetTokenizer
+
+    (tmp_path / "vocab.txt").write_text("fox 3\n")
+    (tmp_path / "bpe.codes").write_text("f o 2\n")
+    slow = BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    with pytest.raises(ConfigError, match=r"kind=question_answering: BertweetTokenizer does not"):
+        load_data(make_task(tmp_path / "data"), slow, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [({"n_best": 5}, True), ({"max_answer_length": 7}, True), ({"null_threshold": 0.0}, True),
+     ({"doc_stride": 1}, False), ({"max_question_length": 2}, False)],
+    ids=str,
+)  # fmt: skip
+def test_options_of_predictions_alone_leave_the_tokens_as_they_are(
+    tokenizer, tmp_path, changed, same
+):
+    kind = QuestionAnswering(doc_stride=2, max_question_length=3, n_best=4)
+    task = make_task(tmp_path / "data", kind=kind)
+    before = load_data(task, tokenizer, tmp_path / "cache").fingerprint
+    other = replace(task, kind=replace(kind, **changed))
+    after = load_data(other, tokenizer, tmp_path / "cache").fingerprint
+    assert (before == after) == same

@@ -15,12 +15,12 @@ from datasets import Dataset
 
 from kd_prune.errors import ConfigError
 from kd_prune.hf import Text, load_data, reading
-from kd_prune.hf.reading import read_csv, read_splits
+from kd_prune.hf.reading import read_splits, read_table
 
 from .helpers import REGRESSION, TEXTS, labels_of, rows, task, write
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl", "json"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl", "json"])
 def test_read_takes_every_local_format(tmp_path, tokenizer, suffix):
     for split, labels in (("train", [0, 1, 1]), ("validation", [1, 0])):
         write(tmp_path, split, rows(labels), suffix)
@@ -73,7 +73,7 @@ def test_read_csv_does_not_guess(tmp_path, tokenizer):
         (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
     found = load_data(task(tmp_path, text=["text", "more"]), tokenizer, tmp_path / "cache")
     assert (found.labels, labels_of(found)) == (("01", "02", "None"), [0, 1, 2, 0])
-    assert list(read_csv(tmp_path / "train.csv", "label")["text"]) == [
+    assert list(read_table(tmp_path / "train.csv", "csv", "label")["text"]) == [
         "null", "NA", "007", "1.0",
     ]  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_read_csv_row_longer_than_the_header_raises(tmp_path, tokenizer):
     """A comma that nobody quoted; what stood before it would be lost."""
     for split in ("train", "validation"):
         (tmp_path / f"{split}.csv").write_text("text,label\nfox, red,a\noak, old,b\n")
-    with pytest.raises(ValueError, match=r"csv cannot be read \(Length of header") as refusal:
+    with pytest.raises(ValueError, match=r"csv cannot be read \(a row has more fields") as refusal:
         load_data(task(tmp_path), tokenizer, tmp_path / "cache")
     assert "\n" not in str(refusal.value)
 
@@ -135,8 +135,8 @@ def test_read_missing_file_raises(folder, tokenizer, tmp_path):
         load_data(task(folder), tokenizer, tmp_path / "cache")
     with pytest.raises(ValueError, match=r"found no dev\.csv .*task\.files=\{validation: "):
         load_data(task(folder, files={"validation": "dev.csv"}), tokenizer, tmp_path / "cache")
-    (folder / "validation.tsv").write_text("fox")
-    with pytest.raises(ValueError, match=r"no validation\.parquet.*validation\.tsv .* convert it$"):
+    (folder / "validation.doc").write_text("fox")
+    with pytest.raises(ValueError, match=r"no validation\.parquet.*validation\.doc .* convert it$"):
         load_data(task(folder), tokenizer, tmp_path / "cache")
     (folder / "dev.doc").write_text("fox")
     with pytest.raises(ValueError, match=r"^files\.validation=dev\.doc: expected .*parquet"):
@@ -301,3 +301,30 @@ def test_holdout_is_taken_from_a_hub_data_set_without_validation(tmp_path, monke
         "train": 2,
         "validation": 1,
     }
+
+
+def test_read_takes_glues_own_files_with_quotes_in_texts(tmp_path, tokenizer):
+    lines = ["sentence\tlabel", '"old" fox\t0', '"red oak\t1', "null\t1"]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.TSV").write_text("\n".join(lines) + "\n")
+    found = load_data(task(tmp_path, text=["sentence"]), tokenizer, tmp_path / "cache")
+    assert labels_of(found) == [0, 1, 1]
+    texts = [line.partition("\t")[0] for line in lines[1:]]
+    assert list(found.splits["train"]["input_ids"]) == tokenizer(texts)["input_ids"]
+
+
+def test_texts_that_json_lines_take_for_dates_are_named(tmp_path, tokenizer):
+    for split in ("train", "validation"):
+        lines = [{"text": "2020-01-01T10:00:00", "label": i} for i in (0, 1)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ConfigError, match=r"text=text: .*timestamp.*in CSV it is not"):
+        load_data(task(tmp_path), tokenizer, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("blank", ["train", "validation"])
+def test_corpus_without_any_token_is_refused(tmp_path, tokenizer, blank):
+    for split in ("train", "validation"):
+        write(tmp_path, split, [{"text": "  " if split == blank else "the old fox"}] * 3)
+    corpus = task(tmp_path, kind=Text(pack=True), max_length=8, metrics=[], monitor="loss")
+    with pytest.raises(ConfigError, match=f"path=.*: the texts of the {blank} split have no"):
+        load_data(corpus, tokenizer, tmp_path / "cache")

@@ -137,3 +137,12 @@ def test_official_regression_loss_learns_nothing_of_rows_without_label():
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.item() == 0.5
     assert gradient.tolist() == [[1.0], [0.0]]
+
+
+def test_missing_column_is_named(folder, more, tokenizer, tmp_path):
+    task = make_task(folder, unlabelled=more[:1], text=["text", "other"])
+    lines = [json.dumps({"text": "a", "other": "b", "label": i}) for i in (0, 1)]
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"unlabelled\.0=.*more\.txt: text=other: .*no such"):
+        load_data(task, tokenizer, tmp_path / "cache")

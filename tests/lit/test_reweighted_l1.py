@@ -206,6 +206,10 @@ def test_impossible_settings_are_refused(arguments, says):
         (lambda: [ReweightedL1(2), ramp()], "name=null: no SparsityCallback of this name comes"),
         (lambda: [ramp(), ReweightedL1(name="a")], "name=a: no SparsityCallback of this name"),
         (lambda: [ramp(None), ReweightedL1()], "name=null: its SparsityCallback has no ramp"),
+        (
+            lambda: [SparsityCallback(0.5, scope=Scope(include=["w"])), ReweightedL1()],
+            "name=null: its SparsityCallback prunes on the ramp itself, first at step 1",
+        ),
     ],
 )
 def test_fit_without_a_ramp_is_refused(tmp_path, callbacks, says):

@@ -15,11 +15,12 @@ from transformers import (
     AutoTokenizer,
 )
 
+from kd_prune.errors import ConfigError
 from kd_prune.pipeline import Stage, evaluate_saved, run
 from kd_prune.pipeline.stage_cache import obtain_stage
 from kd_prune.pruning import Scope
 
-from .jobs import loaded_context, milestone_sparsity
+from .jobs import loaded_context, milestone_sparsity, trainer
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,40 @@ def test_model_that_gives_every_row_the_same_class_is_named(
     obtain_stage(context, context.chain["teacher"])
     said = "On validation, the teacher gives every row the same class, animal: it learnt nothing"
     assert (said in caplog.text) == (not learnt)
+
+
+def test_evaluation_reads_all_rows_whatever_the_fit_reads(queries_alone, make_job, tmp_path):
+    out, result, _ = queries_alone
+    for limits in ({"limit_val_batches": 1}, {"overfit_batches": 1}):
+        job = make_job(tmp_path / "judged", trainer=trainer(**limits))
+        assert evaluate_saved(job, str(out)).metrics == result.student.metrics
+
+
+def test_evaluation_of_rows_that_are_too_long_is_refused(queries_alone, tmp_path):
+    out, _, judge = queries_alone
+    short = tmp_path / "model"
+    shutil.copytree(out / "student", short)
+    model = AutoModelForSequenceClassification.from_pretrained(short)
+    positions = model.bert.embeddings.position_embeddings
+    positions.weight = torch.nn.Parameter(positions.weight[:4].clone())
+    model.config.max_position_embeddings = 4
+    model.save_pretrained(short)
+    with pytest.raises(ConfigError, match=r"task\.max_length=\d+: a row of the validation split"):
+        evaluate_saved(judge, str(short))
+
+
+def test_evaluation_names_the_key_of_an_unknown_metric(queries_alone):
+    out, _, judge = queries_alone
+    task = dataclasses.replace(judge.task, metrics=["f1"], monitor="f1")
+    with pytest.raises(ConfigError, match=r"^task\.metrics=f1: "):
+        evaluate_saved(dataclasses.replace(judge, task=task), str(out))
+
+
+def test_names_with_brackets_are_printed_as_they_are(queries_alone, tmp_path, capsys):
+    out, _, judge = queries_alone
+    task = dataclasses.replace(judge.task, name="tiny [v2]")
+    judge = dataclasses.replace(judge, task=task, out=tmp_path / "a [b]" / "[x] c")
+    evaluate_saved(judge, str(out))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == f"{out.name}/student on tiny [v2]"
+    assert lines[-1] == f"Results: {tmp_path}/a [b]/[x] c/evaluation.json"

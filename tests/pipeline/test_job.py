@@ -6,6 +6,7 @@ import pytest
 
 from kd_prune import hf
 from kd_prune.errors import ConfigError
+from kd_prune.lit import SparsityCallback
 from kd_prune.pipeline import Stage
 
 
@@ -103,3 +104,14 @@ def test_job_that_cannot_be_is_refused(make_job, tmp_path, settings, says):
 def test_stage_setting_out_of_range_is_refused(settings, says):
     with pytest.raises(ConfigError, match=says):
         Stage(**settings)
+
+
+def test_a_stage_that_prunes_and_is_not_run_is_named(make_job, tmp_path, caplog):
+    base = Stage(max_epochs=1, sparsity=SparsityCallback(0.8))
+    make_job(tmp_path, stages={"base": base}, student=Stage(init="base"))
+    assert not caplog.records
+    make_job(tmp_path, stages={"base": base, "dense": Stage(max_epochs=1)})
+    assert caplog.messages == [
+        "stages.base prunes, but is not run: no stage that is run refers to it (init, teacher, "
+        "masks_from)"
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from kd_prune.distillation.activations import Activations, Batch
+from kd_prune.plain_settings import plain_settings
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
@@ -68,9 +69,9 @@ class Labels:
 class TaskKind(Protocol):
     """The parts of a task that differ between kinds of task.
 
-    A kind is a frozen dataclass: its fields are its options, and its `repr` is part of the hash
-    under which tokens and fine-tuned models are cached. Batches contain targets, of any shape,
-    under the key ``labels``; a kind without labels leaves the key out.
+    A kind is a frozen dataclass: its fields are its options, which are part of the hashes under
+    which tokens and fine-tuned models are cached (see `encoding_settings`). Batches contain
+    targets, of any shape, under the key ``labels``; a kind without labels leaves the key out.
     """
 
     @property
@@ -161,6 +162,20 @@ class TaskKind(Protocol):
     def model_config(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the entries of ``config.json`` that describe a finished model of this task."""
         ...
+
+
+PREDICTIONS_ONLY = {"predictions_only": True}
+"""Metadata of a kind's field that no token depends on."""
+
+
+def encoding_settings(kind: TaskKind) -> Any:
+    """Describe a kind and its options as plain data, without those that only predictions need."""
+    described: Any = plain_settings(kind)
+    options: Any = fields(kind)  # type: ignore[arg-type]  # a kind is a dataclass
+    for option in options:
+        if option.metadata == PREDICTIONS_ONLY:
+            del described[option.name]
+    return described
 
 
 def kind_name(kind: TaskKind) -> str:

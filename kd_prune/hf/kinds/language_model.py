@@ -51,7 +51,8 @@ class LanguageModel(Text):
 
     def hard_label_loss(self, outputs: Activations, batch: Batch) -> Tensor:
         """Compute cross-entropy, a mean over tokens and directions."""
-        return F.cross_entropy(*self.predict(outputs, batch))
+        logits, tokens = self.predict(outputs, batch)
+        return F.cross_entropy(logits, tokens) if len(tokens) else outputs.logits.sum() * 0.0
 
     def metric_collection(self, names: Sequence[str], num_outputs: int) -> MetricCollection:
         """Make `accuracy`, the share of tokens that are right, and `perplexity`."""

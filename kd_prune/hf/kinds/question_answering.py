@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -17,9 +17,15 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from kd_prune.distillation.activations import Activations, Batch
 from kd_prune.errors import ConfigError
 from kd_prune.hf.columns import column_type, column_values
-from kd_prune.hf.kinds.base import Collator, Labels, TaskFields
+from kd_prune.hf.kinds.base import PREDICTIONS_ONLY, Collator, Labels, TaskFields
 from kd_prune.hf.squad import METRICS, AnswerMetric
-from kd_prune.hf.windows import WindowCollator, best_spans, first_tokens, window_rows
+from kd_prune.hf.windows import (
+    WindowCollator,
+    best_spans,
+    check_offsets,
+    first_tokens,
+    window_rows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +58,9 @@ class QuestionAnswering:
 
     doc_stride: int = 128
     max_question_length: int = 64
-    max_answer_length: int = 30
-    n_best: int = 20
-    null_threshold: float | None = None
+    max_answer_length: int = field(default=30, metadata=PREDICTIONS_ONLY)
+    n_best: int = field(default=20, metadata=PREDICTIONS_ONLY)
+    null_threshold: float | None = field(default=None, metadata=PREDICTIONS_ONLY)
 
     auto_model: ClassVar[Any] = AutoModelForQuestionAnswering
     uses_num_labels: ClassVar[bool] = True
@@ -115,6 +121,7 @@ class QuestionAnswering:
         segments: bool,
     ) -> dict[str, list[Any]]:
         """Return one row per window; see `kd_prune.hf.windows.window_rows`."""
+        check_offsets(tokenizer)
         questions, contexts = ([text or "" for text in rows[column]] for column in task.text)
         return window_rows(
             first_tokens(questions, tokenizer, self.max_question_length),

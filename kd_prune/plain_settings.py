@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +17,73 @@ import numpy as np
 import torch
 from torch import nn
 
+INSTALLED = [
+    Path(__file__).parent,
+    *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")),
+]
+"""Folders of code that is told apart by its version, or by `source_hash`."""
+
 
 class UnknownPartError(ValueError):
     """An object has no description that is the same in every process."""
 
 
-def plain_settings(value: Any, *, strict: bool = False) -> Any:
+def plain_settings(value: Any) -> Any:
     """Describe a value by names, numbers, lists and dicts that are equal for equal settings.
 
-    Functions and classes become ``module.name``; dataclasses, modules and other objects become
-    ``{"class": module.name, …}`` with their fields or public attributes, and a hash of each
-    parameter and buffer of a module under ``tensors``.
-
-    Args:
-        value: The value.
-        strict: Whether to refuse parts whose description may differ between processes: functions
-            defined inside functions or in a script, and objects other than dataclasses, modules
-            and objects with a method `arguments`.
+    Functions and classes become ``module.name``; those that are part of no installed package also
+    have a hash of their file, so that a change of it is a change of settings. Dataclasses, modules
+    and objects with a method `arguments` become ``{"class": module.name, …}`` with their fields or
+    arguments, and a hash of each parameter and buffer of a module under ``tensors``.
 
     Raises:
-        UnknownPartError: `strict` is true and `value` holds such a part.
+        UnknownPartError: The description may differ between processes: of a function that is
+            defined inside a function or in a script, and of any other object.
 
     >>> plain_settings({"activation": nn.functional.relu, "milestones": (0.5, 0.8)})
     {'activation': 'torch.nn.functional.relu', 'milestones': [0.5, 0.8]}
     """
-    describe = partial(plain_settings, strict=strict)
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, np.generic):
-        return describe(value.item())
+        return plain_settings(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Path | torch.dtype | torch.device):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): describe(entry) for key, entry in value.items()}
+        return {str(key): plain_settings(entry) for key, entry in value.items()}
     if isinstance(value, Sequence):
-        return [describe(entry) for entry in value]
+        return [plain_settings(entry) for entry in value]
     if isinstance(value, set | frozenset):
-        return sorted((describe(entry) for entry in value), key=str)
+        return sorted((plain_settings(entry) for entry in value), key=str)
     if isinstance(value, partial):
         return {
-            "function": describe(value.func),
-            "arguments": describe(value.args),
-            "keywords": describe(value.keywords),
+            "function": plain_settings(value.func),
+            "arguments": plain_settings(value.args),
+            "keywords": plain_settings(value.keywords),
         }
     if inspect.ismethod(value) and not isinstance(value.__self__, type):
-        return {"method": value.__func__.__qualname__, "of": describe(value.__self__)}
+        return {"method": value.__func__.__qualname__, "of": plain_settings(value.__self__)}
     if hasattr(value, "__qualname__"):
         name = f"{value.__module__}.{value.__qualname__}"
-        if strict and ("<" in name or value.__module__ == "__main__"):
+        if "<" in name or value.__module__ == "__main__":
             raise UnknownPartError(f"{name} has no name that other processes know")
-        return name
+        source = _source(value.__module__)
+        return f"{name} (source {source})" if source else name
     attributes = _attributes(value)
     if attributes is None:
-        if strict:
-            raise UnknownPartError(f"{type(value).__qualname__} is no part with settings")
-        attributes = {k: v for k, v in getattr(value, "__dict__", {}).items() if k[0] != "_"}
-    return {"class": describe(type(value)), **describe(attributes)}
+        raise UnknownPartError(f"{type(value).__qualname__} is no part with settings")
+    return {"class": plain_settings(type(value)), **plain_settings(attributes)}
+
+
+@cache
+def _source(module: str) -> str:
+    """Hash the file of a module; empty for one of an installed package, or without a file."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or any(Path(file).is_relative_to(folder) for folder in INSTALLED):
+        return ""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def _attributes(value: Any) -> dict[str, Any] | None:

@@ -1,9 +1,13 @@
-"""plain_settings and SparsityCallback.settings: plain data that tells settings apart."""
+"""plain_settings: plain data that tells settings apart, and code that is no package's."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +19,7 @@ from torch import nn
 
 from kd_prune.distillation import HiddenStates
 from kd_prune.lit import SparsityCallback
-from kd_prune.lit.settings import UnknownPartError, plain_settings
+from kd_prune.plain_settings import UnknownPartError, plain_settings
 from kd_prune.pruning import ERK, Global, Movement, RigL, Scope, cubic, linear, magnitude
 
 
@@ -25,9 +29,26 @@ class Point:
     function: object
 
 
+ROOT = Path(__file__).parents[1]
+SHOW = (
+    "from kd_prune.plain_settings import plain_settings; print(json.dumps(plain_settings({part})))"
+)
+
+
 class Own:
     def __init__(self):
-        self.rate, self._hidden = 0.5, 1
+        self.rate = 0.5
+
+
+SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+
+
+def named(name):
+    return f"{__name__}.{name} (source {SOURCE})"
+
+
+def settings(**arguments):
+    return plain_settings(SparsityCallback(**arguments).arguments())
 
 
 @pytest.mark.parametrize(
@@ -41,9 +62,8 @@ class Own:
         ((1, [2]), [1, [2]]),
         ({"b", "a"}, ["a", "b"]),
         ({1: magnitude}, {"1": f"{magnitude.__module__}.magnitude"}),
-        (Own, f"{__name__}.Own"),
-        (Own(), {"class": f"{__name__}.Own", "rate": 0.5}),
-        (Point(1.0, Own), {"class": f"{__name__}.Point", "x": 1.0, "function": f"{__name__}.Own"}),
+        (Own, named("Own")),
+        (Point(1.0, Own), {"class": named("Point"), "x": 1.0, "function": named("Own")}),
         (
             partial(max, 1, key=abs),
             {"function": "builtins.max", "arguments": [1], "keywords": {"key": "builtins.abs"}},
@@ -68,12 +88,13 @@ def test_plain_settings_of_a_term_with_a_projection():
 
 
 def test_settings_name_every_argument_of_the_callback():
-    settings = SparsityCallback(0.9, criterion=Movement(), allocation=Global()).settings()
-    assert set(settings) == set(inspect.signature(SparsityCallback).parameters)
-    assert settings["final"] == 0.9
-    assert settings["ramp"] == f"{cubic.__module__}.cubic"
-    assert json.loads(json.dumps(settings)) == settings
-    assert settings == SparsityCallback(0.9, criterion=Movement(), allocation=Global()).settings()
+    given = {"final": 0.9, "criterion": Movement(), "allocation": Global()}
+    plain = settings(**given)
+    assert set(plain) == set(inspect.signature(SparsityCallback).parameters)
+    assert plain["final"] == 0.9
+    assert plain["ramp"] == f"{cubic.__module__}.cubic"
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain == settings(**given)
 
 
 @pytest.mark.parametrize(
@@ -96,15 +117,15 @@ def test_settings_name_every_argument_of_the_callback():
 )
 def test_settings_differ_where_an_argument_does(other):
     (name,) = other
-    one, two = SparsityCallback().settings(), SparsityCallback(**other).settings()
+    one, two = settings(), settings(**other)
     assert [key for key in one if one[key] != two[key]] == [name]
 
 
 def test_settings_follow_a_scope_that_is_set_later():
     pruning = SparsityCallback()
     pruning.scope, pruning.submodule = Scope(include=["a.*"]), "student"
-    assert pruning.settings()["scope"]["include"] == ["a.*"]
-    assert pruning.settings()["submodule"] == "student"
+    plain = plain_settings(pruning.arguments())
+    assert (plain["scope"]["include"], plain["submodule"]) == (["a.*"], "student")
 
 
 class Biased:
@@ -133,7 +154,7 @@ def test_weights_of_a_term_tell_it_apart():
 
 
 def test_methods_of_objects_with_other_settings_are_told_apart():
-    first, second = (plain_settings(Biased(bias).loss, strict=True) for bias in (0, 1))
+    first, second = (plain_settings(Biased(bias).loss) for bias in (0, 1))
     assert first["of"]["bias"] == 0
     assert first != second
 
@@ -143,6 +164,50 @@ def test_function_of_a_script_is_not_known_to_other_processes():
         return 0
 
     loss.__qualname__, loss.__module__ = "loss", "__main__"
-    assert plain_settings(loss) == "__main__.loss"
     with pytest.raises(UnknownPartError, match=r"__main__\.loss has no name that other processes"):
-        plain_settings(loss, strict=True)
+        plain_settings(loss)
+
+
+@pytest.mark.parametrize("value", [Own(), lambda: 0, object()], ids=["object", "lambda", "plain"])
+def test_parts_without_settings_are_refused(value):
+    with pytest.raises(UnknownPartError):
+        plain_settings(value)
+
+
+OWN_LOSS = """
+from dataclasses import dataclass
+
+@dataclass
+class Loss:
+    weight: float = 1.0
+
+    def __call__(self, student, teacher, batch):
+        return {value}
+
+def loss(student, teacher, batch):
+    return {value}
+"""
+
+
+@pytest.mark.parametrize("part", ["module.loss", "module.Loss()", "partial(module.loss, 1)"])
+def test_a_change_of_your_own_code_is_a_change_of_settings(tmp_path, part):
+    """Each version is imported in a process of its own, as by the same command run again."""
+    plain = []
+    for value in (1, 1, 2):
+        (tmp_path / "module.py").write_text(OWN_LOSS.format(value=value))
+        code = f"import module, json; from functools import partial; {SHOW.format(part=part)}"
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        plain.append(found.stdout)
+    assert plain[0] == plain[1] != plain[2]
+
+
+def test_code_of_packages_is_named_alone():
+    assert plain_settings(nn.Linear) == "torch.nn.modules.linear.Linear"
+    assert plain_settings(json.dumps) == "json.dumps"
+    assert plain_settings(magnitude) == f"{magnitude.__module__}.magnitude"
