@@ -26,10 +26,10 @@ from kd_prune.cli.job import (
     keys_as_set,
     make_job,
     trial_callbacks,
-    with_recorded_task,
 )
 from kd_prune.cli.locations import CONF
 from kd_prune.cli.quiet import quiet_libraries
+from kd_prune.cli.recorded_task import with_recorded_task
 from kd_prune.errors import ConfigError
 from kd_prune.results import ModelResult, RunResult, Status
 from kd_prune.sweep import status
