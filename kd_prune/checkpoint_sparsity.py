@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -34,8 +35,14 @@ def count_saved(path: Path) -> SparsityReport:
         ValueError: The path does not exist, or cannot be read as plain tensors.
     """
     tensors, recorded = [], recorded_scope(run_of(path))
+    found_in: dict[str, Path] = {}
     for file in weight_files(path):
         for name, shape, nonzero in tensor_counts(file):
+            if (other := found_in.setdefault(name, file)) != file:
+                raise ValueError(
+                    f"{path}: {name} is in {other.name} and in {file.name}, which are two models; "
+                    "name one of these files"
+                )
             in_scope = name in recorded if recorded else is_matrix_of_layer(name, len(shape))
             size = math.prod(shape)
             tensors.append(
@@ -73,7 +80,20 @@ def tensor_counts(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
             yield name, shape, nonzero
     for name, tensor in read_tensors(file):
         if tensor.is_floating_point() and name not in coded:
-            yield name, tuple(tensor.shape), int(tensor.count_nonzero())
+            yield name, tuple(tensor.shape), nonzero_values(tensor, f"{file}: {name}")
+
+
+def nonzero_values(tensor: Tensor, what: str) -> int:
+    """Count the values that are not zero.
+
+    Raises:
+        ValueError: torch cannot (float8, a meta tensor), or zeros are not stored (sparse layouts).
+    """
+    if tensor.layout == torch.strided:
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            return int(tensor.count_nonzero())
+    kind = f"{tensor.dtype} ({tensor.layout}, on {tensor.device})"
+    raise ValueError(f"{what} is of {kind}, which is not counted")
 
 
 def is_matrix_of_layer(name: str, dimensions: int) -> bool:
@@ -131,9 +151,14 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     except Exception as error:  # the restricted unpickler raises errors of any type
         raise ValueError(f"{file}: contains more than plain tensors, not loaded") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{file}: its state_dict holds no tensors by name")
     seen = set[tuple[object, ...]]()
-    for name, value in state.items():
-        if isinstance(value, Tensor):
+    for key, value in state.items():
+        name = str(key)
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            yield name, value
+        elif isinstance(value, Tensor):
             place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape)
             if place not in seen or not value.numel():
                 yield name, value

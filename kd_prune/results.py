@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -296,6 +297,8 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise SchemaError("it is no text") from error
+    except RecursionError as error:
+        raise SchemaError("it is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise SchemaError(f"half-written or no JSON ({error})") from error
     if not isinstance(values, dict):
@@ -318,10 +321,41 @@ def _restore(kind: type[T], values: Any, **parts: Any) -> T:
     required = [f.name for f in schema_fields(kind) if f.default is f.default_factory is MISSING]
     if lacking := [name for name in required if name not in given]:
         raise SchemaError(f"it has no {', '.join(map(repr, lacking))}")
+    for f in schema_fields(kind):
+        if f.name in given and not _fits(str(f.type), given[f.name]):
+            kind_of_value = PLAIN_TYPES_IN_WORDS[str(f.type).partition("[")[0].partition(" ")[0]]
+            raise SchemaError(f"{f.name} is {given[f.name]!r}, no {kind_of_value}")
     try:
         return kind(**given)
     except TypeError as error:
         raise SchemaError(f"a value is of another type ({error})") from error
+
+
+PLAIN_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "None": type(None),
+    "Mapping": Mapping,
+    "Sequence": (list, tuple),
+}
+
+
+PLAIN_TYPES_IN_WORDS = {
+    "str": "text",
+    "int": "number",
+    "float": "number",
+    "bool": "true or false",
+    "Mapping": "mapping",
+    "Sequence": "list",
+}
+
+
+def _fits(annotation: str, value: Any) -> bool:
+    """Return whether a value is of one of the types that an annotation names."""
+    names = [name.partition("[")[0].strip() for name in re.split(r"\|(?![^\[]*\])", annotation)]
+    return any(isinstance(value, PLAIN_TYPES.get(name, object)) for name in names)
 
 
 def schema_fields(kind: type) -> tuple[Field[Any], ...]:

@@ -162,3 +162,32 @@ def test_help_and_a_wrong_path_are_answered_without_torch(argument):
         "except SystemExit:\n    pass\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_two_models_in_a_folder_are_not_added_up(tmp_path):
+    torch.save({"state_dict": {"layer.0.weight": torch.eye(10)}}, tmp_path / "epoch=0.ckpt")
+    torch.save({"state_dict": {"layer.0.weight": torch.ones(10, 10)}}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"layer\.0\.weight is in epoch=0\.ckpt and in last\.ckpt"):
+        count_saved(tmp_path)
+    assert count_saved(tmp_path / "last.ckpt").sparsity == 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (torch.eye(10).to_sparse(), None),
+        (torch.eye(10).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (torch.eye(10, device="meta"), "on meta"),
+    ],
+    ids=["sparse", "float8", "meta"],
+)
+def test_tensor_that_cannot_be_counted_is_named(tmp_path, value, says):
+    torch.save({1: torch.ones(3), "layer.0.weight": value}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=rf"layer\.0\.weight is of .*{says or 'torch.sparse_coo'}"):
+        count_saved(tmp_path / "x.pt")
+
+
+def test_state_dict_without_names_is_refused(tmp_path):
+    torch.save({"state_dict": [1]}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="its state_dict holds no tensors by name"):
+        count_saved(tmp_path / "x.pt")

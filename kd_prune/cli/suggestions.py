@@ -106,7 +106,8 @@ def suggest_option(file: str, options: Sequence[str], overrides: Sequence[str]) 
     if not option.isidentifier():
         return said
     first = ", first line # @package _global_" if group == "experiment" else ""
-    return f"{said}; or {file_to_write(f'{group}/{option}')}{first}"
+    given = "; a folder of yours is given by --config-dir <folder>"
+    return f"{said}; or {file_to_write(f'{group}/{option}')}{first}{given}"
 
 
 def suggest_key(full: str, last: str, parent: Container, overrides: Sequence[str] = ()) -> str:

@@ -87,17 +87,20 @@ class Facts:
         if not self.results:
             return Path(self.name).name
         parts = [self.results[0].task, (self.base_model or "").rpartition("/")[2]]
-        sparse = f"sparse{100 * self.counted.sparsity:.0f}" if self.counted.sparsity else "dense"
+        percent = 100 * self.counted.sparsity
+        shown = f"{percent:.0f}" if percent < 99.5 else f"{percent:.4g}"
+        sparse = f"sparse{shown}" if percent else "dense"
         return "-".join(filter(None, [*parts, sparse]))
 
     def statistics(self) -> list[MetricRow]:
-        """Return the metrics of the students and of their teachers, one row per metric."""
+        """Return the metrics that all students have, and their teachers', one row per metric."""
         rows = []
         for metric in self.students[0].metrics if self.students else ():
+            if any(metric not in student.metrics for student in self.students):
+                continue
             pairs = [
                 (student.metrics[metric], teacher.metrics.get(metric) if teacher else None)
                 for student, result in zip(self.students, self.results, strict=True)
-                if metric in student.metrics
                 for teacher in [result.teacher]
             ]
             teachers = [theirs for _, theirs in pairs if theirs is not None]

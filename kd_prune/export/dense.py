@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,7 +22,7 @@ def save_fp16(model: PreTrainedModel, folder: Path) -> None:
         OSError: The disk is full, or the folder cannot be written to.
     """
     for name, tensor in model.state_dict().items():
-        if tensor.dtype in (torch.float32, torch.float64):
+        if tensor.is_floating_point():
             half_precision(name, tensor, "format")  # refuses what would become infinite
     nn.Module.half(model)
     model.save_pretrained(folder)

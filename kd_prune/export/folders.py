@@ -134,7 +134,7 @@ def export(source: Source, settings: Export, out: Path, *, replace: bool = False
         (scratch / EXPORT_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         facts = facts_of(source, settings, model, weight_bytes(scratch))
         (scratch / card.FILE).write_text(card.model_card(facts), encoding="utf-8")
-        for file in scratch.iterdir():  # safetensors lets only the owner read
+        for file in filter(Path.is_file, scratch.iterdir()):  # safetensors lets only the owner read
             shutil.copymode(scratch / "config.json", file)
     return Exported(
         folder=out,

@@ -60,7 +60,7 @@ def pack(
                 packed[name + suffix] = part
             continue
         kind = embeddings if is_table else values
-        if kind == "fp16" and tensor.dtype in (torch.float32, torch.float64):
+        if kind == "fp16" and tensor.is_floating_point():
             tensor = half_precision(name, tensor, "embeddings" if is_table else "values")
         if name.endswith(f".{WEIGHT}") and tensor.ndim > 1 and tensor.is_floating_point():
             parts = coding.encode(tensor)

@@ -49,10 +49,10 @@ def trim_vocabulary(
     description = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     before = Tokenizer.from_str(json.dumps(description))
     needed = {i for ids in encoded(before, texts) for i in ids}
-    # The padding's index, and those below it, stay: RoBERTa counts positions from it.
-    padding = model.config.pad_token_id
-    needed.update(range(0 if padding is None else padding + 1))
     needed.update(tokenizer.all_special_ids)
+    if (padding := model.config.pad_token_id) is not None:
+        # RoBERTa counts positions from the padding's index, so it and those below it stay.
+        needed.update(range(padding + 1) if counts_positions_from_padding(model) else [padding])
     trimmed, new_ids = without(description, needed)
     if others := differing(before, trimmed, new_ids, texts):
         # A word that WordPiece calls unknown may be split another way without the longest pieces.
@@ -62,6 +62,14 @@ def trim_vocabulary(
             raise ConfigError(KEY, expected=f"the text {others[0][:60]!r} would get other tokens")
     trim_model(model, new_ids)
     return trimmed
+
+
+def counts_positions_from_padding(model: PreTrainedModel) -> bool:
+    """Return whether the model's positions begin behind the index of its padding."""
+    return any(
+        name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+        for name, module in model.named_modules()
+    )
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_prune.inference.layout import ACTIVATIONS
+
+CAPTURING = "transformers.utils.output_capturing"
+"""Module of the hooks by which transformers collects hidden states and attentions."""
 
 
 @dataclass(frozen=True)
@@ -128,4 +132,16 @@ def name_of(activation: Callable[[Tensor], Tensor]) -> str | None:
 
 def is_hooked(module: nn.Module) -> bool:
     """Return whether something watches or changes what a module computes."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    registers = (module._forward_hooks, module._forward_pre_hooks)
+    return any(map(is_watched, registers)) or "forward" in vars(module)
+
+
+def is_watched(hooks: Mapping[int, Any]) -> bool:
+    """Return whether one of some hooks does anything in the present call.
+
+    Once hidden states or attentions were asked for, transformers leaves hooks in a model that do
+    nothing until they are asked for again.
+    """
+    if all(hook.__module__ == CAPTURING for hook in hooks.values()):
+        return bool(hooks) and bool(sys.modules[CAPTURING]._active_collector.get())
+    return True

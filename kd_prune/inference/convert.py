@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from kd_prune.errors import ConfigError, ConfigTypeError
 from kd_prune.inference import library
 from kd_prune.inference.blocks import Block, is_hooked, read
 from kd_prune.inference.crossover import Choice
-from kd_prune.inference.linear import SparseLinear
+from kd_prune.inference.linear import NO_TRAINING, SparseLinear
 from kd_prune.inference.packing import MOST_COLUMNS
 from kd_prune.inference.quantized import QuantizedMatrix
 from kd_prune.inference.stack import FusedLayers
@@ -65,7 +66,20 @@ def accelerate(
     model.eval()
     _fuse(model, choice)
     _replace_linears(model, choice)
+    # Before a refused call has put a part of the layers into training mode.
+    object.__setattr__(model, "train", partial(set_mode, model))
     return model
+
+
+def set_mode(model: nn.Module, mode: bool = True) -> nn.Module:
+    """Refuse the training mode of an accelerated model, before anything has changed.
+
+    Raises:
+        RuntimeError: `mode` is True.
+    """
+    if mode:
+        raise RuntimeError(NO_TRAINING)
+    return type(model).train(model, mode)
 
 
 def check(model: nn.Module, minimum_sparsity: float | None) -> None:

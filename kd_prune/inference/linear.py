@@ -111,9 +111,11 @@ def check_input(input: Tensor) -> None:
     """Refuse what the kernels cannot read.
 
     Raises:
-        RuntimeError: The input needs gradients.
+        RuntimeError: The input needs gradients, or the model is traced.
         TypeError: It is not float32, or not on the CPU.
     """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        raise RuntimeError("an accelerated model cannot be traced: trace or export the dense one")
     if input.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(NO_TRAINING)
     if input.dtype != torch.float32 or input.device.type != "cpu":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_prune.inference.blocks import Block
+from kd_prune.inference.blocks import Block, is_watched
 from kd_prune.inference.crossover import Choice
 from kd_prune.inference.layout import ACTIVATIONS, GROUP_ROWS, EncoderCall, Team
 from kd_prune.inference.linear import check_input
@@ -202,6 +202,8 @@ def key_mask(mask: Tensor | None) -> tuple[bool, Tensor | None]:
     """
     if mask is None:
         return True, None
+    if not isinstance(mask, Tensor):  # of flex attention
+        return False, None
     if mask.dim() == 4 and mask.shape[1] == 1:
         rows = mask[:, 0]
         if mask.stride(2) and mask.shape[2] > 1 and not (rows == rows[:, :1]).all():
@@ -238,6 +240,12 @@ class FusedLayers(nn.ModuleList):
                 run.append(index)
             elif layer is not None:
                 yield layer
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Return a block, or a plain list of blocks, as they were."""
+        if isinstance(index, slice):
+            return nn.ModuleList(list(self._modules.values())[index])
+        return super().__getitem__(index)
 
     @property
     def fused_blocks(self) -> int:
@@ -291,7 +299,8 @@ class Run(nn.Module):
         """
         simple, mask = key_mask(attention_mask)
         extra = [*arguments, *(options.get(name) for name in BY_NAME)]
-        if simple and all(value is None for value in extra) and not any(self.hooks):
+        watched = any(map(is_watched, filter(None, self.hooks)))
+        if simple and all(value is None for value in extra) and not watched:
             fused: Tensor = self.fused(hidden_states, mask)
             return fused
         for layer in self.layers:

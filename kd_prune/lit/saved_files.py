@@ -20,17 +20,21 @@ def warn_of_files_on_the_ramp(trainer: L.Trainer, key: str, final: float, label:
         final: Sparsity at the end of the ramp.
         label: The callback as messages call it.
     """
-    short = {
-        f"{path} ({role})": target
-        for path, role in _kept_files(trainer)
-        if (target := _target_in(path, key)) is not None and target < final
-    }
+    kept = dict(_kept_files(trainer))
+    targets = {path: _target_in(path, key) for path in kept}
+    short = {path: at for path, at in targets.items() if at is not None and at < final}
     if short:
-        files = ", ".join(f"{path} at {target:.4g}" for path, target in short.items())
+        files = ", ".join(f"{path} ({kept[path]}) at {at:.4g}" for path, at in short.items())
+        advice = ""
+        if kept.keys() == short.keys():
+            advice += (
+                "; ModelCheckpoint(save_on_train_epoch_end=True), without monitor, keeps the model "
+                "of the end"
+            )
+        if trainer.early_stopping_callbacks:
+            advice += "; EarlyStopping has to wait for the ramp (docs/plugin.md, Checkpoints)"
         warnings.warn(
-            f"saved on the ramp of {label}, below sparsity {final:g}: {files}; "
-            "ModelCheckpoint(save_on_train_epoch_end=True), without monitor, keeps the model of "
-            "the end; EarlyStopping has to wait for the ramp",
+            f"saved on the ramp of {label}, below sparsity {final:g}: {files}{advice}",
             stacklevel=3,
         )
 

@@ -42,8 +42,8 @@ def choose_scope(
     chosen = default_scope(model, networks, trace)
     if trace is None and LAST_LAYER in chosen.excluded.values():
         return chosen.with_note(
-            "Output heads: the last layer only; where the module has an example_input_array, all "
-            "layers whose output no other layer takes"
+            "Only the last layer was taken for an output head. If the module has several, set its "
+            "example_input_array, by which all are found, or give a scope"
         )
     return chosen
 

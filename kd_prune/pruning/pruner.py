@@ -30,7 +30,7 @@ from kd_prune.pruning.saved_settings import (
 )
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.selection import Counts, Selection, count_pruned, unstructured
-from kd_prune.pruning.step_hooks import check_attachable, hook_steps
+from kd_prune.pruning.step_hooks import check_attachable, check_parameters, hook_steps
 from kd_prune.pruning.update_schedule import UpdateSchedule, checked_updates, ramp_updates
 
 
@@ -250,8 +250,10 @@ class Pruner(CheckedCounts):
 
         Raises:
             ConfigTypeError: `optimizer` is no optimizer.
-            ConfigError: This Pruner is attached to it already.
+            ConfigError: This Pruner is attached to it already, or it updates none of the Pruner's
+                parameters.
         """
+        check_parameters(optimizer, self.parameters)
         self._attached.append(check_attachable(optimizer, self._attached))
 
         def after_step() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from kd_prune.errors import ConfigError
@@ -46,7 +46,7 @@ class Schedule:
     [0.2, 0.4, 0.4, 0.4, 0.6, 0.8]
     """
 
-    final: float
+    final: float = field(kw_only=False)
     initial: float = 0.0
     begin: float = 0.0
     end: float = 1.0

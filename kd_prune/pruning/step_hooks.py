@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from types import MethodType
 from typing import Any, Protocol
 
+from torch import nn
 from torch.optim import Optimizer
 
 from kd_prune.errors import ConfigError, ConfigTypeError
@@ -92,6 +93,25 @@ def skips_step(optimizer: Any) -> bool:
     """
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+def check_parameters(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse an optimizer of another model, as of a copy, whose steps would prune nothing.
+
+    Raises:
+        ConfigError: It updates none of the parameters.
+    """
+    groups = getattr(optimizer, "param_groups", None)
+    if not isinstance(groups, list) or not groups:
+        return
+    updated = {id(parameter) for group in groups for parameter in group["params"]}
+    if updated.isdisjoint(map(id, parameters.values())):
+        raise ConfigError(
+            "optimizer",
+            type(optimizer).__name__,
+            f"updates none of the Pruner's {len(parameters)} parameters",
+            "make the Pruner from the model that this optimizer trains",
+        )
 
 
 def check_attachable(optimizer: Any, attached: Iterable[Any]) -> Any:

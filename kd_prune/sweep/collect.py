@@ -6,6 +6,7 @@ Jobs may be writing meanwhile, so missing and half-written files are expected.
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -124,7 +125,8 @@ def _read_result(path: Path) -> RunResult:
 def _read_curves(path: Path) -> list[dict[str, float]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
-        return [{k: float(v) for k, v in row.items() if k and v} for row in rows]
+        found = [{k: float(v) for k, v in row.items() if k and v} for row in rows]
+    return [row for row in found if math.isfinite(row.get("step", 0.0))]
 
 
 def _read_tensors(path: Path) -> list[dict[str, Any]]:

@@ -133,12 +133,24 @@ class _Search:
             # The same rows may have another path on another machine.
             data = {self.runs[i].data for i in values} - {None}
             if key != "task.path" or groups or len(data) > 1:
-                for i, value in values.items():
-                    self.found[i].append(_difference(key, setting_text(value), "value"))
+                for i, text in self._texts(key, values).items():
+                    self.found[i].append(_difference(key, text, "value"))
         for members in (classes := list(_split(list(groups), lambda i: _class_of(groups[i])))):
             for i in members if values or len(classes) > 1 else ():
                 self.found[i].append(_group_difference(key, groups[i]))
             self.compare(key, {i: groups[i] for i in members})
+
+    def _texts(self, key: str, values: Mapping[int, Any]) -> dict[int, str]:
+        """Return the values as text, one text for those that follow their run's seed or target."""
+        plain = {i: setting_text(value) for i, value in values.items()}
+        masked = {
+            i: mask_seed_and_target(self.runs[i], key, normalized(value))
+            for i, value in values.items()
+        }
+        alike: dict[str, set[str]] = defaultdict(set)
+        for i, text in masked.items():
+            alike[text].add(plain[i])
+        return {i: masked[i] if len(alike[masked[i]]) > 1 else plain[i] for i in values}
 
     def _differ(self, key: str, values: Mapping[int, Any]) -> bool:
         """Return whether values differ by more than the seeds and targets of their runs do."""

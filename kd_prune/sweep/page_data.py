@@ -96,7 +96,8 @@ def _add_dominating(data: Sequence[dict[str, Any]], indices: Sequence[int]) -> N
             ]
             for i, better in zip(there, dominating(places), strict=True):
                 found = data[i]["metrics"][metric].setdefault(size, [])
-                found += [there[k] for k in better if there[k] not in found]
+                known = set(found)
+                found += [there[k] for k in better if there[k] not in known]
 
 
 def _row(row: Row, index: Mapping[Any, int]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def run_sweep_job(
                 about = replace(about, started=by.started, host=by.host, pid=by.pid)
                 status.write(folder, about, "finished")
             return result
-        with status.run_lock(folder, about):
+        with status.run_lock(folder, about, seen=before):
             checkpoint = folder / "last.ckpt"
             return run_job(str(checkpoint) if checkpoint.is_file() else None)
     except status.RunLockedError as error:

@@ -25,7 +25,7 @@ class RunLockedError(RuntimeError):
 
 
 @contextmanager
-def run_lock(folder: Path, about: Status) -> Iterator[None]:
+def run_lock(folder: Path, about: Status, seen: Status | None = None) -> Iterator[None]:
     """Hold the lock of a run folder, and record the run's state.
 
     The state is ``running`` while the lock is held, then ``finished``; after an exception it is
@@ -36,9 +36,10 @@ def run_lock(folder: Path, about: Status) -> Iterator[None]:
     Args:
         folder: The run folder; created if needed.
         about: Description of the run; its `state`, `reason` and times are set here.
+        seen: The state by which the caller decided to run; None: any.
 
     Raises:
-        RunLockedError: Another process holds the lock.
+        RunLockedError: Another process holds the lock, or has run here since `seen`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,6 +51,9 @@ def run_lock(folder: Path, about: Status) -> Iterator[None]:
             "with hydra.run.dir=<folder>"
         ) from error
     before, result = read(folder), _result_content(folder)
+    if seen is not None and before != seen:
+        lock.release()
+        raise RunLockedError(f"{folder}: another process has run this job meanwhile")
     about = replace(about, started=now(), host=socket.gethostname(), pid=os.getpid())
     with lock:
         lock.release()  # `with` has acquired the lock a second time

@@ -55,7 +55,8 @@ def runs_csv(runs: Sequence[Run]) -> str:
     for run in runs:
         common = {name: getattr(run, name) for name in of_run}
         for stage, found in stages_of(run).items():
-            common |= {f"{stage}/{name}": value for name, value in found.metrics.items()}
+            if stage != "student":  # its students have their own, a milestone perhaps fewer
+                common |= {f"{stage}/{name}": value for name, value in found.metrics.items()}
             common[f"{stage}/seconds"] = found.seconds
         if not run.students:
             lines.append({**common, "target": run.target})

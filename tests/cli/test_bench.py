@@ -252,7 +252,7 @@ def test_bench_refuses_in_one_line(arguments, message, model, opponents, tmp_pat
 
 
 def test_bench_without_llvmlite_says_what_to_install(model, opponents, monkeypatch):
-    library.kernels.cache_clear()
+    library._load.cache_clear()
     monkeypatch.setitem(sys.modules, "llvmlite", None)
     monkeypatch.delitem(sys.modules, "kd_prune.cli.bench_folder", raising=False)
     for name in [name for name in sys.modules if name.startswith("kd_prune.inference.jit")]:

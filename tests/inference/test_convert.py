@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from kd_prune.errors import ConfigError
 from kd_prune.inference import SparseLinear, accelerate, library, report
-from kd_prune.inference.stack import FusedLayers
+from kd_prune.inference.stack import FusedBlocks, FusedLayers
 from tests.inference.models import MODELS, batch, sparse_linear, sparse_model
 
 SHAPES = [(1, 1), (3, 20), (4, 33), (1, 150)]
@@ -269,7 +269,72 @@ def test_what_cannot_be_accelerated_is_refused(change, options, message):
 
 
 def test_accelerate_without_llvmlite_says_what_to_install(monkeypatch):
-    library.kernels.cache_clear()
+    library._load.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^llvmlite: is not installed.*kd_prune\[cpu\]'$"):
         accelerate(nn.Linear(3, 3))
+
+
+def test_hidden_states_that_were_asked_for_once_leave_no_model_slow(monkeypatch):
+    """transformers leaves its hooks in a model; blocks still run inside of one kernel."""
+    calls = []
+    forward = FusedBlocks.forward
+    monkeypatch.setattr(FusedBlocks, "forward", lambda *a: calls.append(1) or forward(*a))
+    model, inputs = sparse_model("bert"), batch(3, 20)
+    with torch.inference_mode():
+        model(**inputs, output_hidden_states=True)
+        accelerated = accelerate(model, minimum_sparsity=0.5)
+        assert report(accelerated).blocks == 2
+        for _ in range(2):
+            calls.clear()
+            accelerated(**inputs)
+            assert calls == [1]
+            found = accelerated(**inputs, output_hidden_states=True)
+            assert len(found.hidden_states) == 3
+
+
+def test_refused_training_changes_no_part():
+    model = sparse_model("bert")
+    model.config.hidden_dropout_prob = 0.5
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    for accelerated in (
+        accelerate(model, minimum_sparsity=0.5),
+        copy.deepcopy(accelerate(model, minimum_sparsity=0.5)),
+        pickle.loads(pickle.dumps(accelerate(model, minimum_sparsity=0.5))),  # noqa: S301
+    ):
+        with pytest.raises(RuntimeError, match="train"):
+            accelerated.train()
+        assert not any(module.training for module in accelerated.modules())
+        assert accelerated.eval() is accelerated
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+def test_traced_model_is_refused():
+    fast = SparseLinear(sparse_linear(8, 16))
+    with pytest.raises(RuntimeError, match="cannot be traced"):
+        torch.jit.trace(fast, torch.zeros(2, 8))
+
+
+def test_slice_of_the_blocks_is_a_plain_list():
+    accelerated = accelerate(sparse_model("bert"), minimum_sparsity=0.5)
+    layers = accelerated.base_model.encoder.layer
+    assert type(layers[:1]) is nn.ModuleList
+    assert layers[:1][0] is layers[0]
+
+
+def test_kernels_are_loaded_once_by_any_number_of_threads():
+    library._load.cache_clear()
+    barrier, found = threading.Barrier(8), []
+
+    def load():
+        barrier.wait()
+        found.append(library.kernels())
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(kernels) for kernels in found}) == 1

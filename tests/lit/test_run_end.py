@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
@@ -264,3 +265,25 @@ def test_files_that_are_no_plain_data_are_passed_over(tmp_path):
     )
     trainer.fit(module, module.batches(), module.batches())
     assert_exact(module, trainer.callbacks[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*", "ignore:.*does not have many workers")
+def test_best_model_of_the_target_is_kept_as_the_page_says(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/plugin.md").read_text()
+    code = page.split("the same\n  two methods:\n\n```python\n")[1].split("```")[0]
+    found = {}
+    exec(code, found)  # noqa: S102  # the snippet of our own page
+
+    class Falling(UserModule):
+        def validation_step(self, batch, index):
+            self.log("score", -float(self.global_step))  # the densest model is the best
+
+    module, pruning = Falling(mlp(), (8,)), SparsityCallback(0.95, end=0.6)
+    best = found["BestAtTarget"](tmp_path, monitor="score", mode="max")
+    trainer = make_trainer(
+        tmp_path, pruning, best, max_epochs=5, enable_checkpointing=True, num_sanity_val_steps=0
+    )
+    trainer.fit(module, module.batches(), module.batches())
+    saved = torch.load(best.best_model_path, weights_only=True)
+    assert saved["epoch"] == 2  # the first of the target
+    assert int((saved["state_dict"]["network.2.weight"] == 0).sum()) == round(0.95 * 256)

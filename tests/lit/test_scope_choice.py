@@ -58,7 +58,7 @@ def test_the_last_layer_is_meant_and_named_without_an_example(tmp_path, capsys):
     make_trainer(tmp_path, pruning).fit(module, module.batches())
     printed = capsys.readouterr().out
     assert "network.critic.weight: output head (last layer)" in printed
-    assert "Output heads: the last layer only; where the module has an example_input" in printed
+    assert "Only the last layer was taken for an output head. If the module has several" in printed
 
 
 def test_an_example_that_fails_is_named_and_the_fit_goes_on(tmp_path, capsys):

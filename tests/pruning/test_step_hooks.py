@@ -1,12 +1,15 @@
 """Pruner.attach: torch's optimizers, wrappers of them, and what is no optimizer."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from kd_prune.errors import ConfigError
-from kd_prune.pruning import Taylor
+from kd_prune.pruning import Pruner, Schedule, Taylor
 from kd_prune.pruning.step_hooks import hook_steps
 
 from .toy import OPTIMIZERS, STEPS, bits, make_model, make_pruner, train_step
@@ -203,3 +206,11 @@ def test_steps_that_a_scaler_skips_do_not_count(fused):
         scaler.update()
     assert pruner.steps == 3
     assert all(s["score"].isfinite().all() for s in pruner._criterion_state.values())
+
+
+def test_optimizer_of_a_copy_is_refused():
+    layer = nn.Linear(4, 4)
+    copied = copy.deepcopy(layer)
+    pruner = Pruner({"weight": layer.weight}, Schedule(0.5), total_steps=5)
+    with pytest.raises(ConfigError, match=r"optimizer=SGD: updates none of the Pruner's 1 param"):
+        pruner.attach(torch.optim.SGD(copied.parameters(), lr=0.1))

@@ -195,3 +195,15 @@ def test_refused_run_changes_no_label_of_others(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", optimizer__lr="fast", state="failed", refused=True)
     assert labels(tmp_path)["a"] == "sparsebert"
+
+
+def test_settings_that_follow_the_target_or_the_seed_make_no_method_beside_others(tmp_path):
+    for i, final in enumerate((0.8, 0.9)):
+        write_run(tmp_path / f"follows{i}", sparsity__final=final, sparsity__initial=final)
+        write_run(tmp_path / f"plain{i}", sparsity__final=final, sparsity__initial=0.0)
+    assert labels(tmp_path) == {
+        "follows0": "sparsebert, sparsity.initial={final}",
+        "follows1": "sparsebert, sparsity.initial={final}",
+        "plain0": "sparsebert, sparsity.initial=0.0",
+        "plain1": "sparsebert, sparsity.initial=0.0",
+    }

@@ -141,3 +141,22 @@ def test_sweep_metric_is_that_of_the_student_or_nan():
     assert sweep_metric(ModelResult(metrics={"accuracy": 0.7}), "accuracy") == 0.7
     assert sweep_metric(make_result(), "f1") != sweep_metric(make_result(), "f1")
     assert sweep_metric(None, "accuracy") != sweep_metric(None, "accuracy")
+
+
+def test_job_that_another_process_finishes_meanwhile_is_not_run_again(tmp_path, monkeypatch):
+    """It was running when its state was read, and ends before the lock is free."""
+    run, given = job(tmp_path)
+    ABOUT.write(tmp_path)
+    acquire = status.FileLock.acquire
+
+    def finish_first(lock, **settings):
+        make_result().write(tmp_path)
+        status.write(tmp_path, ABOUT, "finished")
+        return acquire(lock, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(status.FileLock, "acquire", finish_first)
+        assert run_sweep_job(tmp_path, ABOUT, run) is None
+    assert given == []
+    assert status.read(tmp_path).state == "finished"
+    assert run_sweep_job(tmp_path, ABOUT, run) == make_result()

@@ -75,7 +75,7 @@ def boundary(emit: Emitter, matrix: Value, part: Value, parts: Value) -> Value:
     rows = emit.load(matrix, Matrix.ROWS)
     wanted = emit.load(work, rows, INT32) * part // parts
     low, high = emit.variable(0), emit.variable(rows)
-    for _ in emit.range(0, 20):  # halves a range of up to 2²⁰ rows
+    for _ in emit.range(0, 32):  # halves the range of rows, whose number has 32 bits
         middle = (low.get() + high.get()) // 2
         below = emit.load(work, middle, INT32) < wanted
         low.set(emit.select(below, emit.minimum(middle + 1, rows), low.get()))

@@ -48,7 +48,7 @@ const metricOf = (row) => ($("#metric").value && $("#metric").value in row.metri
 const valueOf = (row) => scale(metricOf(row)) * studentOf(row)[0];
 const studentOf = (row) => row.metrics[metricOf(row)].student;
 // Rows of one line: a method, and a seed where seeds are shown one by one.
-const lineOf = (row) => JSON.stringify([row.method, row.part ? row.seed : null]);
+const lineOf = (row) => JSON.stringify([row.method, metricOf(row), row.part ? row.seed : null]);
 const lineName = (row) => wrapped(row.part ? `${row.method}, seed ${row.seed}` : row.method);
 const tasksOf = (inView) => unique(inView.map((row) => row.task)).sort();
 
