@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from kd_prune.errors import ConfigError
+
 Batch = Mapping[str, Tensor]
 
 
@@ -42,3 +44,17 @@ KINDS = HEADS | {"logits", "hidden_states", "attention_scores"}
 
 Forward = Callable[[nn.Module, Batch, frozenset[str]], Activations]
 """Runs a model on a batch; returns at least the required kinds of activations."""
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """Return the batch's targets.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if "labels" not in batch:
+        found = ", ".join(batch)
+        raise ConfigError(
+            "labels", expected=f"the batch has no such key; it has {found}", hint="add the targets"
+        )
+    return batch["labels"]

@@ -46,8 +46,11 @@ class Objective(nn.Module):
         super().__init__()
         for name, term in terms.items():
             if not all(hasattr(term, part) for part in ("weight", "requires", "needs_teacher")):
-                expected = "a term needs weight, requires and needs_teacher"
-                raise ConfigError(f"terms.{name}", expected=expected)
+                raise ConfigError(
+                    f"terms.{name}",
+                    expected="a term needs weight, requires and needs_teacher",
+                    hint="a function of yours goes into Custom(function=…, requires=[…])",
+                )
             if not (math.isfinite(term.weight) and term.weight >= 0):
                 raise ConfigError(
                     f"terms.{name}.weight", term.weight, "expected a finite number ≥ 0 (0 = off)"

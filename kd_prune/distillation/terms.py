@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kd_prune.distillation.activations import Activations, Batch
+from kd_prune.distillation.activations import Activations, Batch, labels_of
 from kd_prune.distillation.layer_map import layer_pairs
 from kd_prune.distillation.losses import attention_score_mse, hard_label_loss, soft_cross_entropy
 from kd_prune.errors import ConfigError
@@ -90,7 +90,7 @@ class SoftTargets:
 
 def label_loss(student: Activations, batch: Batch) -> Tensor:
     """Compute `hard_label_loss` of the logits and the batch's ``labels``."""
-    return hard_label_loss(student.logits, batch["labels"])
+    return hard_label_loss(student.logits, labels_of(batch))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
-from kd_prune.distillation.activations import Activations, Batch, Forward
+from kd_prune.distillation.activations import Activations, Batch, Forward, labels_of
 from kd_prune.distillation.objective import Objective
 from kd_prune.errors import ConfigError
 from kd_prune.lit.progress import RunLength
@@ -44,7 +44,7 @@ def predict_outputs(activations: Activations, batch: Batch) -> tuple[Tensor, Ten
     """
     logits = activations.logits.float()
     predictions = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
-    return predictions, batch["labels"]
+    return predictions, labels_of(batch)
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,29 @@ class DistillModule(L.LightningModule):
             teacher = self.trainer.precision_plugin.convert_module(self.teacher)
             teacher.requires_grad_(False).eval().to(self.device)
 
+    def _activations(self, model: nn.Module, batch: Batch, requires: frozenset[str]) -> Activations:
+        """Run a model on a batch by the function of the user's.
+
+        Raises:
+            ConfigError: The batch is no mapping, or the function returns something else.
+        """
+        if not isinstance(batch, Mapping):
+            kind = type(batch).__name__
+            expected = "expected a mapping of tensors, as {'inputs': …, 'labels': …}"
+            raise ConfigError("batch", kind, expected, "let the loader's collate_fn make it")
+        outputs: Any = self._forward(model, batch, requires)
+        if not isinstance(outputs, Activations):
+            kind = type(outputs).__name__
+            expected = "returned no Activations"
+            raise ConfigError("forward", kind, expected, "return Activations(logits=…)")
+        return outputs
+
     def _losses(self, batch: Batch, student: Activations) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the objective from the student's activations and, if needed, the teacher's."""
         teacher = None
         if self.teacher is not None and self.objective.needs_teacher:
             with torch.no_grad():
-                teacher = self._forward(self.teacher, batch, self.objective.requires)
+                teacher = self._activations(self.teacher, batch, self.objective.requires)
         total, losses = self.objective(student, teacher, batch)
         return total, losses
 
@@ -156,7 +173,7 @@ class DistillModule(L.LightningModule):
         Raises:
             NonFiniteError: A term is NaN or infinite; names the step and the term.
         """
-        student = self._forward(self.student, batch, self.objective.requires)
+        student = self._activations(self.student, batch, self.objective.requires)
         total, losses = self._losses(batch, student)
         if not math.isfinite(total.item()):
             self._refuse_non_finite(losses)
@@ -194,7 +211,7 @@ class DistillModule(L.LightningModule):
             requires |= self.objective.requires
         if not requires:
             return
-        student = self._forward(self.student, batch, requires)
+        student = self._activations(self.student, batch, requires)
         if metrics:
             metrics.update(*self._predict(student, batch))
         if self._validation_loss:

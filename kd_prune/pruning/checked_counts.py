@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from kd_prune.errors import ConfigError
 from kd_prune.pruning.allocation import Allocation
-from kd_prune.pruning.criteria import Criterion, StatefulCriterion
+from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import CrossTensorGranularity, reachable_counts
 from kd_prune.pruning.granularity.base import check_reachable, warn_if_distant
 from kd_prune.pruning.granularity.on_rows import on_rows
@@ -62,6 +63,7 @@ class CheckedCounts(MaskedParameters):
         Raises:
             ConfigError: The allocation or the granularity refuses it.
         """
+        self._check_criterion()
         if self._normed:
             check_norms(self._asked_counts(final), self._normed)
         shapes = self._parts.shapes
@@ -82,6 +84,24 @@ class CheckedCounts(MaskedParameters):
         wanted = sum(max(asked[name], pruned[name]) for name in pruned)
         found = sum(self._target_pruned(counts, pruned).values())
         warn_if_distant(self.granularity, found, wanted, sum(sizes.values()))
+
+    def _check_criterion(self) -> None:
+        """Call a criterion that is a function on one weight, before a fit does.
+
+        Raises:
+            ConfigError: It cannot be called so, or its scores have another shape.
+        """
+        if isinstance(self.criterion, StatefulCriterion) or self.criterion is magnitude:
+            return
+        try:
+            self._score(next(iter(self.parameters)))
+        except TypeError as error:
+            raise ConfigError(
+                "criterion",
+                self.criterion,
+                f"cannot score a weight ({error})",
+                "a function gets the weight alone; a StatefulCriterion sees gradients too",
+            ) from error
 
     def _counts(
         self, sparsity: float, candidates: Masks | None = None, score: Score | None = None

@@ -287,3 +287,21 @@ def test_schedule_has_the_length_of_a_run_with_scheduled_accumulation(tmp_path):
     trainer = make_trainer(tmp_path, GradientAccumulationScheduler({0: 1, 1: 4}), max_epochs=3)
     fit(trainer, module)
     assert given == [trainer.global_step] == [7 + 2 + 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"forward": lambda m, b, r: m(b["input_ids"])}, "forward=Tensor: returned no Activations"),
+        ({"collate": lambda rows: tuple(collate(rows).values())}, "batch=tuple: expected a map"),
+        ({"collate": lambda rows: {k: v for k, v in collate(rows).items() if k != "labels"}},
+         "labels: the batch has no such key; it has input_ids, attention_mask; add the targets"),
+    ],
+    ids=["forward", "batch", "labels"],
+)  # fmt: skip
+def test_what_a_user_forgot_is_said(tmp_path, settings, says):
+    collated = settings.pop("collate", collate)
+    loader = torch.utils.data.DataLoader(rows(), batch_size=8, collate_fn=collated)
+    module = make_module(**settings)
+    with pytest.raises(ConfigError, match=says):
+        make_trainer(tmp_path, max_epochs=1).fit(module, loader, validation_loader())

@@ -65,7 +65,6 @@ def of_rows(weight):
             {"granularity": lambda scores, count, kept: kept[:1]},
             r"mask of shape \(1, 7\) for 0\.weight",
         ),
-        ({"criterion": of_rows}, r"scores of shape \(11, 1\) for 0\.weight; .*\(11, 7\)"),
     ],
 )
 def test_update_invalid_scores_or_masks_raise_and_change_nothing(options, says):
@@ -113,3 +112,22 @@ def test_pruner_model_as_parameters_raises():
         TypeError, match=r"parameters=Sequential: .* default_scope\(model\)\.included"
     ):
         Pruner(make_model(), SCHEDULE, total_steps=STEPS)
+
+
+def of_weight_and_gradient(weight, gradient):
+    return weight * gradient
+
+
+@pytest.mark.parametrize(
+    ("criterion", "says"),
+    [
+        (of_rows, r"scores of shape \(11, 1\) for 0\.weight; .*\(11, 7\)"),
+        (
+            of_weight_and_gradient,
+            r"cannot score a weight \(.*'gradient'\); a function gets",
+        ),
+    ],
+)
+def test_criterion_that_cannot_score_is_refused_at_construction(criterion, says):
+    with pytest.raises(ConfigError, match=rf"criterion=.*{criterion.__name__}: .*{says}"):
+        make_pruner(make_model(), criterion=criterion)
