@@ -92,6 +92,14 @@ class Stage:
         if not 0.0 <= self.min_retained <= 1.0:
             raise ConfigError("min_retained", self.min_retained, "expected a share, 0 to 1")
         _ = self.encoder_change  # checks its settings
+        if self.hidden_size is not None and "embeddings" in self.freeze:
+            raise ConfigError(
+                "freeze",
+                list(self.freeze),
+                f"with hidden_size={self.hidden_size} all weights are new: the embeddings would "
+                "stay random",
+                "set freeze=[]",
+            )
         if not self.init:
             raise ConfigError("init", self.init, f"expected {PRETRAINED}, a stage or a folder")
 

@@ -99,6 +99,7 @@ def test_job_that_cannot_be_is_refused(make_job, tmp_path, settings, says):
         ({"min_retained": 1.5}, "min_retained=1.5: expected a share"),
         ({"layers": 0}, "layers=0: expected at least 1"),
         ({"init": ""}, "init=: expected pretrained, a stage or a folder"),
+        ({"hidden_size": 32, "freeze": ["embeddings"]}, "freeze=.* would stay random; set freeze="),
     ],
 )
 def test_stage_setting_out_of_range_is_refused(settings, says):
