@@ -80,10 +80,10 @@ def tensor_counts(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
             yield name, shape, nonzero
     for name, tensor in read_tensors(file):
         if tensor.is_floating_point() and name not in coded:
-            yield name, tuple(tensor.shape), nonzero_values(tensor, f"{file}: {name}")
+            yield name, tuple(tensor.shape), count_nonzero_values(tensor, f"{file}: {name}")
 
 
-def nonzero_values(tensor: Tensor, what: str) -> int:
+def count_nonzero_values(tensor: Tensor, what: str) -> int:
     """Count the values that are not zero.
 
     Raises:

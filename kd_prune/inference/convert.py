@@ -67,11 +67,11 @@ def accelerate(
     _fuse(model, choice)
     _replace_linears(model, choice)
     # Before a refused call has put a part of the layers into training mode.
-    object.__setattr__(model, "train", partial(set_mode, model))
+    object.__setattr__(model, "train", partial(set_mode_unless_training, model))
     return model
 
 
-def set_mode(model: nn.Module, mode: bool = True) -> nn.Module:
+def set_mode_unless_training(model: nn.Module, mode: bool = True) -> nn.Module:
     """Refuse the training mode of an accelerated model, before anything has changed.
 
     Raises:

@@ -6,6 +6,7 @@ import warnings
 
 from torch import nn
 
+from kd_prune.pruning.checks import listed
 from kd_prune.pruning.pruner import Pruner
 
 
@@ -23,9 +24,8 @@ def warn_of_replaced_parameters(pruner: Pruner, module: nn.Module, label: str) -
     present = {id(parameter) for parameter in module.parameters()}
     lost = [name for name, weight in pruner.parameters.items() if id(weight) not in present]
     if lost:
-        more = f" and {len(lost) - 3} more" if lost[3:] else ""
         warnings.warn(
-            f"{', '.join(lost[:3])}{more}: replaced by other parameters during the fit, so {label} "
+            f"{listed(lost)}: replaced by other parameters during the fit, so {label} "
             "did not prune what the module has now; replace layers in configure_model or "
             "__init__, and load weights in place",
             stacklevel=3,

@@ -98,3 +98,13 @@ def check_kinds(
     if not isinstance(regrow, bool) and not is_rigl:
         shown = regrow.__name__ if isinstance(regrow, type) else repr(regrow)
         raise ConfigTypeError("regrow", shown, "expected True, False or RigL()")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write the first three names, and how many more there are, for a message.
+
+    >>> listed(["a", "b"]), listed(["a", "b", "c", "d"])
+    ('a, b', 'a, b, c and 1 more')
+    """
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return f"{', '.join(names[:3])}{more}"

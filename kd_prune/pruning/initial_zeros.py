@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kd_prune.errors import ConfigError, ConfigTypeError
+from kd_prune.pruning.checks import listed
 from kd_prune.pruning.schedule import Schedule
 from kd_prune.pruning.selection import count_pruned
 
@@ -75,5 +76,4 @@ def _is_reached(sparsity: float, zeros: int, size: int) -> bool:
 
 
 def _message(names: list[str], says: str) -> str:
-    more = f" and {len(names) - 3} more" if names[3:] else ""
-    return f"{', '.join(names[:3])}{more}: {says}" if names else ""
+    return f"{listed(names)}: {says}" if names else ""

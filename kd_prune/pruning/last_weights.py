@@ -6,6 +6,7 @@ import warnings
 
 from torch import Tensor
 
+from kd_prune.pruning.checks import listed
 from kd_prune.pruning.selection import Counts, Masks, Score
 
 
@@ -41,9 +42,8 @@ class LastWeights:
         new = [name for name in self._bound if name not in self._warned]
         self._warned.update(new)
         if new:
-            more = f" and {len(new) - 3} more" if new[3:] else ""
             warnings.warn(
-                f"{', '.join(new[:3])}{more}: would lose all weights at sparsity {sparsity:.4g}, "
+                f"{listed(new)}: would lose all weights at sparsity {sparsity:.4g}, "
                 "so one (or one group) is kept; leave such a tensor out of the scope, or take "
                 "allow_empty=True",
                 stacklevel=4,

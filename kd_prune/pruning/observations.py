@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor
 
+from kd_prune.pruning.checks import listed
 from kd_prune.pruning.selection import Masks, Score
 
 
@@ -70,9 +71,8 @@ class Observations:
         self._missed = self.missing
         self._warned.update(new)
         if new:
-            more = f" and {len(new) - 3} more" if new[3:] else ""
             warnings.warn(
-                f"{', '.join(new[:3])}{more}: no {observed} was seen before this mask update, so "
+                f"{listed(new)}: no {observed} was seen before this mask update, so "
                 "these weights are ranked by magnitude, and where one ranking compares tensors "
                 "they are pruned last; leave what takes no part in training out of the scope",
                 stacklevel=4,
