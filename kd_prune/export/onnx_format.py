@@ -22,6 +22,7 @@ OPSETS = (23, 22)
 """Operator sets of the exported graph, the first that ONNX Runtime can run. 23 is the newest that
 torch 2.13's exporter writes; ONNX Runtime 1.32 cannot run ModernBERT's rotary embedding in it."""
 TOLERANCE = 1e-4
+"""Largest difference to the model's outputs; of outputs above 1, relative to the largest."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 QUANTIZED = ("Conv", "Gather", "LSTM", "MatMul", "Transpose")
 """Operators with an int8 form. ONNX Runtime 1.32 would also quantize ONNX's Attention, which it
@@ -207,6 +208,8 @@ def run_graph(model: PreTrainedModel, names: tuple[str, ...], file: Path) -> Ten
 def largest_difference(model: PreTrainedModel, names: tuple[str, ...], found: Tensor) -> float:
     """Return the largest difference of an output for these sizes to the model's, over real tokens.
 
+    Of outputs above 1 it is relative to the largest of them.
+
     Args:
         model: The model.
         names: Its inputs.
@@ -214,10 +217,11 @@ def largest_difference(model: PreTrainedModel, names: tuple[str, ...], found: Te
     """
     inputs = example_inputs(names, model.config.vocab_size, rows=3, length=11)
     with torch.no_grad():
-        difference = (found - Logits(model, names)(*inputs.values())).abs()
-    if difference.ndim > 2:  # states of tokens; those of padding mean nothing
-        difference = difference[inputs["attention_mask"].bool()]
-    return float(difference.max())
+        expected = Logits(model, names)(*inputs.values())
+    if expected.ndim > 2:  # states of tokens; those of padding mean nothing
+        real = inputs["attention_mask"].bool()
+        found, expected = found[real], expected[real]
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
 def quantize_int8(file: Path) -> None:

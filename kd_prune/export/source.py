@@ -109,11 +109,16 @@ class Source:
                     "transformers does not have",
                 )
             dtype = config.dtype or torch.float32
-            model: PreTrainedModel = found[0].from_pretrained(self.path, dtype=dtype)
+            model: PreTrainedModel
+            model, info = found[0].from_pretrained(
+                self.path, dtype=dtype, output_loading_info=True
+            )
         except ConfigError:
             raise
         except Exception as error:  # of any type: each kind of damage raises another
             raise hf.load_error("folder", self.path, error) from error
+        if missing := sorted(info["missing_keys"]):  # transformers only warns, and invents them
+            raise ConfigError("folder", self.path, f"its weights lack {missing[0]}")
         return model  # in evaluation mode, as `from_pretrained` leaves it
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

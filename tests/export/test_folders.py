@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from hf.families import batch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kd_prune.checkpoint_sparsity import count_saved
@@ -158,6 +158,16 @@ def test_source_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "m/config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="the architecture Unheard, which"):
         Source.find(str(tmp_path / "m")).load()
+    lacking = save_student(tmp_path / "lacking")
+    weights = load_file(lacking / "model.safetensors")
+    name = "bert.encoder.layer.1.output.dense.weight"
+    save_file(
+        {each: weights[each] for each in weights if each != name},
+        lacking / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ConfigError, match=f"its weights lack {name}"):
+        Source.find(str(lacking)).load()
     damaged = save_student(tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"x" * 99)
     with pytest.raises(ConfigError, match="cannot be read") as error:

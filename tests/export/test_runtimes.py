@@ -51,6 +51,18 @@ def check_onnx(model, folder, tolerance=1e-4):
     return session
 
 
+def test_difference_of_large_outputs_is_relative_to_the_largest():
+    model = sparse_model()
+    names = onnx_format.input_names(model, tokenizer())
+    inputs = onnx_format.example_inputs(names, len(VOCABULARY), rows=3, length=11)
+    with torch.no_grad():
+        model.classifier.bias.add_(1000.0)
+        logits = model(**inputs).logits
+    assert onnx_format.largest_difference(model, names, logits) == 0.0
+    moved = onnx_format.largest_difference(model, names, logits + 0.5)
+    assert moved == pytest.approx(0.5 / 1000, rel=0.01)
+
+
 @needs_onnx
 def test_onnx_export_has_the_models_outputs_and_an_int8_form(tmp_path):
     import onnx
