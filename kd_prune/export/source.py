@@ -110,9 +110,7 @@ class Source:
                 )
             dtype = config.dtype or torch.float32
             model: PreTrainedModel
-            model, info = found[0].from_pretrained(
-                self.path, dtype=dtype, output_loading_info=True
-            )
+            model, info = found[0].from_pretrained(self.path, dtype=dtype, output_loading_info=True)
         except ConfigError:
             raise
         except Exception as error:  # of any type: each kind of damage raises another
