@@ -16,7 +16,7 @@ from kd_prune.sweep.page_data import page_data
 from kd_prune.sweep.schema import Collection
 from kd_prune.sweep.statistics import Summary
 
-SCRIPTS = ("base.js", "filters.js", "tables.js", "figures.js", "page.js")
+SCRIPTS = ("base.js", "filters.js", "tables.js", "labels.js", "figures.js", "page.js")
 """Parts of the page's script, in this order; they share one scope."""
 
 

@@ -147,6 +147,30 @@ def test_the_ninth_method_has_the_colour_of_the_first_and_another_symbol(browser
         assert markers[8] == [markers[0][0], "square"]
 
 
+def test_names_beside_points_cover_nothing_where_each_method_has_one_point(browser, tmp_path):
+    accuracies = {"a": 0.9, "b": 0.9, "crowded": 0.801, "more": 0.8, "nearest": 0.799, "<b>": 0.7}
+    for name, accuracy in accuracies.items():
+        folder = tmp_path / f"run-{ord(name[0])}"
+        terms = {"terms": {name: 1.0}}
+        write_run(folder, choices={"distillation": name}, distillation=terms, accuracy=accuracy)
+    write_page(*collected(tmp_path), tmp_path / "report.html")
+    page = opened(browser, tmp_path / "report.html")
+    labels = page.find_elements("css selector", "#front .annotation-text-g text")
+    assert {label.text for label in labels} == {"a, b", "crowded", "more", "nearest", "<b>"}
+    boxes = [label.rect for label in labels]
+    boxes += [point.rect for point in page.find_elements("css selector", "#front path.point")]
+    for i, one in enumerate(boxes[: len(labels)]):
+        for other in boxes[i + 1 :]:
+            apart = (
+                one["x"] >= other["x"] + other["width"]
+                or other["x"] >= one["x"] + one["width"]
+                or one["y"] >= other["y"] + other["height"] - 2
+                or other["y"] >= one["y"] + one["height"] - 2
+            )
+            assert apart, (one, other)
+    assert page.find_elements("css selector", "#front .legend") == []
+
+
 def test_filters_act_on_figures_and_tables(page):
     assert len(column(page, "#runs table", 1)) == 17
     click(page, "task", '"rte"')

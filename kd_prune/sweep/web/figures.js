@@ -49,7 +49,8 @@ const valueOf = (row) => scale(metricOf(row)) * studentOf(row)[0];
 const studentOf = (row) => row.metrics[metricOf(row)].student;
 // Rows of one line: a method, and a seed where seeds are shown one by one.
 const lineOf = (row) => JSON.stringify([row.method, metricOf(row), row.part ? row.seed : null]);
-const lineName = (row) => wrapped(row.part ? `${row.method}, seed ${row.seed}` : row.method);
+const fullName = (row) => (row.part ? `${row.method}, seed ${row.seed}` : row.method);
+const lineName = (row) => wrapped(fullName(row));
 const tasksOf = (inView) => unique(inView.map((row) => row.task)).sort();
 
 function drawSparsity(inView) {
@@ -99,19 +100,24 @@ function drawFront(inView) {
         line: { color: colour("faint"), width: 1.5, shape: "hv" }, hoverinfo: "skip",
       };
     });
-    for (const line of groupBy(members, lineOf).values()) {
+    const lines = [...groupBy(members, lineOf).values()];
+    const single = lines.length > 1 && lines.every((line) => line.length === 1 && fullName(line[0]).length <= 40);
+    for (const line of lines) {
       traces.push({
         name: lineName(line[0]), meta: { method: line[0].method }, x: line.map((row) => row[size]), y: line.map(valueOf), text: line.map((row) => sparsityLabel(row.target)),
-        mode: "markers+text", textposition: "top center", textfont: { size: 10 },
+        mode: single ? "markers" : "markers+text", textposition: "top center", textfont: { size: 10 },
         marker: { color: methodColour(line[0].method), symbol: methodSymbol(line[0].method), size: 9, opacity: line.map((row) => (dominated(row) ? 0.35 : 1)) },
         hovertemplate: "%{text}: %{y:.1f} at %{x:,.0f}",
       });
     }
+    const height = single ? 480 : 380 + 17 * legendLines(traces);
+    const points = members.map((row) => ({ x: row[size], y: valueOf(row), name: fullName(row).replace(/^\w+\/(?=\w+$)/, "") }));
+    const named = single ? namedPoints(points, target.clientWidth - 76, height - 88) : null;
     plot(target, traces, {
-      title: { text: plain(`${task}: ${metric}`), font: { size: 14 } },
-      xaxis: { title: { text: size === "bytes" ? "bytes" : "non-zero weights" }, exponentformat: "SI" },
-      yaxis: { title: { text: plain(metric) } },
-      legend: { orientation: "h", y: -0.25 },
+      title: { text: plain(`${task}: ${metric}`), font: { size: 14 } }, height,
+      xaxis: { title: { text: size === "bytes" ? "bytes" : "non-zero weights" }, exponentformat: "SI", ...(named ? { range: named.xs } : { autorange: true }) },
+      yaxis: { title: { text: plain(metric) }, ...(named ? { range: named.ys } : { autorange: true }) },
+      legend: { orientation: "h", y: -0.25 }, showlegend: !named, annotations: named?.annotations ?? [],
     }, "No finished run in view.");
   });
 }
