@@ -109,8 +109,9 @@ class Source:
                     "transformers does not have",
                 )
             dtype = config.dtype or torch.float32
+            load: Any = found[0].from_pretrained
             model: PreTrainedModel
-            model, info = found[0].from_pretrained(self.path, dtype=dtype, output_loading_info=True)
+            model, info = load(self.path, dtype=dtype, output_loading_info=True)
         except ConfigError:
             raise
         except Exception as error:  # of any type: each kind of damage raises another
