@@ -15,7 +15,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from kd_prune.errors import ConfigError
-from kd_prune.inference import SparseLinear, accelerate, library, report
+from kd_prune.inference import SparseLinear, accelerate, crossover, library, report
 from kd_prune.inference.stack import FusedBlocks, FusedLayers
 from tests.inference.models import MODELS, batch, sparse_linear, sparse_model
 
@@ -240,10 +240,14 @@ def test_transformer_encoder_of_torch_is_accelerated():
         torch.testing.assert_close(found[~padding], expected[~padding], rtol=1e-4, atol=1e-5)
 
 
-def test_measured_decision_keeps_dense_layers_dense():
-    model = nn.Sequential(sparse_linear(512, 512, 0.0), sparse_linear(512, 512, 0.99))
-    accelerated = accelerate(model)
-    assert [type(layer) for layer in accelerated] == [nn.Linear, SparseLinear]
+def test_measured_costs_decide_what_stays_dense(monkeypatch):
+    costs = crossover.measure(512, 512, 1)
+    assert costs.dense > 0 <= costs.fixed
+    assert costs.per_step > 0
+    equal_at_80 = crossover.Costs(dense=1.0, fixed=0.0, per_step=1 / (0.2 * 512 * 512))
+    monkeypatch.setattr(crossover, "measure", lambda *shape: equal_at_80)
+    model = nn.Sequential(*(sparse_linear(512, 512, share) for share in (0.0, 0.7, 0.9)))
+    assert [type(layer) for layer in accelerate(model)] == [nn.Linear, nn.Linear, SparseLinear]
 
 
 def test_training_an_accelerated_model_is_refused():
