@@ -72,7 +72,7 @@ def accelerate(
 
 
 def set_mode_unless_training(model: nn.Module, mode: bool = True) -> nn.Module:
-    """Refuse the training mode of an accelerated model, before anything has changed.
+    """Set evaluation mode; refuse training mode before any module has changed.
 
     Raises:
         RuntimeError: `mode` is True.
