@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 from common import RESULTS, job_parser, mean_std, parsed, print_table, run_once
@@ -121,24 +122,32 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
     epochs = student * arguments.epochs_times
     budget = f"{epochs}ep" if batches is None else f"{epochs}x{batches}"
     name = f"{task}-{row.replace(' ', '_')}-{budget}-s{seed}"
-    source = arguments.data / task if task == "qnli_style" else arguments.data
-    if task == "qnli_style" and not source.is_dir():
-        source = arguments.data.parent / task
     overrides = [
-        *([*QNLI_STYLE, *FILES] if task == "qnli_style" else [f"task={task}"]),
-        f"task.path={source}",
+        *task_of(task, arguments.data),
         "model=minilm",
         f"model.path={arguments.model}",
         f"seed={seed}",
         f"trainer.max_epochs={epochs}",
         f"teacher.max_epochs={teacher}",
-        *VALIDATION.get(task, []),
         *([] if batches is None else [f"trainer.limit_train_batches={batches}"]),
         f"trainer.precision={arguments.precision}",
         *RECIPE,
         *ROWS[row],
     ]
     run_once(FOLDER / f"{name}.json", overrides, arguments.work, row=row)
+
+
+def task_of(task: str, data: Path) -> list[str]:
+    """Return the settings of a task with all of its rows."""
+    chosen = [*QNLI_STYLE, *FILES] if task == "qnli_style" else [f"task={task}"]
+    return [*chosen, f"task.path={rows_of(task, data)}", *VALIDATION.get(task, [])]
+
+
+def rows_of(task: str, data: Path) -> Path:
+    """Return the folder of a task's rows; that of `qnli_style` may lie beside `data`."""
+    if task != "qnli_style":
+        return data
+    return data / task if (data / task).is_dir() else data.parent / task
 
 
 def table() -> None:

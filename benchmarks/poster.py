@@ -19,13 +19,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from common import RESULTS, job_parser, mean_std, parsed, print_table, run_once
-from glue import FILES, METRIC, QNLI_STYLE, TASKS, VALIDATION
+from glue import METRIC, TASKS, task_of
+from held_out import held_out, held_out_folder
 from poster_page import write_figure
 from poster_rows import ROWS, overrides, shares
-from study import rows_of
 
 from kd_prune.hf import PretrainedEncoder
 from kd_prune.hf.kinds import Classification
@@ -89,7 +88,7 @@ def run_row(task: str, row: str, kept: float, seed: int, arguments: argparse.Nam
     trials = {}
     for rate in ROWS[row].rates:
         file = FOLDER / "rates" / f"{name}-lr{rate}.json"
-        given = [*held_out(task, arguments), *common, f"optimizer.lr={rate}", "seed=1"]
+        given = [*held_out(task, arguments, THIRD), *common, f"optimizer.lr={rate}", "seed=1"]
         run_or_fail(file, given, arguments.work / "rates", **extra)
         if not file.is_file():
             return  # another process runs it; the table is completed by the next command
@@ -97,7 +96,7 @@ def run_row(task: str, row: str, kept: float, seed: int, arguments: argparse.Nam
     labels = pq.read_table(held_out_folder(task, arguments) / "validation.parquet")["label"]
     positives = sum(label == 1 for label in labels.to_pylist()) / len(labels)
     rate = max(trials, key=lambda rate: value_of(trials[rate], positives))
-    given = [*task_of(task, arguments), *common, f"optimizer.lr={rate}", f"seed={seed}"]
+    given = [*task_of(task, arguments.data), *common, f"optimizer.lr={rate}", f"seed={seed}"]
     run_or_fail(FOLDER / f"{name}-s{seed}.json", given, arguments.work, rate=rate, **extra)
 
 
@@ -182,41 +181,6 @@ def of_row(task: str, row: str, kept: float, arguments: argparse.Namespace) -> l
         *([] if budget.batches is None else [f"trainer.limit_train_batches={budget.batches}"]),
         f"trainer.precision={arguments.precision}",
     ]
-
-
-def task_of(task: str, arguments: argparse.Namespace) -> list[str]:
-    """Return the settings of a task with all of its rows."""
-    chosen = [*QNLI_STYLE, *FILES] if task == "qnli_style" else [f"task={task}"]
-    path = f"task.path={rows_of(task, arguments.data)}"
-    return [*chosen, path, *VALIDATION.get(task, [])]
-
-
-def held_out(task: str, arguments: argparse.Namespace) -> list[str]:
-    """Return the settings of a task that is evaluated on a third of its training rows.
-
-    Every third row is held out, so that both parts have the rows' order and mixture.
-    """
-    folder = held_out_folder(task, arguments)
-    if not (folder / "validation.parquet").is_file():
-        source = rows_of(task, arguments.data)
-        name = "train_constructed" if task == "qnli_style" else "train"
-        source = source if task == "qnli_style" else source / task
-        rows = pq.read_table(source / f"{name}.parquet")
-        index = range(rows.num_rows)
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, part in {
-            "train": [i for i in index if i % THIRD],
-            "validation": [i for i in index if i % THIRD == 0],
-        }.items():  # the validation split last: its presence says that both are there
-            pq.write_table(rows.take(pa.array(part)), folder / f"{split}.parquet")
-    chosen = QNLI_STYLE if task == "qnli_style" else [f"task={task}", "task.subset=null"]
-    return [*chosen, f"task.path={folder}"]
-
-
-def held_out_folder(task: str, arguments: argparse.Namespace) -> Path:
-    """Return the folder of a task's two thirds and third."""
-    folder: Path = arguments.work / "held_out" / task
-    return folder
 
 
 def results() -> list[dict[str, Any]]:

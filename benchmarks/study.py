@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from common import RESULTS, job_parser, mean_std, parsed, print_table, run_once
-from glue import FILES, METRIC, QNLI_STYLE, TASKS, VALIDATION
+from glue import METRIC, TASKS, task_of
+from held_out import held_out
 
 FOLDER = RESULTS / "study"
+HELD_OUT = FOLDER / "held_out"
 TAYLOR = ["sparsity/criterion=taylor"]
 UNIFORM = ["sparsity/allocation=uniform"]
 RELATIONS = "{_target_: kd_prune.distillation.HeadRelations, left: queries, right: keys}"
@@ -81,6 +84,8 @@ CHANGES = {
 ROWS = RANKING | {f"taylor_{name}": [*TAYLOR, *change] for name, change in CHANGES.items()}
 BATCHES = {"mrpc": 115, "stsb": 180, "sst2": 700, "qnli_style": 514}
 """Batches in an epoch, to which rows with augmented texts are limited too."""
+EVERY = {"mrpc": 3, "stsb": 3, "sst2": 13, "qnli_style": 4}
+"""Which training rows ``--held-out`` leaves for evaluation: a third; at most some 5,000."""
 STUDIED = ("mrpc", "stsb", "sst2", "qnli_style")
 
 
@@ -96,61 +101,69 @@ def main() -> None:
         default=1,
         help="factor of the student's epochs, such as 3 or 10",
     )
+    parser.add_argument(
+        "--held-out",
+        action="store_true",
+        help="evaluate on a part of the training rows, to choose a row without validation's",
+    )
     arguments = parsed(parser)
     if not arguments.table:
         for seed in arguments.seeds:
             for task in arguments.tasks:
                 for row in arguments.rows:
                     run_row(task, row, seed, arguments)
-    table()
+    table(FOLDER, METRIC, "")
+    held_out_metrics = {task: metric.removeprefix("test/") for task, metric in METRIC.items()}
+    table(HELD_OUT, held_out_metrics, ", on held-out training rows")
 
 
 def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> None:
     """Run one row with one seed, unless its result exists."""
     budget = TASKS[task]
     times = arguments.epochs_times
+    epochs = times * budget.student
+    smaller = 32 // int(row.rpartition("_")[2]) if row.startswith("taylor_batch") else 1
+    if arguments.held_out:
+        rows = held_out(task, arguments, EVERY[task])
+        steps = epochs * BATCHES[task] * smaller  # as many as with all rows
+        length = ["trainer.max_epochs=-1", f"trainer.max_steps={steps}"]
+    else:
+        rows = task_of(task, arguments.data)
+        length = [f"trainer.max_epochs={epochs}"]
     overrides = [
         "experiment=recovery_global",
-        *([*QNLI_STYLE, *FILES] if task == "qnli_style" else [f"task={task}"]),
-        f"task.path={rows_of(task, arguments.data)}",
+        *rows,
+        *length,
         "model=minilm",
         f"model.path={arguments.model}",
         f"seed={seed}",
-        f"trainer.max_epochs={times * budget.student}",
         f"teacher.max_epochs={budget.teacher}",
-        *VALIDATION.get(task, []),
         *([] if budget.batches is None else [f"trainer.limit_train_batches={budget.batches}"]),
         f"trainer.precision={arguments.precision}",
         *ROWS[row],
         *([f"trainer.limit_train_batches={BATCHES[task]}"] if "augmented" in row else []),
     ]
-    if row.startswith("taylor_batch"):  # the same teacher, and as many rows in an epoch
+    if smaller > 1:  # the same teacher, and as many rows in an epoch
         overrides.append("teacher.batch_size=32")
         if budget.batches is not None:
-            batches = budget.batches * 32 // int(row.rpartition("_")[2])
-            overrides.append(f"trainer.limit_train_batches={batches}")
+            overrides.append(f"trainer.limit_train_batches={budget.batches * smaller}")
             overrides.append(f"+teacher.max_steps={budget.batches}")
     longer = f"-{times}x" if times > 1 else ""
-    file = FOLDER / f"{task}-{row}{longer}-s{seed}.json"
-    run_once(file, overrides, arguments.work, row=f"{row}{longer}")
+    folder = HELD_OUT if arguments.held_out else FOLDER
+    file = folder / f"{task}-{row}{longer}-s{seed}.json"
+    work = arguments.work / "on_held_out" if arguments.held_out else arguments.work
+    run_once(file, overrides, work, row=f"{row}{longer}")
 
 
-def rows_of(task: str, data: Path) -> Path:
-    """Return the folder of a task's rows; that of `qnli_style` may lie beside `data`."""
-    if task != "qnli_style":
-        return data
-    return data / task if (data / task).is_dir() else data.parent / task
-
-
-def table() -> None:
+def table(folder: Path, metrics: Mapping[str, str], where: str) -> None:
     """Print mean ± standard deviation over the seeds of every task and row."""
     runs: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for file in sorted(FOLDER.glob("*.json")):
+    for file in sorted(folder.glob("*.json")):
         run = json.loads(file.read_text())
         runs[run["task"], run["row"]].append(run)
     rows = []
     for (task, row), found in runs.items():
-        metric = METRIC.get(task, "accuracy")
+        metric = metrics.get(task, "accuracy")
         rows.append(
             (
                 f"{task}: {row}",
@@ -162,7 +175,8 @@ def table() -> None:
             )
         )
     columns = ("task: row", "teacher", "student", "difference", "seeds", "seconds")
-    print_table("all-MiniLM-L6-v2 at 95 %, experiment=recovery_global", columns, rows)
+    if rows:
+        print_table(f"all-MiniLM-L6-v2 at 95 %, experiment=recovery_global{where}", columns, rows)
 
 
 if __name__ == "__main__":

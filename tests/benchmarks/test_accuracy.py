@@ -138,7 +138,7 @@ def test_held_out_rows_are_a_third_of_the_training_rows(bench, data, tmp_path):
     bench("poster", "--table", "--work", tmp_path / "jobs")
     module = sys.modules["bench_poster"]
     arguments = argparse.Namespace(data=data, work=tmp_path / "jobs")
-    given = module.held_out("mrpc", arguments)
+    given = module.held_out("mrpc", arguments, module.THIRD)
     assert given == ["task=mrpc", "task.subset=null", f"task.path={tmp_path}/jobs/held_out/mrpc"]
     folder = tmp_path / "jobs" / "held_out" / "mrpc"
     parts = {
@@ -185,3 +185,16 @@ def test_every_row_of_the_study_changes_one_setting(monkeypatch):
             changed = compose("train", overrides=given)
             differing = {key for key in best if changed[key] != best[key]}
             assert len(differing) == 1, row
+
+
+def test_a_row_of_the_study_on_held_out_rows(bench, data, model, tmp_path):
+    """As many steps as an epoch of all rows would have, and no row of validation."""
+    given = [*real(data, model, tmp_path), "--tasks", "mrpc", "--rows", "taylor", "--seeds", 1]
+    results = bench("study", *given, "--held-out", BATCHES={"mrpc": 1}) / "study"
+    (file,) = results.rglob("*.json")
+    assert file.parent.name == "held_out"
+    found = json.loads(file.read_text())
+    assert "trainer.max_steps=4" in found["overrides"]
+    assert found["student"].keys() == {"accuracy", "f1"}
+    parts = {p.stem: len(pq.read_table(p)) for p in (tmp_path / "jobs/held_out/mrpc").iterdir()}
+    assert parts == {"train": 42, "validation": 22}
