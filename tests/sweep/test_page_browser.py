@@ -147,16 +147,24 @@ def test_the_ninth_method_has_the_colour_of_the_first_and_another_symbol(browser
         assert markers[8] == [markers[0][0], "square"]
 
 
-def test_names_beside_points_cover_nothing_where_each_method_has_one_point(browser, tmp_path):
+def test_names_beside_points_cover_nothing_where_few_methods_have_several(browser, tmp_path):
     accuracies = {"a": 0.9, "b": 0.9, "crowded": 0.801, "more": 0.8, "nearest": 0.799, "<b>": 0.7}
     for name, accuracy in accuracies.items():
         folder = tmp_path / f"run-{ord(name[0])}"
         terms = {"terms": {name: 1.0}}
         write_run(folder, choices={"distillation": name}, distillation=terms, accuracy=accuracy)
+    write_run(
+        tmp_path / "run-second",
+        choices={"distillation": "crowded"},
+        distillation={"terms": {"crowded": 1.0}},
+        sparsity__final=0.5,
+        accuracy=0.85,
+    )
     write_page(*collected(tmp_path), tmp_path / "report.html")
     page = opened(browser, tmp_path / "report.html")
     labels = page.find_elements("css selector", "#front .annotation-text-g text")
-    assert {label.text for label in labels} == {"a, b", "crowded", "more", "nearest", "<b>"}
+    named = [label.text for label in labels]
+    assert sorted(named) == ["<b>", "a, b", "crowded", "crowded", "more", "nearest"]
     boxes = [label.rect for label in labels]
     boxes += [point.rect for point in page.find_elements("css selector", "#front path.point")]
     for i, one in enumerate(boxes[: len(labels)]):

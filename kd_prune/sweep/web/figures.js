@@ -101,18 +101,19 @@ function drawFront(inView) {
       };
     });
     const lines = [...groupBy(members, lineOf).values()];
-    const single = lines.length > 1 && lines.every((line) => line.length === 1 && fullName(line[0]).length <= 40);
+    // Names beside the points where few methods have more than one: their sparsities would say less.
+    const few = lines.length > 1 && members.length < 2 * lines.length && lines.every((line) => fullName(line[0]).length <= 40);
     for (const line of lines) {
       traces.push({
         name: lineName(line[0]), meta: { method: line[0].method }, x: line.map((row) => row[size]), y: line.map(valueOf), text: line.map((row) => sparsityLabel(row.target)),
-        mode: single ? "markers" : "markers+text", textposition: "top center", textfont: { size: 10 },
+        mode: few ? "markers" : "markers+text", textposition: "top center", textfont: { size: 10 },
         marker: { color: methodColour(line[0].method), symbol: methodSymbol(line[0].method), size: 9, opacity: line.map((row) => (dominated(row) ? 0.35 : 1)) },
         hovertemplate: "%{text}: %{y:.1f} at %{x:,.0f}",
       });
     }
-    const height = single ? 480 : 380 + 17 * legendLines(traces);
+    const height = few ? Math.max(480, 18 * members.length) : 380 + 17 * legendLines(traces);
     const points = members.map((row) => ({ x: row[size], y: valueOf(row), name: fullName(row).replace(/^\w+\/(?=\w+$)/, "") }));
-    const named = single ? namedPoints(points, target.clientWidth - 76, height - 88) : null;
+    const named = few ? namedPoints(points, target.clientWidth - 76, height - 88) : null;
     plot(target, traces, {
       title: { text: plain(`${task}: ${metric}`), font: { size: 14 } }, height,
       xaxis: { title: { text: size === "bytes" ? "bytes" : "non-zero weights" }, exponentformat: "SI", ...(named ? { range: named.xs } : { autorange: true }) },

@@ -1,7 +1,7 @@
-// Names beside points, for figures with one point per method.
+// Names beside points, for figures in which few methods have more than one.
 
 const LABEL = { height: 14, letter: 6.2, gap: 10, point: 12 }; // pixels, of text of size 11
-const LABEL_SHIFTS = [0, -1, 1, -2, 2, -3, 3]; // heights of a label, in the order in which they are tried
+const LABEL_SHIFTS = [0, -1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6]; // heights of a label, in the order in which they are tried
 
 const overlap = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
 
