@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from kd_prune import atomic_io
+from kd_prune.json_schema import SchemaError, object_of, read_json, restore, write_json
 
-T = TypeVar("T")
 RESULT_FILE = "result.json"
 STATUS_FILE = "status.json"
 EXPORT_FILE = "kd_prune.json"
@@ -24,10 +21,6 @@ LOSSES = ("loss", "perplexity")
 """Metrics that are better if lower, and that are not fractions."""
 STATES = ("running", "finished", "failed", "interrupted", "stopped")
 """States of a run; `stopped`: a search ended a trial that was not worth finishing."""
-
-
-class SchemaError(ValueError):
-    """A record that does not match its schema."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +83,7 @@ class StageResult(ModelResult):
         Raises:
             SchemaError: A value is missing or of the wrong kind.
         """
-        return _restore(cls, values)
+        return restore(cls, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +155,12 @@ class RunResult:
         Raises:
             SchemaError: A value is missing or of the wrong kind.
         """
-        stages = _mapping(values, "stages")
-        return _restore(
+        stages = object_of(values, "stages")
+        return restore(
             cls,
             values,
-            stages={name: _restore(StageResult, stage) for name, stage in stages.items()},
-            milestones=tuple(_restore(MilestoneResult, m) for m in values.get("milestones", ())),
+            stages={name: restore(StageResult, stage) for name, stage in stages.items()},
+            milestones=tuple(restore(MilestoneResult, m) for m in values.get("milestones", ())),
         )
 
     @classmethod
@@ -228,7 +221,7 @@ class Status:
             SchemaError: The file contains no status, or an incomplete one.
         """
         try:
-            return _restore(cls, read_json(folder / STATUS_FILE))
+            return restore(cls, read_json(folder / STATUS_FILE))
         except FileNotFoundError:
             return None
 
@@ -279,85 +272,3 @@ def recorded_scope(run: Path) -> set[str]:
             return {row["name"] for row in csv.DictReader(rows) if row["in_scope"] == "True"}
     except (OSError, KeyError, ValueError, csv.Error):
         return set()
-
-
-def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file atomically."""
-    atomic_io.write(path, json.dumps(values, indent=2, default=str) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        OSError: The file cannot be read.
-        SchemaError: The file contains no JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise SchemaError("it is no text") from error
-    except RecursionError as error:
-        raise SchemaError("it is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise SchemaError(f"half-written or no JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise SchemaError("it holds no JSON object")
-    return values
-
-
-def _mapping(values: Any, key: str) -> Mapping[str, Any]:
-    found = values.get(key) if isinstance(values, Mapping) else None
-    if not isinstance(found, Mapping):
-        raise SchemaError(f"it has no {key!r}")
-    return found
-
-
-def _restore(kind: type[T], values: Any, **parts: Any) -> T:
-    """Make an object of a schema's class from plain values; unknown keys are ignored."""
-    if not isinstance(values, Mapping):
-        raise SchemaError(f"it holds {values!r} where a {kind.__name__} belongs")
-    given = {f.name: values[f.name] for f in schema_fields(kind) if f.name in values} | parts
-    required = [f.name for f in schema_fields(kind) if f.default is f.default_factory is MISSING]
-    if lacking := [name for name in required if name not in given]:
-        raise SchemaError(f"it has no {', '.join(map(repr, lacking))}")
-    for f in schema_fields(kind):
-        if f.name in given and not _fits(str(f.type), given[f.name]):
-            kind_of_value = PLAIN_TYPES_IN_WORDS[str(f.type).partition("[")[0].partition(" ")[0]]
-            raise SchemaError(f"{f.name} is {given[f.name]!r}, no {kind_of_value}")
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise SchemaError(f"a value is of another type ({error})") from error
-
-
-PLAIN_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "None": type(None),
-    "Mapping": Mapping,
-    "Sequence": (list, tuple),
-}
-
-
-PLAIN_TYPES_IN_WORDS = {
-    "str": "text",
-    "int": "number",
-    "float": "number",
-    "bool": "true or false",
-    "Mapping": "mapping",
-    "Sequence": "list",
-}
-
-
-def _fits(annotation: str, value: Any) -> bool:
-    """Return whether a value is of one of the types that an annotation names."""
-    names = [name.partition("[")[0].strip() for name in re.split(r"\|(?![^\[]*\])", annotation)]
-    return any(isinstance(value, PLAIN_TYPES.get(name, object)) for name in names)
-
-
-def schema_fields(kind: type) -> tuple[Field[Any], ...]:
-    """Return the fields of a schema's class."""
-    return fields(kind)

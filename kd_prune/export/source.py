@@ -15,13 +15,12 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from kd_prune import hf
 from kd_prune.errors import UNSET, ConfigError
 from kd_prune.export.quantizer import ARCHITECTURE
+from kd_prune.json_schema import SchemaError, read_json
 from kd_prune.results import (
     EXPORT_FILE,
     RESULT_FILE,
     ModelResult,
     RunResult,
-    SchemaError,
-    read_json,
     run_of,
     target_sparsity,
 )

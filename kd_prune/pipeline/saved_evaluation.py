@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kd_prune import hf
 from kd_prune.errors import key_prefix
+from kd_prune.json_schema import write_json
 from kd_prune.pipeline.context import GivenModel, Inputs
 from kd_prune.pipeline.evaluation import encoder_weights, evaluate, model_result
 from kd_prune.pipeline.job import Job, cache_folder
@@ -18,7 +19,7 @@ from kd_prune.pipeline.models import load_fine_tuned
 from kd_prune.pipeline.preflight import check_lengths, check_student_task
 from kd_prune.pipeline.reporting import metric_text, print_place
 from kd_prune.pipeline.stage import STUDENT
-from kd_prune.results import ModelResult, recorded_scope, run_of, write_json
+from kd_prune.results import ModelResult, recorded_scope, run_of
 
 
 def evaluate_saved(job: Job, path: str) -> ModelResult:

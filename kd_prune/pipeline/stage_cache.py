@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from kd_prune import hf
 from kd_prune.errors import ConfigError
+from kd_prune.json_schema import SchemaError, read_json, write_json
 from kd_prune.lit import ResumePoint
 from kd_prune.pipeline.context import Context, GivenModel, Outcome
 from kd_prune.pipeline.evaluation import encoder_weights, evaluate, model_result
@@ -43,7 +44,7 @@ from kd_prune.pipeline.verification import (
 )
 from kd_prune.plain_settings import UnknownPartError
 from kd_prune.pruning import SparsityReport
-from kd_prune.results import SchemaError, StageResult, read_json, write_json
+from kd_prune.results import StageResult
 from kd_prune.source_hash import source_hash
 
 log = logging.getLogger(__name__)

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kd_prune.errors import UNSET, ConfigError
+from kd_prune.json_schema import SchemaError, read_json
 from kd_prune.results import (
     RESULT_FILE,
     STATES,
     STATUS_FILE,
     RunResult,
-    SchemaError,
     Status,
-    read_json,
 )
 from kd_prune.sweep import status as run_status
 from kd_prune.sweep.labels import method_labels

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kd_prune.errors import ConfigError
-from kd_prune.results import RESULT_FILE, STATUS_FILE, ModelResult, RunResult, SchemaError, Status
+from kd_prune.json_schema import SchemaError
+from kd_prune.results import RESULT_FILE, STATUS_FILE, ModelResult, RunResult, Status
 from kd_prune.sweep import status
 from kd_prune.sweep.run_id import config_hash
 

@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kd_prune.errors import ConfigError
-from kd_prune.results import RESULT_FILE, SchemaError, Status, read_json
+from kd_prune.json_schema import SchemaError, read_json
+from kd_prune.results import RESULT_FILE, Status
 
 LOCK_FILE = "run.lock"
 
