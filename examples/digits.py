@@ -92,7 +92,8 @@ def main(seeds: int = 5, epochs: int = 40) -> list[tuple[float, float, int, floa
     rows = []
     for setting in settings:
         fits = torch.tensor([fit(*setting, seed, epochs) for seed in range(seeds)])
-        (nonzero, mean), (_, spread) = fits.mean(0).tolist(), fits.std(0, correction=0).tolist()
+        nonzero, mean = fits.mean(0).tolist()
+        spread = fits[:, 1].std(correction=min(seeds - 1, 1)).item()  # 0 for one seed
         rows.append((*setting, round(nonzero), mean, spread))
     print("width  sparsity  non-zeros  accuracy")
     for width, sparsity, nonzero, mean, spread in rows:
