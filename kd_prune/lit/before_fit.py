@@ -35,8 +35,10 @@ class BeforeFit:
 
     @cached_property
     def batches(self) -> float:
-        """Batches of an epoch; infinite if unknown."""
-        return batches_of(self.loaders)
+        """Batches of an epoch in one process; infinite if unknown."""
+        connector = self.trainer._accelerator_connector
+        divided = connector.use_distributed_sampler and connector.is_distributed
+        return batches_of(self.loaders, self.trainer.world_size if divided else 1)
 
     @cached_property
     def length(self) -> RunLength:

@@ -14,7 +14,7 @@ from kd_prune.lit.argument_checks import check_name, check_scope
 from kd_prune.lit.averaged_weights import AveragedWeights
 from kd_prune.lit.before_fit import before_fit
 from kd_prune.lit.callback_settings import CallbackSettings
-from kd_prune.lit.distributed import mask_sync, print_once, refuse_sharding
+from kd_prune.lit.distributed import mask_sync, print_once, refuse_later_average, refuse_sharding
 from kd_prune.lit.optimizer_hooks import OptimizerHooks
 from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_position import RampPosition
@@ -200,6 +200,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or load those of the checkpoint."""
         refuse_sharding(trainer)
+        refuse_later_average(trainer, self)
         scope = self._choose_scope(trainer, pl_module, trainer.optimizers)
         resumed = self.take_resumed()
         saved_length = resumed["length"] if resumed else None

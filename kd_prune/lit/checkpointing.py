@@ -59,6 +59,7 @@ class ResumePoint(Resumable, Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the process's own signal handlers; Lightning replaces them later."""
+        self._seconds_before, self._started_at = 0.0, None
         self._signals.find_user_handlers()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -73,7 +74,6 @@ class ResumePoint(Resumable, Checkpoint):
             loader.load_state_dict(state)
         self._loaders = []
         self._generators = self.take_resumed()
-        self._seconds_before = self._generators["seconds"] if self._generators else 0.0
         self._saved_at = self._started_at = time.monotonic()
         self._step = trainer.global_step
         self._device = trainer.strategy.root_device
@@ -169,6 +169,11 @@ class ResumePoint(Resumable, Checkpoint):
             scratch.replace(self.path)
             shutil.rmtree(self._before, ignore_errors=True)
         self._saved_at = time.monotonic()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts, which it does not if no step is left."""
+        super().load_state_dict(state_dict)
+        self._seconds_before = state_dict["seconds"]
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -53,6 +53,23 @@ def shards_parameters(trainer: L.Trainer) -> bool:
     return type(trainer.strategy).__name__ in {*REFUSED, FSDP2}
 
 
+def refuse_later_average(trainer: L.Trainer, pruning: L.Callback) -> None:
+    """Raise ConfigError if a moving average is listed after the callback that prunes.
+
+    It would write its average, which is less sparse, into a checkpoint after pruned weights were
+    zeroed there.
+    """
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks[callbacks.index(pruning) :]:
+        if isinstance(callback, WeightAveraging):
+            raise ConfigError(
+                "trainer.callbacks",
+                type(callback).__name__,
+                "its checkpoints would be less sparse than the model",
+                f"list it before {type(pruning).__name__}",
+            )
+
+
 def refuse_sharding(trainer: L.Trainer) -> None:
     """Raise ConfigError if a strategy shards parameters in a way that cannot be pruned.
 

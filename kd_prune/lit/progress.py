@@ -10,8 +10,10 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from kd_prune.errors import ConfigError
+from kd_prune.lit.distributed import first_process_number
 
 UNITS = {"steps": "optimizer steps", "batches": "batches", "seconds": "seconds"}
 
@@ -143,6 +145,13 @@ class RunLength:
             seconds=timer.time_elapsed() if timer else 0.0,
         )
 
+    def step_in_all(self, trainer: L.Trainer) -> int:
+        """Return `step`, the same in all processes, each of which has to call this."""
+        step = self.step(trainer)
+        if self.seconds:  # clocks differ between processes
+            step = first_process_number(step, trainer.strategy.root_device)
+        return step
+
     def step_after(self, **done: float) -> int:
         """Return the step for completed work: ``⌊total · max_l done_l / limit_l⌋``, ≤ `total`.
 
@@ -218,8 +227,12 @@ def limited(batches: float, limit: float) -> float:
     return batches if math.isinf(batches) else int(batches * limit)
 
 
-def batches_of(loaders: Any) -> float:
+def batches_of(loaders: Any, processes: int = 1) -> float:
     """Count the batches in an epoch of the loaders given to ``trainer.fit``; infinite if unknown.
+
+    Args:
+        loaders: The loaders, or a data module.
+        processes: Among how many Lightning divides the rows; the batches are those of one process.
 
     >>> batches_of([range(3), range(5)]), batches_of(iter([]))
     (5, inf)
@@ -232,9 +245,23 @@ def batches_of(loaders: Any) -> float:
         loaders = loaders.train_dataloader()
     if not isinstance(loaders, CombinedLoader):
         loaders = CombinedLoader(loaders, "max_size_cycle")  # as fit does
-    lengths = [sized_len(loader) for loader in loaders.flattened]
+    lengths = [_batches_of_process(loader, processes) for loader in loaders.flattened]
     ends = min if loaders._mode == "min_size" else max
     return ends(math.inf if length is None else length for length in lengths)
+
+
+def _batches_of_process(loader: Any, processes: int) -> int | None:
+    """Count a loader's batches; divide its rows as the sampler that Lightning inserts does."""
+    batches = sized_len(loader)
+    if batches is None or processes == 1 or not isinstance(loader, DataLoader):
+        return batches
+    is_divided = isinstance(loader.sampler, DistributedSampler)
+    if is_divided or isinstance(loader.dataset, IterableDataset):
+        return batches
+    if loader.batch_size is None:  # batches of a sampler of the user's own
+        return math.ceil(batches / processes)
+    rows = math.ceil(len(loader.sampler) / processes)  # type: ignore[arg-type]  # it is sized
+    return rows // loader.batch_size if loader.drop_last else math.ceil(rows / loader.batch_size)
 
 
 _ACCUMULATION = "get_accumulate_grad_batches"  # of Lightning's and pytorch_lightning's scheduler

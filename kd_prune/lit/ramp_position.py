@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from kd_prune.lit.distributed import first_process_number
 from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_warnings import (
     warn_if_length_is_unknown,
@@ -54,10 +53,7 @@ class RampPosition:
 
     def step(self, trainer: L.Trainer) -> int:
         """Return the step that the run has reached, the same in all processes."""
-        step = self.length.step(trainer)
-        if self.length.seconds:  # clocks differ between processes
-            step = first_process_number(step, trainer.strategy.root_device)
-        return step
+        return self.length.step_in_all(trainer)
 
     def ends_with_batch(self, trainer: L.Trainer) -> bool:
         """Return whether the current batch is the last of the run, as far as the loader knows."""

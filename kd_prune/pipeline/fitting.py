@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from transformers import PreTrainedModel
 
 from kd_prune import hf
@@ -163,7 +163,7 @@ def fit_stage(
         resume_point: Callback that writes the fit's checkpoints.
         resume_from: Checkpoint to resume from.
         sparsity: Callback that prunes.
-        callbacks: Further callbacks, after the one that prunes.
+        callbacks: Further callbacks, after the one that prunes; moving averages before it.
 
     Raises:
         NonFiniteError: A loss became NaN; the message names the stage, and the last checkpoint.
@@ -180,9 +180,11 @@ def fit_stage(
         enable_activations(model, objective.requires)
     module = stage_module(stage, inputs, student.train(), teacher=teacher, objective=objective)
     settings = {"logger": list(job.logger.values()) or False} if is_student else {"logger": False}
+    averages = [c for c in callbacks if isinstance(c, WeightAveraging)]  # pruned by `sparsity`
+    others = [c for c in callbacks if c not in averages]
     trainer = make_trainer(
         job,
-        [*filter(None, [sparsity]), *callbacks, progress_log(stage), resume_point],
+        [*averages, *filter(None, [sparsity]), *others, progress_log(stage), resume_point],
         **(settings if is_student else settings | stage_limits(stage)),
     )
     for logger in trainer.loggers:

@@ -41,17 +41,18 @@ def main(out: Path, nodes: int, per_node: int) -> None:
     generator = torch.Generator().manual_seed(1)
     rows = [(torch.randn(8, generator=generator), i % 2) for i in range(32)]
     pruning = SparsityCallback(0.9, criterion=unlike, updates=5)
-    module = Module()
-    L.Trainer(
+    module, loader = Module(), DataLoader(rows, batch_size=4)
+    trainer = L.Trainer(
         accelerator="cpu", devices=per_node, num_nodes=nodes, strategy="ddp", max_epochs=2,
         logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[pruning],
-    ).fit(module, DataLoader(rows, batch_size=4))  # fmt: skip
-    torch.save(
-        {"masks": pruning.pruner.masks, "weights": dict(module.state_dict())},
-        out / f"rank{module.global_rank}.pt",
-    )
+    )  # fmt: skip
+    planned = SparsityCallback(0.9).preview(trainer, module, loader).total
+    trainer.fit(module, loader)
+    result = {"planned": planned, "steps": trainer.global_step}
+    result |= {"masks": pruning.pruner.masks, "weights": dict(module.state_dict())}
+    torch.save(result, out / f"rank{module.global_rank}.pt")
 
 
 if __name__ == "__main__":

@@ -64,11 +64,12 @@ class Run:
 
     def go(self, *callbacks, resume=False, seed=11):
         L.seed_everything(seed, verbose=False)
+        self.resume_point = ResumePoint(self.path, self.minutes)
         self.trainer = make_trainer(
             self.folder,
             self.pruning,
             self.history,
-            ResumePoint(self.path, self.minutes),
+            self.resume_point,
             *callbacks,
             max_epochs=self.epochs,
             accumulate_grad_batches=self.accumulate,
@@ -203,6 +204,14 @@ def test_resume_with_more_epochs_keeps_the_ramp(tmp_path):
     sparsities = {row["step"]: row["sparsity/counted"] for row in longer.history.rows}
     assert sparsities[STEPS_PER_EPOCH] == sparsities[2 * STEPS_PER_EPOCH]
     assert longer.pruning.pruned == 2 * round(0.8 * 512)
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_seconds(tmp_path):
+    """Lightning does not start to train where no step is left."""
+    finished = Run(tmp_path, epochs=1).go().resume_point.seconds
+    again = Run(tmp_path, epochs=1).go(resume=True)
+    saved = torch.load(again.path, weights_only=True)["callbacks"]["ResumePoint"]["seconds"]
+    assert 0.0 < again.resume_point.seconds == saved <= finished
 
 
 @pytest.mark.parametrize("batch", [None, STEPS_PER_EPOCH + 2], ids=["finished", "interrupted"])

@@ -36,6 +36,7 @@ def test_all_processes_have_the_same_masks_and_weights(tmp_path, nodes, per_node
             assert first[kind].keys() == other[kind].keys()
             for name, tensor in first[kind].items():
                 assert torch.equal(tensor, other[kind][name]), name
+    assert first["planned"] == first["steps"] == 2 * 8 // (nodes * per_node)
     for name, mask in first["masks"].items():
         assert int((~mask).sum()) == round(0.9 * mask.numel())
         assert not first["weights"][name][~mask].any()

@@ -54,6 +54,15 @@ def test_rewind_restores_kept_weights_and_keeps_zeros(tmp_path, to):
     assert (watch.memory[5], watch.memory[6], watch.memory[7]) == (6, 2, 6)
 
 
+def test_with_a_time_limit_the_clock_of_the_first_process_counts(tmp_path, monkeypatch):
+    """Else one process would rewind a batch before another, and their weights would differ."""
+    monkeypatch.setattr("kd_prune.lit.progress.first_process_number", lambda step, device: 0)
+    watch = Watch()
+    with pytest.warns(UserWarning, match="1 of 1 rewinds were not made"):
+        fit(tmp_path, RewindCallback([0.5]), watch, max_time={"hours": 1})
+    assert all(watch.memory.values())
+
+
 def test_every_rewind_happens_once(tmp_path):
     watch = Watch()
     fit(tmp_path, RewindCallback([0.25, 0.5]), watch)

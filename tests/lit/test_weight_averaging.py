@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 
+from kd_prune.errors import ConfigError
 from kd_prune.lit import SparsityCallback
 
 from .networks import (
@@ -22,21 +23,27 @@ from .networks import (
 )
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize(
-    "averaging", [lambda: WeightAveraging(), lambda: StochasticWeightAveraging(1e-3, 0.5)]
-)
-def test_averaged_weights_are_sparse_at_the_end(tmp_path, averaging, first):
+@pytest.mark.parametrize("averaging_first", [True, False])
+def test_averaged_weights_are_sparse_at_the_end(tmp_path, averaging_first):
     module = UserModule(mlp(), (8,))
     pruning = SparsityCallback(0.9, end=0.9)
-    callbacks = (pruning, averaging())[:: 1 if first else -1]
+    averaging = WeightAveraging() if averaging_first else StochasticWeightAveraging(1e-3, 0.5)
+    callbacks = (averaging, pruning)[:: 1 if averaging_first else -1]
     make_trainer(tmp_path, *callbacks, max_epochs=4).fit(module, module.batches())
     for name, (zeros, size) in zeros_per_tensor(module, pruning).items():
         assert zeros == round(0.9 * size), name
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_moving_average_is_validated_and_saved_sparse(tmp_path, first):
+def test_a_moving_average_after_the_callback_is_refused(tmp_path):
+    """It would replace the saved weights by its own, which nothing zeroes."""
+    module = UserModule(mlp(), (8,))
+    callbacks = (SparsityCallback(0.9), EMAWeightAveraging(decay=0.9))
+    expected = "trainer.callbacks=EMAWeightAveraging: .*; list it before SparsityCallback"
+    with pytest.raises(ConfigError, match=expected):
+        make_trainer(tmp_path, *callbacks).fit(module, module.batches())
+
+
+def test_moving_average_is_validated_and_saved_sparse(tmp_path):
     seen = []
 
     class Validated(UserModule):
@@ -46,11 +53,11 @@ def test_moving_average_is_validated_and_saved_sparse(tmp_path, first):
 
     module = Validated(mlp(), (8,))
     pruning = SparsityCallback(0.9, end=0.9, updates=10)
-    # Within an epoch what is saved is what the callback that comes last makes of it.
-    saved = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=None if first else 4)
+    saved = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=4)  # within epochs too
     trainer = make_trainer(
         tmp_path,
-        *(pruning, EMAWeightAveraging(decay=0.9))[:: 1 if first else -1],
+        EMAWeightAveraging(decay=0.9),
+        pruning,
         saved,
         max_epochs=4,
         enable_checkpointing=True,
@@ -61,7 +68,7 @@ def test_moving_average_is_validated_and_saved_sparse(tmp_path, first):
     assert all(zeros == pruned for zeros, pruned in seen)
     assert seen[0][1] < seen[-1][1]
     files = list(tmp_path.glob("*.ckpt"))
-    assert len(files) == (4 if first else 6)
+    assert len(files) == 6
     for file in files:
         checkpoint = torch.load(file, weights_only=True)
         for name, mask in checkpoint["callbacks"]["SparsityCallback"]["pruner"]["masks"].items():
