@@ -15,7 +15,7 @@ from kd_prune.lit.averaged_weights import AveragedWeights
 from kd_prune.lit.before_fit import before_fit
 from kd_prune.lit.callback_settings import CallbackSettings
 from kd_prune.lit.distributed import mask_sync, print_once, refuse_later_average, refuse_sharding
-from kd_prune.lit.optimizer_hooks import OptimizerHooks
+from kd_prune.lit.optimizer_hooks import OptimizerHooks, observed_layers
 from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_position import RampPosition
 from kd_prune.lit.replaced_parameters import warn_of_replaced_parameters
@@ -26,6 +26,7 @@ from kd_prune.pruning.checks import check_kinds
 from kd_prune.pruning.chosen_scope import DefaultScope
 from kd_prune.pruning.criteria import Criterion, StatefulCriterion, magnitude
 from kd_prune.pruning.granularity import CrossTensorGranularity
+from kd_prune.pruning.masked_parameters import check_regrow
 from kd_prune.pruning.preview import PruningPreview
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.ramps import Ramp, cubic
@@ -120,6 +121,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             update_schedule=update_schedule,
             regrow=regrow,
         )
+        check_regrow(regrow, criterion=criterion, granularity=granularity)
         check_scope(scope)
         check_name("submodule", submodule)
         check_name("name", name)
@@ -157,9 +159,15 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         self.step = 0  # step that the run has reached, in the unit of `preview`
 
     def check(
-        self, trainer: L.Trainer, parameters: Mapping[str, nn.Parameter], length: RunLength
+        self,
+        trainer: L.Trainer,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        length: RunLength,
     ) -> None:
         """Refuse settings that cannot prune these parameters in a run of this length."""
+        if getattr(self.criterion, "observes", None) == "input":
+            observed_layers(model, parameters, self.criterion)
         stateful = isinstance(self.criterion, StatefulCriterion)
         # No refusal depends on scores, and a criterion's state may take many times the weights.
         settings = {"criterion": magnitude} if stateful else {}

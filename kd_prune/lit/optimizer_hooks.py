@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -125,18 +126,8 @@ def observe_inputs(trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> lis
     """Hook every layer in scope: the criterion observes its inputs during training.
 
     Raises:
-        ConfigError: The model is compiled, or a layer's input does not correspond to its weight.
+        ConfigError: As `observed_layers`.
     """
-    criterion = pruner.criterion
-    if any("_orig_mod" in name for name, _ in module.named_modules()):
-        raise ConfigError(
-            "criterion",
-            criterion,
-            "it observes layers' inputs, which a compiled model does not give",
-            "fit the model without torch.compile, or take another criterion",
-        )
-    names = {id(parameter): name for name, parameter in pruner.parameters.items()}
-    weights = layer_weights(module)
 
     def observe(
         name: str, layer: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor]
@@ -144,6 +135,29 @@ def observe_inputs(trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> lis
         if trainer.training:  # whatever the layer's own mode: models are often loaded in eval mode
             pruner.observe({name: next(iter((*inputs, *kwargs.values()))).detach()})
 
+    return [
+        layer.register_forward_pre_hook(partial(observe, name), with_kwargs=True)
+        for layer, name in observed_layers(module, pruner.parameters, pruner.criterion)
+    ]
+
+
+def observed_layers(
+    module: nn.Module, parameters: Mapping[str, nn.Parameter], criterion: Any
+) -> list[tuple[nn.Module, str]]:
+    """Find the layers whose inputs a criterion observes, each with its weight's name.
+
+    Raises:
+        ConfigError: The model is compiled, or a layer's input does not correspond to its weight.
+    """
+    if any("_orig_mod" in name for name, _ in module.named_modules()):
+        raise ConfigError(
+            "criterion",
+            criterion,
+            "it observes layers' inputs, which a compiled model does not give",
+            "fit the model without torch.compile, or take another criterion",
+        )
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    weights = layer_weights(module)
     observed: list[tuple[nn.Module, str]] = []
     for layer in module.modules():
         for parameter in _own_parameters(layer):
@@ -159,11 +173,7 @@ def observe_inputs(trainer: L.Trainer, module: nn.Module, pruner: Pruner) -> lis
                 )
             if name:
                 observed.append((layer, name))
-    # All layers are checked before the first one is hooked.
-    return [
-        layer.register_forward_pre_hook(partial(observe, name), with_kwargs=True)
-        for layer, name in observed
-    ]
+    return observed
 
 
 def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import lightning.pytorch as L
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_prune.errors import ConfigError
 from kd_prune.lit.callback import SparsityCallback
+from kd_prune.lit.progress import RunLength
 from kd_prune.lit.resumable import Resumable
 from kd_prune.pruning.checks import check
 from kd_prune.pruning.pruner import Pruner
@@ -84,13 +85,7 @@ class ReweightedL1(Resumable):
             ConfigError: The weights are sharded, or masks are updated before the ramp ends.
         """
         pruner = self._pruner(trainer)
-        if early := [step for step in pruner.update_schedule if step <= self._steps(pruner)[1]]:
-            raise ConfigError(
-                "name",
-                self.name,
-                f"its SparsityCallback prunes on the ramp itself, first at step {early[0]}",
-                "give it update_schedule=last_update (sparsity=rpp)",
-            )
+        self._refuse_early_updates(pruner.update_schedule, self._steps(pruner)[1])
         if any_sharded(pruner.parameters.values()):
             raise ConfigError(
                 "trainer.strategy",
@@ -102,8 +97,12 @@ class ReweightedL1(Resumable):
             self.strength, self._round = resumed["strength"], resumed["round"]
             self._reference, self._zeros = dict(resumed["reference"]), resumed["zeros"]
 
-    def check_sparsity(self, sparsity: SparsityCallback | None) -> None:
-        """Refuse a fit that has no such `SparsityCallback` with a ramp, before anything is trained.
+    def check_sparsity(self, sparsity: SparsityCallback | None, length: RunLength) -> None:
+        """Refuse a fit whose `SparsityCallback` is missing or does not suit, before it begins.
+
+        Args:
+            sparsity: The callback that prunes in the fit; None: there is none.
+            length: Length of the fit.
 
         Raises:
             ConfigError: As at the start of a fit.
@@ -112,6 +111,21 @@ class ReweightedL1(Resumable):
             raise self._missing()
         if sparsity.schedule is None:
             raise self._without_ramp()
+        settings, total = sparsity.arguments(), length.total
+        plan = settings["update_schedule"](
+            sparsity.schedule, total_steps=total, updates=settings["updates"]
+        )
+        self._refuse_early_updates(plan, round(sparsity.schedule.end * total) - 1)
+
+    def _refuse_early_updates(self, plan: Collection[int], last: int) -> None:
+        """Raise ConfigError for a mask update at the last proximal step or before."""
+        if early := [step for step in plan if step <= last]:
+            raise ConfigError(
+                "name",
+                self.name,
+                f"its SparsityCallback prunes on the ramp itself, first at step {min(early)}",
+                "give it update_schedule=last_update (sparsity=rpp)",
+            )
 
     def _sparsity(self, trainer: L.Trainer) -> SparsityCallback:
         """Return the callback whose ramp is followed."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_prune.errors import ConfigError, ConfigTypeError
 from kd_prune.lit.progress import RunLength
@@ -85,11 +85,7 @@ class RewindCallback(Resumable):
                 "weights are not rewound where they are sharded",
                 "take strategy='ddp'",
             )
-        for pattern in self.exclude:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ConfigError(
-                    "exclude", expected=f"the pattern {pattern!r} matches no parameter"
-                )
+        self._check_patterns(names)
         resumed = self.take_resumed()
         self._length = RunLength(**resumed["length"]) if resumed else RunLength.from_fit(trainer)
         self._is_new = resumed is None
@@ -97,6 +93,25 @@ class RewindCallback(Resumable):
         self._earlier = dict(resumed["earlier"]) if resumed else {}
         if not self.to and not resumed:
             self._keep_weights(pl_module)
+
+    def check_models(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Refuse `exclude` patterns that match no parameter of a student, before it is trained.
+
+        Args:
+            student: The student of a `DistillModule`, below whose attribute its names begin.
+            teacher: Not used.
+
+        Raises:
+            ConfigError: As at the start of a fit.
+        """
+        self._check_patterns([f"student.{name}" for name in named_parameters(student)])
+
+    def _check_patterns(self, names: Collection[str]) -> None:
+        for pattern in self.exclude:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigError(
+                    "exclude", expected=f"the pattern {pattern!r} matches no parameter"
+                )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn when resuming from a checkpoint without this callback's state."""

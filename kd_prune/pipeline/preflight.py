@@ -93,7 +93,7 @@ def check_stage(context: Context, stage: ChainStage) -> RunLength | None:
             if check_models := getattr(callback, "check_models", None):
                 check_models(student, teacher)
             if check_sparsity := getattr(callback, "check_sparsity", None):
-                check_sparsity(stage.sparsity)
+                check_sparsity(stage.sparsity, length)
     with key_prefix(stage.setting_key("objective")):
         dry_run(context, stage, student, teacher, objective)
     return length
@@ -133,7 +133,7 @@ def check_trainer(context: Context, stage: ChainStage, student: PreTrainedModel)
         key = stage.setting_key("sparsity")
         parameters = stage_scope(context, stage, student).select(student)
         try:
-            stage.sparsity.check(trainer, parameters, length)
+            stage.sparsity.check(trainer, student, parameters, length)
         except ConfigError as error:
             raise error if error.key.startswith("trainer.") else error.under(key) from error
         except ValueError as error:

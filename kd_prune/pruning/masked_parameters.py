@@ -74,23 +74,7 @@ class MaskedParameters:
             raise ConfigTypeError(
                 "parameters", "DTensor", "are sharded between processes", "take ShardedPruner"
             )
-        if not isinstance(regrow, bool | RigL):
-            raise ConfigTypeError("regrow", repr(regrow), "expected True, False or RigL()")
-        if isinstance(regrow, RigL) and granularity is not unstructured:
-            raise ConfigError(
-                "regrow",
-                regrow,
-                "lets single weights return, which suits granularity=unstructured only, not "
-                f"{granularity}",
-                "take regrow=true",
-            )
-        if regrow is True and isinstance(criterion, BlockFisher):
-            raise ConfigError(
-                "regrow",
-                regrow,
-                "pruned weights keep their values, and BlockFisher takes them for zeros",
-                "take regrow=false, or another criterion",
-            )
+        check_regrow(regrow, criterion=criterion, granularity=granularity)
         layers: Mapping[str, LayerWeight] = getattr(parameters, "layers", {})
         self._parts = TensorParts(layers, self._for_each(lambda weight: weight.shape))
         self._normed = {name: weight for name, weight in layers.items() if weight.divided_by_norm}
@@ -337,4 +321,30 @@ def check_same_tensors(kind: str, own: Mapping[str, Tensor], saved: Mapping[str,
             f"the saved {kind} are of another model or scope: {name} has shape "
             f"{saved_shapes.get(name)} there and {own_shapes.get(name)} here; resume with the same "
             "model and scope"
+        )
+
+
+def check_regrow(
+    regrow: bool | RigL,
+    *,
+    criterion: Criterion | StatefulCriterion,
+    granularity: Selection | CrossTensorGranularity,
+) -> None:
+    """Raise ConfigError where pruned weights cannot return in the way that `regrow` says."""
+    if not isinstance(regrow, bool | RigL):
+        raise ConfigTypeError("regrow", repr(regrow), "expected True, False or RigL()")
+    if isinstance(regrow, RigL) and granularity is not unstructured:
+        raise ConfigError(
+            "regrow",
+            regrow,
+            "lets single weights return, which suits granularity=unstructured only, not "
+            f"{granularity}",
+            "take regrow=true",
+        )
+    if regrow is True and isinstance(criterion, BlockFisher):
+        raise ConfigError(
+            "regrow",
+            regrow,
+            "pruned weights keep their values, and BlockFisher takes them for zeros",
+            "take regrow=false, or another criterion",
         )

@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from kd_prune.lit import SparsityCallback
-from kd_prune.pruning import ERK, NM, Movement, RigL, Schedule, Scope, cubic, ramp_updates
+from kd_prune.pruning import (
+    ERK,
+    NM,
+    BlockFisher,
+    Movement,
+    RigL,
+    Schedule,
+    Scope,
+    cubic,
+    ramp_updates,
+)
 
 from .toy import (
     ROWS,
@@ -234,6 +244,11 @@ def test_argument_of_a_wrong_type_is_refused_by_the_constructor(options, says):
     with pytest.raises(TypeError, match=f"^{pattern}") as caught:
         SparsityCallback(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_way_to_regrow_that_the_criterion_cannot_use_is_refused_by_the_constructor():
+    with pytest.raises(ValueError, match=r"^regrow=true: .*BlockFisher takes them for zeros"):
+        SparsityCallback(criterion=BlockFisher(block=4), regrow=True)
 
 
 def test_unknown_submodule_is_refused_before_training(tmp_path):

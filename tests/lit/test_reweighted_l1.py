@@ -11,6 +11,7 @@ from torch import nn
 
 from kd_prune.errors import ConfigError
 from kd_prune.lit import ReweightedL1, SparsityCallback
+from kd_prune.lit.progress import RunLength
 from kd_prune.lit.reweighted_l1 import soft_threshold_, strength_for
 from kd_prune.pruning import Global, Scope, last_update, linear
 
@@ -220,14 +221,16 @@ def test_fit_without_a_ramp_is_refused(tmp_path, callbacks, says):
 
 def test_fit_without_a_ramp_is_refused_before_it():
     callback = ReweightedL1(name="a")
-    callback.check_sparsity(ramp(name="a"))
+    length = RunLength(steps=10)
+    callback.check_sparsity(ramp(name="a"), length)
     for sparsity, says in (
         (None, "no SparsityCallback of this name"),
         (ramp(), "no SparsityCallback of this name"),
         (ramp(None, name="a"), "has no ramp"),
+        (SparsityCallback(0.5, name="a"), "prunes on the ramp itself, first at step 1"),
     ):
         with pytest.raises(ConfigError, match=says):
-            callback.check_sparsity(sparsity)
+            callback.check_sparsity(sparsity, length)
 
 
 def test_second_fit_with_the_same_callbacks_is_as_the_first(tmp_path):

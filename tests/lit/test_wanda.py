@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from kd_prune.lit import SparsityCallback
-from kd_prune.pruning import Wanda
+from kd_prune.lit.progress import RunLength
+from kd_prune.pruning import Wanda, default_scope
 
 from .networks import (
     CLASSES,
@@ -25,8 +26,13 @@ def test_wanda_refuses_recurrent_and_attention_layers(tmp_path, network):
     else:
         encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
         module = UserModule(nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, CLASSES)), (3, 8))
-    with pytest.raises(ValueError, match=r"criterion=Wanda\(\).*leave it out of the scope"):
-        make_trainer(tmp_path, SparsityCallback(criterion=Wanda())).fit(module, module.batches())
+    pruning, says = SparsityCallback(criterion=Wanda()), r"criterion=Wanda\(\).*leave it out of"
+    trainer = make_trainer(tmp_path, pruning)
+    parameters = default_scope(module).included
+    with pytest.raises(ValueError, match=says):  # before a fit, as a job does
+        pruning.check(trainer, module, parameters, RunLength(steps=100))
+    with pytest.raises(ValueError, match=says):
+        trainer.fit(module, module.batches())
 
 
 def test_wanda_observes_inputs_given_by_name(tmp_path):

@@ -16,7 +16,7 @@ from kd_prune import hf
 from kd_prune.distillation import HiddenStates, Objective
 from kd_prune.errors import ConfigError
 from kd_prune.hf.tiny import make_model
-from kd_prune.lit import SparsityCallback
+from kd_prune.lit import ReweightedL1, RewindCallback, SparsityCallback
 from kd_prune.pipeline import Stage, evaluate_saved, run
 from kd_prune.pipeline.preflight import check_stage
 from kd_prune.pruning import Scope
@@ -128,6 +128,14 @@ NOWHERE = Scope(include=["*decoder*"])
         (
             {"sparsity": SparsityCallback(0.5, updates=0)},
             r"^sparsity\.updates=0: .*",
+        ),
+        (
+            {"callbacks": {"rpp": ReweightedL1()}},
+            r"^callbacks\.rpp\.name=null: its SparsityCallback prunes on the ramp itself, first at",
+        ),
+        (
+            {"callbacks": {"rewind": RewindCallback([0.5], exclude=["*classifer*"])}},
+            r"^callbacks\.rewind\.exclude: the pattern '\*classifer\*' matches no parameter",
         ),
         (
             {"trainer_settings": {"max_epochs": -1, "max_time": "00:00:01:00"}},
