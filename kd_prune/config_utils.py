@@ -19,3 +19,12 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def quoted(value: str) -> str:
+    r"""Quote a text for Hydra's grammar of overrides.
+
+    >>> print(quoted("/my runs/lr=1"))
+    "/my runs/lr=1"
+    """
+    return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_prune.cli.locations import CONF
+from kd_prune.config_utils import quoted
 from kd_prune.errors import ConfigError
 
 FLAGS = (
@@ -91,15 +92,6 @@ def expanded(override: str, folders: Sequence[Path]) -> str:
     if not options:
         raise ConfigError(group, f"glob({pattern})", "matches no option", f"see conf/{group}/")
     return f"{group}={','.join(options)}"
-
-
-def quoted(value: str) -> str:
-    r"""Quote a text for Hydra's grammar of overrides.
-
-    >>> print(quoted("/my runs/lr=1"))
-    "/my runs/lr=1"
-    """
-    return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))
 
 
 def quote_override(key: str, value: str) -> str:

@@ -43,8 +43,10 @@ def main(arguments: list[str]) -> None:
         if not folder.is_dir():
             sys.exit(f"error: {folder}: no such folder")
     try:
+        if options.out:  # before minutes of measuring
+            options.out.mkdir(parents=True, exist_ok=True)
         rows = run(options)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     if options.out and rows:
         write(rows, options.out)
@@ -156,7 +158,6 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     """Write the table as JSON, and the figure."""
     from kd_prune.inference import figure
 
-    out.mkdir(parents=True, exist_ok=True)
     (out / "bench.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:

@@ -17,9 +17,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from kd_prune.cli.bench_sentences import choose_sentences
 from kd_prune.errors import ConfigError
-from kd_prune.export.folders import encoder_weights
 from kd_prune.export.source import Source
-from kd_prune.hf import load_error
+from kd_prune.hf import encoder_weights, load_error
 from kd_prune.inference import benchmark, library, report, rivals
 from kd_prune.inference.benchmark import Batch, Engine, Timing
 
@@ -207,6 +206,6 @@ def load_model(folder: Path) -> Any:
         classifies = "ForSequenceClassification" in named
         kind = AutoModelForSequenceClassification if classifies else AutoModel
         model = kind.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of any type: each kind of damage raises another
         raise load_error("folder", str(folder), error) from error
     return model.eval()

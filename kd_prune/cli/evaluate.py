@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from kd_prune.cli import train
-from kd_prune.cli.arguments import quoted
+from kd_prune.config_utils import quoted
 
 OUT = "outputs/eval/${now:%Y-%m-%d_%H-%M-%S_%f}"
 """Run folder of an evaluation; the task is known only from the model's own run."""

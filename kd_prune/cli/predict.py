@@ -182,7 +182,7 @@ def choose_columns(rows: pd.DataFrame, given: str | None, source: Source) -> lis
 
 def texts_of(rows: pd.DataFrame, column: str) -> list[str]:
     """Return a column as texts; a missing value is an empty one."""
-    return [str(text) for text in rows[column].fillna("")]
+    return [str(text) for text in rows[column].astype(object).fillna("")]
 
 
 def accelerated(model: PreTrainedModel, int8: bool = False) -> nn.Module:

@@ -141,7 +141,7 @@ def evaluate_model(config: DictConfig, out: Path) -> ModelResult:
     check_command(config)
     if not str(config.eval).strip():
         raise ConfigError("eval", '""', "names no model", "give a folder or hub id")
-    job = make_job(with_recorded_task(config, Path(config.eval)), out)
+    job = make_job(with_recorded_task(config, Path(config.eval).expanduser()), out)
     return evaluate_saved(job, config.eval)
 
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,7 +210,7 @@ def facts_of(source: Source, settings: Export, model: PreTrainedModel, size: int
     """Return what the card of an exported folder says; the zeros are counted."""
     recorded = recorded_scope(run_of(Path(source.path)))
     names = {name for name, _ in model.named_parameters()}
-    scope = recorded if recorded and recorded <= names else encoder_weights(model)
+    scope = recorded if recorded and recorded <= names else hf.encoder_weights(model)
     report = SparsityReport.count(model, scope)
     options = [
         f"{key} {value}"
@@ -236,13 +235,6 @@ def facts_of(source: Source, settings: Export, model: PreTrainedModel, size: int
         bytes=size,
         tokens=model.config.vocab_size if trimmed else None,
     )
-
-
-def encoder_weights(model: PreTrainedModel) -> set[str]:
-    """Return the names of the encoder's Linear weights; none if its layers are not found."""
-    with suppress(ConfigError):
-        return set(hf.encoder_scope(model).select(model))
-    return set()
 
 
 def record_of(source: Source, settings: Export) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Source:
         if folder.is_file():
             raise ConfigError("folder", path, "a file", "name the folder that holds it")
         if not folder.is_dir():
-            if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+            if not hf.may_be_hub_id(path):
                 raise ConfigError("folder", path, "no such folder")
             return cls(path=path, record={})
         if (folder / "student").is_dir():

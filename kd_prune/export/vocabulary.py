@@ -50,7 +50,7 @@ def trim_vocabulary(
     before = Tokenizer.from_str(json.dumps(description))
     needed = {i for ids in encoded(before, texts) for i in ids}
     needed.update(tokenizer.all_special_ids)
-    if (padding := model.config.pad_token_id) is not None:
+    if (padding := getattr(model.config, "pad_token_id", None)) is not None:
         # RoBERTa counts positions from the padding's index, so it and those below it stay.
         needed.update(range(padding + 1) if counts_positions_from_padding(model) else [padding])
     trimmed, new_ids = without(description, needed)

@@ -6,7 +6,7 @@ from kd_prune.hf.batches import LengthGroupedBatches, ResumableLoader, loaders
 from kd_prune.hf.changes import EncoderChange
 from kd_prune.hf.data import TaskData, load_data
 from kd_prune.hf.elmo import OWN_ARCHITECTURES, ElmoConfig
-from kd_prune.hf.encoders import PretrainedEncoder, folder_or_id, load_error
+from kd_prune.hf.encoders import PretrainedEncoder, folder_or_id, load_error, may_be_hub_id
 from kd_prune.hf.export import save
 from kd_prune.hf.fingerprint import model_fingerprint
 from kd_prune.hf.forward_pass import SEGMENTS, accepts_token_type_ids, forward
@@ -20,7 +20,13 @@ from kd_prune.hf.kinds import (
     TaskKind,
     Text,
 )
-from kd_prune.hf.layers import encoder_layers, encoder_scope, max_positions, set_dropout
+from kd_prune.hf.layers import (
+    encoder_layers,
+    encoder_scope,
+    encoder_weights,
+    max_positions,
+    set_dropout,
+)
 from kd_prune.hf.optimizer import AdamWWithSchedule
 from kd_prune.hf.pairs import check_pair, check_vocabularies
 from kd_prune.hf.tasks import Task, as_language_model, as_text
@@ -52,6 +58,7 @@ __all__ = [
     "enable_attention_scores",
     "encoder_layers",
     "encoder_scope",
+    "encoder_weights",
     "folder_or_id",
     "forward",
     "freeze",
@@ -59,6 +66,7 @@ __all__ = [
     "load_error",
     "loaders",
     "max_positions",
+    "may_be_hub_id",
     "model_fingerprint",
     "save",
     "set_dropout",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,10 @@ class ElmoModel(ElmoPreTrainedModel):
         """Return the table of word pieces."""
         return self.embeddings
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of word pieces."""
+        self.embeddings = cast("nn.Embedding", value)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -209,6 +213,10 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         self.elmo = ElmoModel(config)
         self.head = NextToken(config.vocab_size)
         self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the head, whose table is that of the input."""
+        return self.head
 
     def forward(
         self,

@@ -161,19 +161,29 @@ def folder_or_id(path: str) -> str:
     return str(folder) if folder.is_dir() else path
 
 
+def may_be_hub_id(path: str) -> bool:
+    """Return whether a path that is no folder may name a model on the hub.
+
+    >>> may_be_hub_id("google-bert/bert-base-uncased"), may_be_hub_id("./bert")
+    (True, False)
+    """
+    return not path.startswith(("/", ".", "~")) and path.count("/") <= 1
+
+
 def load_error(key: str, path: str, error: Exception) -> ConfigError:
     """Return a one-line error for whatever the hub or the disk raised."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
-    if Path(path).is_dir():
+    folder = Path(path).expanduser()
+    if folder.is_dir():
         return ConfigError(
             key,
             path,
             f"the folder cannot be read ({reason})",
             "it has to hold config.json, weights and a tokenizer, as save_pretrained writes them",
         )
-    if Path(path).is_file():
+    if folder.is_file():
         return ConfigError(key, path, "a file", "pass the folder that holds it")
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:  # no id of the hub
+    if not may_be_hub_id(path):
         return ConfigError(key, path, "there is no such folder", "pass the path of a folder")
     return ConfigError(
         key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -57,6 +58,13 @@ def encoder_scope(model: PreTrainedModel) -> Scope:
             "model.scope='{_target_: kd_prune.pruning.Scope, include: [\"*.weight\"]}'",
         )
     return Scope(include=sorted(linears))
+
+
+def encoder_weights(model: PreTrainedModel) -> set[str]:
+    """Return the names of the weights in the encoder's scope; none if its layers are not found."""
+    with suppress(ConfigError):
+        return set(encoder_scope(model).select(model))
+    return set()
 
 
 def max_positions(model: PreTrainedModel) -> float:

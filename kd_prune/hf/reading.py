@@ -19,22 +19,13 @@ from datasets import Dataset, load_dataset, load_dataset_builder
 from kd_prune.errors import ConfigError
 from kd_prune.hf.columns import TEXT_TYPES, column_type, column_values
 from kd_prune.hf.encoders import load_error
-from kd_prune.hf.rows import parse_table
+from kd_prune.hf.rows import FORMATS, format_of, parse_table
 from kd_prune.hf.tasks import Task
 
 INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)")
 NUMBER = re.compile(INTEGER.pattern + r"(\.\d*)?([eE][+-]?\d+)?")
-# Suffix → format as datasets names it; a ``.gz`` is unpacked while it is read.
-FORMATS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "json",
-    ".json": "json",
-    ".txt": "text",
-    ".jsonl.gz": "json",
-    ".txt.gz": "text",
-}
+READERS = {"jsonl": "json", "txt": "text"}
+"""Format → reader of datasets, where it has another name."""
 
 
 class MissingSplitError(ConfigError):
@@ -114,20 +105,21 @@ def read_file(
     if file_format in ("csv", "tsv"):
         rows = read_table(file, file_format, label)
         return rows if most is None else rows.select(range(min(most, len(rows))))
-    source: dict[str, Any] = {"path": file_format, "data_files": {split: glob.escape(str(file))}}
+    reader = READERS.get(str(file_format), file_format)
+    source: dict[str, Any] = {"path": reader, "data_files": {split: glob.escape(str(file))}}
     # A parser also logs the errors that it raises.
-    parser = logging.getLogger(f"datasets.packaged_modules.{file_format}")
+    parser = logging.getLogger(f"datasets.packaged_modules.{reader}")
     level = parser.level
     parser.setLevel(logging.CRITICAL)
     try:
         if most is not None:
-            return first_rows(source, split, most, blank_lines=file_format != "text")
+            return first_rows(source, split, most, blank_lines=file_format != "txt")
         # datasets caches by modification time, which two files may share
         folder = cache / "datasets" / file_hash(file)
         rows = load_dataset(**source, split=split, cache_dir=str(folder))
     finally:
         parser.setLevel(level)
-    return without_blank_lines(rows) if file_format == "text" else rows
+    return without_blank_lines(rows) if file_format == "txt" else rows
 
 
 def first_rows(source: dict[str, Any], split: str, count: int, *, blank_lines: bool) -> Dataset:
@@ -223,12 +215,6 @@ def without_blank_lines(rows: Dataset) -> Dataset:
     return rows.filter(
         lambda batch: [bool(text.strip()) for text in batch["text"]], batched=True, desc="reading"
     )
-
-
-def format_of(file: Path) -> str | None:
-    """Return the format of a file by the end of its name, as datasets names it; None: unknown."""
-    name = file.name.lower()
-    return next((FORMATS[suffix] for suffix in FORMATS if name.endswith(suffix)), None)
 
 
 def file_hash(file: Path) -> str:

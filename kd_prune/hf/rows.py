@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 import warnings
@@ -17,13 +18,16 @@ from pandas.errors import ParserWarning
 from kd_prune.errors import ConfigError
 
 FORMATS = {
+    ".parquet": "parquet",
     ".csv": "csv",
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".json": "jsonl",
-    ".parquet": "parquet",
     ".txt": "txt",
+    ".jsonl.gz": "jsonl",
+    ".txt.gz": "txt",
 }
+"""End of a file's name → format; a ``.gz`` is unpacked while it is read."""
 ENCLOSED = re.compile(r'"([^"]|"")*"')
 TEXT = "text"
 """Name of the column of a file with one text per line."""
@@ -35,10 +39,16 @@ def format_of_file(file: Path, key: str = "file") -> str:
     Raises:
         ConfigError: It is unknown.
     """
-    form = FORMATS.get(file.suffix.lower())
+    form = format_of(file)
     if form is None:
         raise ConfigError(key, str(file), f"expected a file of {', '.join(FORMATS)}")
     return form
+
+
+def format_of(file: Path) -> str | None:
+    """Return the format of a file by the end of its name; None: it is unknown."""
+    name = file.name.lower()
+    return next((form for ending, form in FORMATS.items() if name.endswith(ending)), None)
 
 
 def read_rows(file: Path, key: str = "file") -> pd.DataFrame:
@@ -51,7 +61,9 @@ def read_rows(file: Path, key: str = "file") -> pd.DataFrame:
     try:
         if form == "parquet":
             return pd.read_parquet(file)
-        return parse_rows(file.read_text(encoding="utf-8-sig"), form)
+        opened = gzip.open if file.suffix.lower() == ".gz" else open
+        with opened(file, "rt", encoding="utf-8-sig") as content:
+            return parse_rows(content.read(), form)
     except ConfigError:
         raise
     except FileNotFoundError as error:

@@ -144,7 +144,7 @@ def code_points(text: str) -> list[int]:
 
 
 def text_of(points: Tensor) -> str:
-    """Return the text of code points, up to the first negative number.
+    """Return the text of code points; negative numbers are padding.
 
     >>> text_of(torch.tensor([104, 105, -1]))
     'hi'

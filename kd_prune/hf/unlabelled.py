@@ -10,7 +10,8 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from kd_prune.errors import ConfigError, key_prefix
 from kd_prune.hf.augmentation import augmented_rows
 from kd_prune.hf.encoders import PretrainedEncoder
-from kd_prune.hf.reading import FORMATS, check_texts, format_of, read_file
+from kd_prune.hf.reading import check_texts, read_file
+from kd_prune.hf.rows import FORMATS, format_of
 from kd_prune.hf.tasks import Task
 
 
@@ -64,7 +65,7 @@ def read_texts(task: Task, path: str, key: str, cache: Path) -> Dataset:
     except Exception as error:  # of any type, from the disk or a parser
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(key, path, f"the file cannot be read ({reason})") from error
-    if format_of(file) == "text" and len(task.text) == 1:
+    if format_of(file) == "txt" and len(task.text) == 1:
         rows = rows.rename_columns({"text": task.text[0]}) if task.text[0] != "text" else rows
     try:
         check_texts(task, path, rows)

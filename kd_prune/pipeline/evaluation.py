@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +115,3 @@ def model_result(
         bytes=sum(file.stat().st_size for file in files) or None,
         path=shown,
     )
-
-
-def encoder_weights(model: PreTrainedModel) -> set[str]:
-    """Return the names of the encoder's Linear weights; none if its layers are not found."""
-    with suppress(ValueError):
-        return set(hf.encoder_scope(model).select(model))
-    return set()

@@ -13,7 +13,7 @@ from kd_prune import hf
 from kd_prune.errors import key_prefix
 from kd_prune.json_schema import write_json
 from kd_prune.pipeline.context import GivenModel, Inputs
-from kd_prune.pipeline.evaluation import encoder_weights, evaluate, model_result
+from kd_prune.pipeline.evaluation import evaluate, model_result
 from kd_prune.pipeline.job import Job, cache_folder
 from kd_prune.pipeline.models import load_fine_tuned
 from kd_prune.pipeline.preflight import check_lengths, check_student_task
@@ -52,7 +52,7 @@ def evaluate_saved(job: Job, path: str) -> ModelResult:
     metrics = evaluate(job, stage, Inputs(tokenizer, data), model, role="model")
     recorded = recorded_scope(run_of(Path(path)))
     from_run = bool(recorded) and recorded <= {name for name, _ in model.named_parameters()}
-    scope = recorded if from_run else encoder_weights(model)
+    scope = recorded if from_run else hf.encoder_weights(model)
     result = model_result(model, scope, metrics, path, path)
     job.out.mkdir(parents=True, exist_ok=True)
     record = {"task": task.name, **asdict(result)}

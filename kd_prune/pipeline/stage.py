@@ -91,6 +91,9 @@ class Stage:
             raise ConfigError("dropout", self.dropout, "expected a fraction in [0, 1)")
         if not 0.0 <= self.min_retained <= 1.0:
             raise ConfigError("min_retained", self.min_retained, "expected a share, 0 to 1")
+        if self.sparsity and self.sparsity.name is not None:
+            name = self.sparsity.name
+            raise ConfigError("sparsity.name", name, "a fit prunes once, without a name")
         _ = self.encoder_change  # checks its settings
         if self.hidden_size is not None and "embeddings" in self.freeze:
             raise ConfigError(

@@ -19,7 +19,7 @@ from kd_prune.errors import ConfigError
 from kd_prune.json_schema import SchemaError, read_json, write_json
 from kd_prune.lit import ResumePoint
 from kd_prune.pipeline.context import Context, GivenModel, Outcome
-from kd_prune.pipeline.evaluation import encoder_weights, evaluate, model_result
+from kd_prune.pipeline.evaluation import evaluate, model_result
 from kd_prune.pipeline.fingerprint import (
     describe_each,
     describe_stage,
@@ -119,7 +119,7 @@ def given_model(context: Context, stage: ChainStage) -> Outcome:
         return Outcome(path, StageResult(metrics={}, path=path, reused=True))
     model = load_fine_tuned(given, stage.task, inputs.data)
     metrics = evaluate(context.job, stage, inputs, model, role=stage.name)
-    found = model_result(model, encoder_weights(model), metrics, path, path)
+    found = model_result(model, hf.encoder_weights(model), metrics, path, path)
     return Outcome(
         path,
         StageResult(**asdict(found), task=stage.task.name, monitor=stage.task.monitor, reused=True),
@@ -249,7 +249,7 @@ def fit_and_save(
     )
     hf.save(student, inputs.tokenizer, folder, kind=task.kind, labels=inputs.data.labels)
     model = load_outcome(context, stage, folder)
-    names = set(scope.select(model)) if scope else encoder_weights(model)
+    names = set(scope.select(model)) if scope else hf.encoder_weights(model)
     if fit.sparsity and fit.sparsity.pruner:
         verify_final_sparsity(fit.sparsity.pruner, folder)
         expected = ExpectedSparsity.of(fit.sparsity.pruner)

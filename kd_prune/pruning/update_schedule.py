@@ -142,11 +142,10 @@ def checked_updates(
     {2: 0.4, 7: 0.8}
     """
     updates = {int(step): float(sparsity) for step, sparsity in sorted(plan.items())}
-    name = getattr(made_by, "__name__", type(made_by).__name__)
     if outside := [step for step in updates if not 1 <= step <= total_steps]:
         raise ConfigError(
             "update_schedule",
-            name,
+            made_by,
             f"plans an update at step {outside[0]}; a run of {total_steps} steps has 1 to "
             f"{total_steps}",
         )
@@ -154,9 +153,9 @@ def checked_updates(
     if not math.isclose(last, final, abs_tol=0.01):  # the reference code's ends a little lower
         raise ConfigError(
             "update_schedule",
-            name,
+            made_by,
             f"its last update is to the sparsity {last:g}, not to final={final:g}",
-            "plan one more",
+            "take more updates and a longer run, or plan one more",
         )
     return updates
 

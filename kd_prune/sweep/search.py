@@ -26,6 +26,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from kd_prune.config_utils import quoted
 from kd_prune.errors import UNSET, ConfigError
 from kd_prune.results import is_loss
 from kd_prune.sweep import status
@@ -316,15 +317,6 @@ class MedianStoppingRule:
         return (
             f"{value:.4f} after {percent} % of the run is worse than the median of earlier trials"
         )
-
-
-def quoted(value: str) -> str:
-    """Quote a value for an override.
-
-    >>> quoted("study.log")
-    "'study.log'"
-    """
-    return "'" + value.replace("'", "\\'") + "'"
 
 
 def open_storage(storage: str) -> Any:

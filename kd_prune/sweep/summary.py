@@ -170,12 +170,12 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
 def short(count: int) -> str:
     """Write a count with three figures.
 
-    >>> short(950), short(6872), short(12_345_678)
-    ('950', '6.87k', '12.3M')
+    >>> short(950), short(6872), short(999_700), short(12_345_678)
+    ('950', '6.87k', '1M', '12.3M')
     """
     value, unit = float(count), ""
     for larger in ("k", "M", "G"):
-        if value < 1000:
+        if value < 999.5:  # which three figures round up
             break
         value, unit = value / 1000, larger
     return f"{value:.3g}{unit}"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 
 import pytest
@@ -236,6 +237,8 @@ def test_bench_has_a_row_in_int8_where_layers_have_blocks_of_zeros(
         (["{model}", "--file", "{rows}", "--text", "b"], "error: text=b: not a column"),
         (["{model}", "--file", "{none}"], "there are no rows"),
         (["{model}", "{model}", "--curve"], "error: --curve=2: expected one folder"),
+        (["{cut}"], "the folder cannot be read"),
+        (["{model}", "--out", "{rows}"], "File exists"),
     ],
 )
 @needs_llvmlite
@@ -244,7 +247,10 @@ def test_bench_refuses_in_one_line(arguments, message, model, opponents, tmp_pat
     (tmp_path / "rows.csv").write_text("a\n1\n")
     (tmp_path / "none.csv").write_text("a\n")
     places = {"empty": tmp_path / "empty", "model": model, "rows": tmp_path / "rows.csv"}
-    places["none"] = tmp_path / "none.csv"
+    places |= {"none": tmp_path / "none.csv", "cut": tmp_path / "cut"}
+    shutil.copytree(model, places["cut"])
+    weights = places["cut"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(SystemExit) as stopped:
         main(["bench", *(word.format(**places) for word in arguments)])
     assert message in str(stopped.value)

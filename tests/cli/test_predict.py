@@ -218,7 +218,7 @@ def test_columns_of_the_rows_are_kept(folder, tmp_path, capsys):
         ([], "\n", "there are no rows"),
         (["--batch-size", "0"], "x\n", "batch_size=0: expected at least 1"),
         (["--file", "none.csv"], "", "file=none.csv: no such file"),
-        (["--file", "rows.zip"], "", "file=rows.zip: expected a file of .csv"),
+        (["--file", "rows.zip"], "", "file=rows.zip: expected a file of .parquet"),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line(arguments, stdin, message, folder, monkeypatch):
@@ -243,3 +243,8 @@ def test_model_without_a_head_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\n"))
     with pytest.raises(SystemExit, match="BertModel: has no head"):
         main(["predict", str(tmp_path), "--dense"])
+
+
+def test_a_missing_value_of_a_column_with_categories_is_an_empty_text():
+    rows = pd.DataFrame({"text": pd.Categorical(["a b", None, "a b"])})
+    assert predict.texts_of(rows, "text") == ["a b", "", "a b"]

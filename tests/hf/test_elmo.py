@@ -11,6 +11,7 @@ from kd_prune.distillation.activations import Activations
 from kd_prune.errors import ConfigError
 from kd_prune.export.folders import Export, export
 from kd_prune.export.source import Source
+from kd_prune.export.vocabulary import trim_vocabulary
 from kd_prune.hf import (
     Classification,
     ElmoConfig,
@@ -221,3 +222,19 @@ def test_outputs_without_a_prediction_are_left_out():
     predictions, targets = kind.predict(Activations(logits=logits), {"labels": labels})
     assert predictions.tolist() == [[0.0, 9.0], [9.0, 0.0]]
     assert targets.tolist() == [1, 0]
+
+
+def test_a_smaller_vocabulary_leaves_the_logits(path):
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    texts = ["the old fox", "a red apple"]
+    torch.manual_seed(0)
+    classifier = ElmoForSequenceClassification(ElmoConfig.from_pretrained(path)).eval()
+    batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    before = classifier(**batch).logits
+    trimmed = trim_vocabulary(classifier, tokenizer, texts)
+    ids = torch.tensor([one.ids for one in trimmed.encode_batch(texts)])
+    assert classifier.config.vocab_size == len(classifier.get_input_embeddings().weight) < 40
+    assert torch.equal(classifier(ids, torch.ones_like(ids)).logits, before)
+    language_model = ElmoForPreTraining(ElmoConfig.from_pretrained(path))
+    with pytest.raises(ConfigError, match="ElmoForPreTraining has a head over its vocabulary"):
+        trim_vocabulary(language_model, tokenizer, texts)

@@ -278,3 +278,10 @@ def test_tokenizer_without_a_padding_token_is_refused(tmp_path):
     settings.write_text(json.dumps(kept | {"tokenizer_class": "PreTrainedTokenizerFast"}))
     with pytest.raises(ConfigError, match=r"model\.path=.*: its tokenizer has no padding token"):
         PretrainedEncoder(path=folder).tokenizer()
+
+
+def test_load_error_of_a_folder_with_a_tilde_is_that_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    error = load_error("path", "~/model", OSError("no config"))
+    assert str(error).startswith("path=~/model: the folder cannot be read (no config)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 
 import pandas as pd
@@ -98,7 +99,7 @@ def test_text_columns_are_those_with_text_only(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.xls", b"", "expected a file of .csv"),
+        ("rows.xls", b"", "expected a file of .parquet"),
         ("rows.parquet", b"no parquet", "cannot be read"),
         ("rows.csv", b"", "cannot be read"),
         ("rows.jsonl", b"{", "cannot be read"),
@@ -114,3 +115,10 @@ def test_file_that_cannot_be_read_is_one_line(name, content, message, tmp_path):
 
 def test_format_is_found_in_any_case(tmp_path):
     assert format_of_file(tmp_path / "ROWS.CSV") == "csv"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.txt.GZ"])
+def test_compressed_rows_are_unpacked(name, tmp_path):
+    content = '{"text": "a b"}\n' if "jsonl" in name else "a b\n"
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+    assert read_rows(tmp_path / name)["text"].tolist() == ["a b"]

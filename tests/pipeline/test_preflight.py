@@ -130,6 +130,10 @@ NOWHERE = Scope(include=["*decoder*"])
             r"^sparsity\.updates=0: .*",
         ),
         (
+            {"sparsity": SparsityCallback(0.5, name="encoder")},
+            r"^sparsity\.name=encoder: a fit prunes once, without a name",
+        ),
+        (
             {"callbacks": {"rpp": ReweightedL1()}},
             r"^callbacks\.rpp\.name=null: its SparsityCallback prunes on the ramp itself, first at",
         ),

@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from kd_prune.errors import ConfigError
 from kd_prune.pruning import sparsebert_official
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.ramps import linear
 from kd_prune.pruning.schedule import Schedule
+from kd_prune.pruning.update_schedule import checked_updates
 
 
 class Prune:
@@ -135,6 +137,16 @@ def test_update_schedule_of_the_readme_run():
 def test_update_schedule_other_ramp_raises():
     with pytest.raises(ValueError, match="ramp=cubic without"):
         sparsebert_official.update_schedule(Schedule(final=0.9, ramp=linear), total_steps=100)
+
+
+@pytest.mark.parametrize(("total_steps", "updates"), [(3, 100), (4, 100), (1000, 2), (1000, 4)])
+def test_short_plan_that_misses_the_target_is_refused(total_steps, updates):
+    """The reference's last update comes before the ramp's last step."""
+    made_by = sparsebert_official.update_schedule
+    plan = made_by(Schedule(final=0.95), total_steps=total_steps, updates=updates)
+    says = r"^update_schedule=kd_prune\.\S+official\.update_schedule: its last update .*; take more"
+    with pytest.raises(ConfigError, match=says):
+        checked_updates(plan, made_by=made_by, final=0.95, total_steps=total_steps)
 
 
 def test_at_least_keeps_all_ties():

@@ -1,1 +1,1 @@
-"""LLVM: programs, processors, compiled code, threads."""
+"""LLVM: programs, processors, compiled code."""
