@@ -164,6 +164,16 @@ PRUNING = [
 
 LIGHTNING = [
     Mutant(
+        "a moving average may overwrite the zeros of a checkpoint",
+        "lit", "refuse_later_average", Assume("isinstance", False),
+        "tests/lit/test_weight_averaging.py",
+    ),
+    Mutant(
+        "every process takes its own clock for a rewind",
+        "lit", "RunLength.step_in_all", Assume(r"self\.seconds", False),
+        "tests/lit/test_rewind.py",
+    ),
+    Mutant(
         "projection comes before the optimizer step",
         "pruning", "hook_steps", Replace("step_post_hook", "step_pre_hook"),
         f"{CALLBACK} {PLUG_IN}",
