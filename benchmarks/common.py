@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
+from kd_prune import atomic_io
 from kd_prune.results import RunResult
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +131,7 @@ def run_once(
             found = figures(done, overrides) | (measure(done, out) if measure else {})
             result.parent.mkdir(parents=True, exist_ok=True)
             kept = found | {"resumed": bool(resume)} | extra
-            result.write_text(json.dumps(kept, indent=1) + "\n")
+            atomic_io.write(result, json.dumps(kept, indent=1) + "\n")
             shutil.rmtree(out)
     except Timeout:
         return

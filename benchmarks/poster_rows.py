@@ -9,6 +9,8 @@ from typing import NamedTuple
 # with new weights, are higher; labels or logits alone learn nothing there (docs/decisions.md).
 FROM_LABELS = ("1e-4", "5e-4")
 FROM_LAYERS = ("5e-4", "2e-3")
+LABELS_RATE = "1e-4"
+"""Rate of a stage on labels before the student's, that of the teacher."""
 TARGET = 0.05
 """Share of the encoder's weights that every row keeps besides its own."""
 
@@ -21,9 +23,10 @@ class Row(NamedTuple):
             differs.
         final: Key of its target sparsity; None: a smaller student, which is pruned by SparseBERT's
             schedule where it has to keep less.
-        rates: Learning rates to choose from.
+        rates: Learning rates of the student to choose from.
         text: Its stages on plain text.
-        halved: Stage on the task before the student, which then have half of the steps each.
+        halved: Stage on the task before the student, which then have half of the steps each. It
+            has a rate of its own (`at_rate`).
         settings: Further overrides.
         poster: The poster's figure of MRPC and QNLI.
     """
@@ -66,13 +69,10 @@ ROWS = {
     "poster/theseus6": Row(0.5, None, poster=(89.0, 89.5)),
     "poster/distilbert6": Row(0.5, None, text=WORDS_THEN_GENERAL, poster=(87.5, 89.2)),
     "poster/minilm6": Row(0.5, None, text=GENERAL, poster=(88.4, 91.0)),
-    "poster/tinybert6": Row(
-        0.5, None, FROM_LAYERS, text=GENERAL, halved="intermediate", poster=(87.3, 90.4)
-    ),
+    "poster/tinybert6": Row(0.5, None, text=GENERAL, halved="intermediate", poster=(87.3, 90.4)),
     "poster/tinybert4": Row(
         0.182,
         None,
-        FROM_LAYERS,
         text=GENERAL,
         halved="intermediate",
         settings=NARROW,
@@ -144,3 +144,18 @@ def overrides(row: str, task: str, kept: float, steps: int, pretraining_steps: i
         rounds = round(10 * (1 - kept))
         found += [f"stages.tickets.rounds={rounds}", f"+stages.tickets.max_steps={steps}"]
     return found
+
+
+def at_rate(row: str, rate: str) -> list[str]:
+    """Return the overrides of a row's learning rates.
+
+    TinyBERT learns layers before it learns logits, so its two rates are the lower or the higher one
+    of both kinds. The paradigm's rows learn labels before layers, at the teacher's rate.
+    """
+    stage = ROWS[row].halved
+    before = LABELS_RATE
+    if stage == "intermediate":
+        before = FROM_LAYERS[FROM_LABELS.index(rate)]
+    key = f"stages.{stage}.optimizer"
+    own = [f"+optimizer@{key}=adamw", f"{key}.lr={before}", f"{key}.warmup=0.05"]
+    return [*(own if stage else ()), f"optimizer.lr={rate}"]

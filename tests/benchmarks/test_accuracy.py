@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from kd_prune.config_utils import flatten
 from kd_prune.hf.tiny import make_model
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -138,7 +140,7 @@ def test_held_out_rows_are_a_third_of_the_training_rows(bench, data, tmp_path):
     bench("poster", "--table", "--work", tmp_path / "jobs")
     module = sys.modules["bench_poster"]
     arguments = argparse.Namespace(data=data, work=tmp_path / "jobs")
-    given = module.held_out("mrpc", arguments, module.THIRD)
+    given = module.held_out("mrpc", arguments)
     assert given == ["task=mrpc", "task.subset=null", f"task.path={tmp_path}/jobs/held_out/mrpc"]
     folder = tmp_path / "jobs" / "held_out" / "mrpc"
     parts = {
@@ -149,42 +151,87 @@ def test_held_out_rows_are_a_third_of_the_training_rows(bench, data, tmp_path):
     assert parts["validation"] == list(range(0, 64, 3))
 
 
+def test_held_out_rows_share_no_text_with_the_others(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from held_out import parts_of
+
+    sentences = [f"{word} is one fine film" for word in "abcdefg"]
+    phrases = [f"{word} is" for word in "abcdefg"]
+    rows = pa.table({"sentence": [*phrases, *sentences, "a is one"]})
+    parts = parts_of("sst2", rows)
+    assert parts["validation"] == [7, 10, 13]  # whole sentences: a, d, g
+    assert parts["train"] == [1, 2, 4, 5, 8, 9, 11, 12]  # and none of their phrases
+    titles = pa.table({"title": ["one", "two", "one", "three", "four", "four"]})
+    assert parts_of("qnli_style", titles) == {"train": [1, 3], "validation": [0, 2, 4, 5]}
+
+
 def test_every_row_of_the_posters_table_composes(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    from poster_rows import ROWS, overrides, shares
+    from poster_rows import LABELS_RATE, ROWS, at_rate, overrides, shares
 
     experiments = {str(f.relative_to(CONF / "experiment").with_suffix("")) for f in
                    (CONF / "experiment").glob("*/*.yaml")}  # fmt: skip
     assert ROWS.keys() <= experiments
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for row in ROWS:
-            kept = shares(row, "mrpc")[-1]
-            given = [*overrides(row, "mrpc", kept, 40, 100), "task=mrpc", "model=minilm"]
-            config = compose("train", overrides=given)
-            final = ROWS[row].final
-            if final:
-                assert OmegaConf.select(config, final) == pytest.approx(1 - kept)
+        runs = [(row, kept) for row in ROWS for kept in shares(row, "mrpc")]
+        for (row, kept), rate in [(run, rate) for run in runs for rate in ROWS[run[0]].rates]:
+            given = [*overrides(row, "mrpc", kept, 40, 100), *at_rate(row, rate)]
+            config = compose("train", overrides=[*given, "task=mrpc", "model=minilm"])
+            final, of_dense = ROWS[row].final, 1 if ROWS[row].final else ROWS[row].own("mrpc")
+            if final or kept < of_dense:
+                sparsity = OmegaConf.select(config, final or "sparsity.final")
+                assert sparsity == pytest.approx(1 - kept / of_dense, abs=1e-4)
+            assert config.optimizer.lr == float(rate)
             budget = ROWS[row].halved
+            if budget:
+                assert config.stages[budget].optimizer.lr == {
+                    "intermediate": 5 * float(rate) if rate == "1e-4" else 4 * float(rate),
+                    "finetuning": float(LABELS_RATE),
+                }.get(budget)
             before = OmegaConf.select(config, f"stages.{budget}.max_steps") if budget else 0
             assert before + config.trainer.max_steps == 40
             for stage in ROWS[row].text:
                 assert config.stages[stage].max_steps == 100
 
 
+# Rows that need more than one setting for what their name says.
+SEVERAL = {
+    "rewinds": {"optimizer.rewinds", "optimizer.floor"},
+    "teachers_embeddings": {"student.init", "student.freeze"},
+    "no_soft_targets": {
+        "distillation.terms.soft_targets.weight",
+        "distillation.terms.hard_labels.weight",
+    },
+}
+
+
 def test_every_row_of_the_study_changes_one_setting(monkeypatch):
+    """A setting or one part of the method, such as a criterion or a term, with its settings."""
     monkeypatch.syspath_prepend(str(FOLDER))
     from study import CHANGES, RANKING, ROWS
+
+    def settings(*overrides):
+        config = compose("train", overrides=["experiment=recovery_global", *overrides])
+        return flatten(OmegaConf.to_container(config))
 
     assert len(ROWS) == len(RANKING) + len(CHANGES)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        best = compose("train", overrides=["experiment=best"])
-        for row in CHANGES:
-            given = ["experiment=recovery_global", *ROWS[f"taylor_{row}"]]
-            changed = compose("train", overrides=given)
-            differing = {key for key in best if changed[key] != best[key]}
-            assert len(differing) == 1, row
+        plain, best = settings(), settings("sparsity/criterion=taylor")
+        for row, overrides in ROWS.items():
+            before = best if row.startswith("taylor_") else plain
+            changed = settings(*overrides)
+            keys = before.keys() | changed.keys()
+            differing = {key for key in keys if before.get(key, "–") != changed.get(key, "–")}
+            name = row.removeprefix("taylor_")
+            if name in SEVERAL:
+                assert differing == SEVERAL[name]
+                continue
+            given = {override.partition("=")[0].lstrip("+").replace("/", ".")
+                     for override in overrides[row.startswith("taylor_"):]}  # fmt: skip
+            assert all(any(f"{key}.".startswith(f"{one}.") for one in given) for key in differing)
+            assert bool(differing) == (row != "recovery_global"), row
 
 
 def test_a_row_of_the_study_on_held_out_rows(bench, data, model, tmp_path):
@@ -196,5 +243,6 @@ def test_a_row_of_the_study_on_held_out_rows(bench, data, model, tmp_path):
     found = json.loads(file.read_text())
     assert "trainer.max_steps=4" in found["overrides"]
     assert found["student"].keys() == {"accuracy", "f1"}
-    parts = {p.stem: len(pq.read_table(p)) for p in (tmp_path / "jobs/held_out/mrpc").iterdir()}
+    folder = tmp_path / "jobs" / "held_out" / "mrpc"
+    parts = {file.stem: len(pq.read_table(file)) for file in folder.iterdir()}
     assert parts == {"train": 42, "validation": 22}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -13,15 +15,48 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("glue", "mrpc: 0.9 no dropout"), ("recipe", "2e-3, no dropout")]
+    ("name", "expected"),
+    [
+        ("glue", "mrpc: 0.9 no dropout"),
+        ("recipe", "2e-3, no dropout"),
+        ("study", "sst2: taylor-3x"),
+        ("poster", "mrpc: later/obert"),
+    ],
 )
-def test_committed_figures_make_a_table(bench, monkeypatch, capsys, name, expected):
+def test_committed_figures_make_a_table(bench, tmp_path, monkeypatch, capsys, name, expected):
     before = {path: path.stat().st_mtime_ns for path in (FOLDER / "results").rglob("*.json")}
     monkeypatch.setenv("KD_PRUNE_RESULTS", str(FOLDER / "results"))
     monkeypatch.setenv("COLUMNS", "120")
-    bench(name, "--table")
+    bench(name, "--table", "--work", tmp_path)
     assert expected in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_no_committed_figure_holds_a_path():
+    for file in (FOLDER / "results").rglob("*.json"):
+        assert not re.search(r'"[^"]*=?/(home|root|tmp|work|Users|mnt)/', file.read_text()), file
+
+
+@pytest.mark.parametrize(
+    ("runs", "metric"),
+    [
+        ("mrpc-taylor-s*", "test/accuracy"),
+        ("stsb-taylor-s*", "pearson"),
+        ("sst2-taylor-3x-s*", "accuracy"),
+        ("qnli_style-taylor-2x-s*", "accuracy"),
+    ],
+)
+def test_the_readmes_figures_of_best_are_those_of_its_runs(runs, metric):
+    found = [
+        json.loads(file.read_text()) for file in (FOLDER / "results/study").glob(f"{runs}.json")
+    ]
+    assert len(found) == 3
+    student = [100 * run["student"][metric] for run in found]
+    apart = [100 * (run["student"][metric] - run["teacher"][metric]) for run in found]
+    expected = f"{mean(student):.1f} ({mean(apart):.1f} ± {stdev(apart):.1f})".replace("-", "−")
+    readme = (FOLDER.parent / "README.md").read_text()
+    (row,) = (line for line in readme.splitlines() if "(`experiment=best`) |" in line)
+    assert expected in row
 
 
 def test_committed_comparison_with_peers_makes_tables(monkeypatch):

@@ -8,6 +8,7 @@ import re
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -148,6 +149,31 @@ def test_student_keeps_the_zeros_of_an_earlier_phase(run):
     dense = run("paradigm/prune_at_distilling")[1]
     assert dense["stages"]["pretraining"]["sparsity"] == 0
     assert dense["stages"]["head"]["path"] == result["stages"]["head"]["path"]
+
+
+PHASES = ("pretraining", "finetuning", "distilling")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_one_phase_prunes_and_the_later_ones_keep_its_zeros(run, phase):
+    stages = run(f"paradigm/prune_at_{phase}")[1]["stages"]
+    found = [stages[name]["sparsity"] for name in (*PHASES[:2], "student")]
+    first = PHASES.index(phase)
+    expected = [0.0] * first + [0.95] * (3 - first)
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_phases_differ_in_what_prunes_alone():
+    GlobalHydra.instance().clear()
+    found = []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for phase in PHASES:
+            config = compose("train", overrides=[f"experiment=paradigm/prune_at_{phase}"])
+            plain = OmegaConf.to_container(config)
+            for part in (plain, *plain["stages"].values()):
+                part.pop("sparsity", None)
+            found.append(plain)
+    assert found[0] == found[1] == found[2]
 
 
 def test_released_checkpoint_takes_the_place_of_the_general_stage(run, runs):

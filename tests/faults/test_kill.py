@@ -64,16 +64,14 @@ def test_killed_twenty_times_it_ends_in_the_same_summary(tmp_path):
     cache.mkdir()
     command = (*SWEEP, f"hydra.sweep.dir='{killed}'")
     moments = random.Random(0)  # noqa: S311
-    states, total = set(), 0
+    states = set()
     for _ in range(KILLS):
         process = start(tmp_path, cache, *command, start_new_session=True)
         time.sleep(moments.uniform(4, 10))
         assert process.poll() is None, "the sweep was over before it was killed often enough"
         kill(process)
-        total += 1
         for file in killed.glob("*/status.json"):  # whole whenever the kill came
             states.add(json.loads(file.read_text())["state"])
-    assert total == KILLS
     assert "running" in states
 
     process = start(tmp_path, cache, *command)

@@ -114,7 +114,9 @@ def test_copies_change_one_side_and_differ(encoder, pairs, tmp_path):
 
 def test_copies_keep_all_but_the_replaced_words(encoder, tmp_path):
     texts = Dataset.from_dict({"text": [TEXTS[1]]})
-    for (copy,) in rows_of(Augmentation(copies=20), texts, encoder, tmp_path):
+    copies = rows_of(Augmentation(copies=20), texts, encoder, tmp_path)
+    assert len(copies) > 5
+    for (copy,) in copies:
         words = copy.replace(",", " ,").split()
         assert len(words) == 7
         assert [words[i] for i in (1, 2, 5, 6)] == ["and", "the", ",", "2nd"]

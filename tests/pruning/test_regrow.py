@@ -62,6 +62,13 @@ def test_update_sync_mask_precedes_all_uses_of_the_mask(regrow):
     pruner = make_pruner(make_model(), Schedule(final=0.5), regrow=regrow)
     model = make_model()
     theirs = make_pruner(model, Schedule(final=0.5), regrow=regrow)
+    moments = {}
+    for one in (pruner, theirs):
+        optimizer = torch.optim.AdamW(one.parameters.values())
+        one.track_optimizers([optimizer])
+        moments[one] = {name: torch.ones_like(w) for name, w in one.parameters.items()}
+        for name, weight in one.parameters.items():
+            optimizer.state[weight]["exp_avg"] = moments[one][name]
     for weight in pruner.parameters.values():
         torch.nn.init.normal_(weight)  # other scores than in the other process
     said = []
@@ -71,8 +78,11 @@ def test_update_sync_mask_precedes_all_uses_of_the_mask(regrow):
         pruner.project()
         for name, mask in theirs.masks.items():
             assert torch.equal(pruner.masks[name], mask)
+            assert torch.equal(moments[pruner][name], moments[theirs][name])
             assert torch.equal(pruner.parameters[name] != 0, mask & (pruner.parameters[name] != 0))
     assert not said
+    if regrow:  # the momentum of what returned, or was pruned, is gone
+        assert all(0 < int(m.sum()) < m.numel() for m in moments[theirs].values())
 
 
 GRADIENT_CRITERIA = [
