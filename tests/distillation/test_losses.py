@@ -14,12 +14,10 @@ from kd_prune.distillation.losses import (
     soft_cross_entropy,
 )
 
+from .toy import random
+
 LENGTHS = (4, 1, 3)
 TEMPERATURES = (0.5, 1.0, 2.0, 10.0)
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def padding_mask(lengths=LENGTHS, width=4):

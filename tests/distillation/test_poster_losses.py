@@ -24,13 +24,9 @@ from kd_prune.distillation import (
 )
 from kd_prune.errors import ConfigError
 
-from .toy import activations, batch
+from .toy import activations, batch, random
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # DistilBERT

@@ -12,11 +12,9 @@ from kd_prune.distillation import Activations, HeadRelations, Objective, relatio
 from kd_prune.distillation.relations import divided
 from kd_prune.errors import ConfigError
 
+from .toy import random
+
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def heads(*, seed, layers=2, number=2, width=3):

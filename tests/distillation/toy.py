@@ -22,3 +22,7 @@ def batch(*, regression=False):
     labels = torch.tensor([0.5, -1.0, 2.0]) if regression else torch.tensor([0, 2, 1])
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
     return {"attention_mask": mask, "labels": labels}
+
+
+def random(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,5 +1,7 @@
 """Small sparse models for these tests."""
 
+import pickle
+
 import torch
 from torch import nn
 from transformers import (
@@ -108,3 +110,7 @@ def batch(size, length, masked=True, seed=0):
         ends = torch.randint(1, length + 1, (size, 1), generator=generator)
         mask = (torch.arange(length) < ends).long()
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def pickled(made):
+    return pickle.loads(pickle.dumps(made))  # noqa: S301

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from kd_prune.errors import ConfigError
 from kd_prune.inference import SparseLinear, accelerate, crossover, library, report
 from kd_prune.inference.stack import FusedBlocks, FusedLayers
-from tests.inference.models import MODELS, batch, sparse_linear, sparse_model
+from tests.inference.models import MODELS, batch, pickled, sparse_linear, sparse_model
 
 SHAPES = [(1, 1), (3, 20), (4, 33), (1, 150)]
 
@@ -149,10 +149,6 @@ def test_result_is_the_same_from_threads_and_runs():
         worker.join()
     first = results[0][0]
     assert all(torch.equal(first, logits) for found in results.values() for logits in found)
-
-
-def pickled(model):
-    return pickle.loads(pickle.dumps(model))  # noqa: S301
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, pickled])

@@ -21,7 +21,7 @@ from kd_prune.inference.jit.target import host
 from kd_prune.inference.layout import GROUP
 from kd_prune.inference.quantized import QuantizedMatrix, quantize, suits_int8
 from tests.forked import run_code
-from tests.inference.models import blocked_linear, sparse_linear
+from tests.inference.models import blocked_linear, pickled, sparse_linear
 
 LEVELS = {"VPDPBUSD": 254, "VPMADDUBSW": 126}
 INSTRUCTIONS = [host().int8] if host().int8 else []
@@ -217,10 +217,6 @@ def test_same_bits_for_any_threads_and_batch(levels):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], result) for result in results)
-
-
-def pickled(layer):
-    return pickle.loads(pickle.dumps(layer))  # noqa: S301
 
 
 @needs_int8

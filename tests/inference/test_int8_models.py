@@ -1,7 +1,6 @@
 """accelerate(model, int8=True): whole models against a restatement, and against float32."""
 
 import copy
-import pickle
 import threading
 
 import pytest
@@ -26,6 +25,7 @@ from tests.inference.models import (
     blocked_model,
     kept_blocks,
     kept_weights,
+    pickled,
     sparse_linear,
     with_blocks,
 )
@@ -198,10 +198,6 @@ def test_same_bits_from_threads_of_python():
         worker.join()
     first = results[0][0]
     assert all(torch.equal(first, found) for many in results.values() for found in many)
-
-
-def pickled(model):
-    return pickle.loads(pickle.dumps(model))  # noqa: S301
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, pickled])

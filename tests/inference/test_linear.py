@@ -1,7 +1,6 @@
 """SparseLinear, compared with torch's dense product."""
 
 import copy
-import pickle
 import threading
 
 import pytest
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from kd_prune.inference import SparseLinear
 from kd_prune.inference.packing import pack
-from tests.inference.models import sparse_linear
+from tests.inference.models import pickled, sparse_linear
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -104,10 +103,6 @@ def test_sparse_linear_gives_the_same_bits_for_any_threads_and_batch():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], result) for result in results)
-
-
-def pickled(layer):
-    return pickle.loads(pickle.dumps(layer))  # noqa: S301
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, pickled])
