@@ -197,6 +197,7 @@ def test_every_row_of_the_posters_table_composes(monkeypatch):
 
 # Rows that need more than one setting for what their name says.
 SEVERAL = {
+    "initial_0.3_end_0.5": {"sparsity.initial", "sparsity.end"},
     "rewinds": {"optimizer.rewinds", "optimizer.floor"},
     "teachers_embeddings": {"student.init", "student.freeze"},
     "no_soft_targets": {
