@@ -92,9 +92,8 @@ def main(seeds: int = 5, epochs: int = 40) -> list[tuple[float, float, int, floa
     rows = []
     for setting in settings:
         fits = torch.tensor([fit(*setting, seed, epochs) for seed in range(seeds)])
-        nonzero, mean = fits.mean(0).tolist()
-        spread = fits[:, 1].std(correction=min(seeds - 1, 1)).item()  # 0 for one seed
-        rows.append((*setting, round(nonzero), mean, spread))
+        deviation, mean = torch.std_mean(fits, 0, correction=min(seeds - 1, 1))
+        rows.append((*setting, round(mean[0].item()), mean[1].item(), deviation[1].item()))
     print("width  sparsity  non-zeros  accuracy")
     for width, sparsity, nonzero, mean, spread in rows:
         print(f"{width:5}  {sparsity:8.1%}  {nonzero:9,}  {mean:.1%} ± {spread:.1%}")

@@ -1,7 +1,8 @@
-"""Conversion of nested settings to dotted keys, as on the command line."""
+"""Settings as on the command line: nested ones as dotted keys, texts as quoted values."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,4 +28,5 @@ def quoted(value: str) -> str:
     >>> print(quoted("/my runs/lr=1"))
     "/my runs/lr=1"
     """
-    return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))
+    # A backslash escapes only where it stands before a quote, the closing one included.
+    return '"{}"'.format(re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", value)))

@@ -68,7 +68,9 @@ def test_optuna_sweeper_without_trials_is_refused(name):
         OptunaSweeper({}, direction="maximize", seed=0, startup=0, storage=None, **settings)
 
 
-@pytest.mark.parametrize("folder", ["/home/o'brien/a", "C:\\a\\b", "/a b/ü,{}[]=$"])
+@pytest.mark.parametrize(
+    "folder", ["/home/o'brien/a", "C:\\a\\b", "/a b/ü,{}[]=$", 'a"b', "a\\", 'a\\"b\\\\']
+)
 def test_storage_of_any_name_is_read_as_it_is(folder):
     override = OverridesParser.create().parse_override(f"search.storage={quoted(folder)}")
     assert override.value() == folder
