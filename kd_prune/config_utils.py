@@ -22,10 +22,10 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def quoted(value: str) -> str:
+def quote_value(value: str) -> str:
     r"""Quote a text for Hydra's grammar of overrides.
 
-    >>> print(quoted("/my runs/lr=1"))
+    >>> print(quote_value("/my runs/lr=1"))
     "/my runs/lr=1"
     """
     # A backslash escapes only where it stands before a quote, the closing one included.

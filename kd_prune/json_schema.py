@@ -60,8 +60,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def object_of(values: Any, key: str) -> Mapping[str, Any]:
-    """Return the object that `values` has at a key.
+def mapping_at(values: Any, key: str) -> Mapping[str, Any]:
+    """Return the mapping that `values` holds at a key.
 
     Raises:
         SchemaError: There is none.

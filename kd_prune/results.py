@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from kd_prune.json_schema import SchemaError, object_of, read_json, restore, write_json
+from kd_prune.json_schema import SchemaError, mapping_at, read_json, restore, write_json
 
 RESULT_FILE = "result.json"
 STATUS_FILE = "status.json"
@@ -155,7 +155,7 @@ class RunResult:
         Raises:
             SchemaError: A value is missing or of the wrong kind.
         """
-        stages = object_of(values, "stages")
+        stages = mapping_at(values, "stages")
         return restore(
             cls,
             values,

@@ -170,7 +170,7 @@ LIGHTNING = [
     ),
     Mutant(
         "every process takes its own clock for a rewind",
-        "lit", "RunLength.step_in_all", Assume(r"self\.seconds", False),
+        "lit", "RunLength.synchronized_step", Assume(r"self\.seconds", False),
         "tests/lit/test_rewind.py",
     ),
     Mutant(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_prune.cli.locations import CONF
-from kd_prune.config_utils import quoted
+from kd_prune.config_utils import quote_value
 from kd_prune.errors import ConfigError
 
 FLAGS = (
@@ -103,4 +103,4 @@ def quote_override(key: str, value: str) -> str:
     'ckpt_path="/my runs/lr=1/last.ckpt"'
     """
     plain = re.fullmatch(r"[\w./:+-]*", value)
-    return shlex.quote(f"{key}={value if plain else quoted(value)}")
+    return shlex.quote(f"{key}={value if plain else quote_value(value)}")

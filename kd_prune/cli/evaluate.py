@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from kd_prune.cli import train
-from kd_prune.config_utils import quoted
+from kd_prune.config_utils import quote_value
 
 OUT = "outputs/eval/${now:%Y-%m-%d_%H-%M-%S_%f}"
 """Run folder of an evaluation; the task is known only from the model's own run."""
@@ -41,4 +41,4 @@ def main(arguments: list[str]) -> None:
     folder, *overrides = arguments
     if not any(override.startswith("hydra.run.dir=") for override in overrides):
         overrides.append(f"hydra.run.dir={OUT}")
-    train.main([f"eval={quoted(folder)}", *overrides])
+    train.main([f"eval={quote_value(folder)}", *overrides])

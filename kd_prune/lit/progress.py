@@ -145,7 +145,7 @@ class RunLength:
             seconds=timer.time_elapsed() if timer else 0.0,
         )
 
-    def step_in_all(self, trainer: L.Trainer) -> int:
+    def synchronized_step(self, trainer: L.Trainer) -> int:
         """Return `step`, the same in all processes, each of which has to call this."""
         step = self.step(trainer)
         if self.seconds:  # clocks differ between processes

@@ -53,7 +53,7 @@ class RampPosition:
 
     def step(self, trainer: L.Trainer) -> int:
         """Return the step that the run has reached, the same in all processes."""
-        return self.length.step_in_all(trainer)
+        return self.length.synchronized_step(trainer)
 
     def ends_with_batch(self, trainer: L.Trainer) -> bool:
         """Return whether the current batch is the last of the run, as far as the loader knows."""

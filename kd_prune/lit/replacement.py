@@ -167,7 +167,7 @@ class LayerReplacement(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """Draw which successor layers take part in the batch."""
-        probability = self.probability(self._length.step_in_all(trainer), self._length.total)
+        probability = self.probability(self._length.synchronized_step(trainer), self._length.total)
         random = np.random.default_rng((self.seed, trainer.fit_loop.total_batch_idx + 1))
         draws = random.random(len(self._takes_part))
         self._takes_part[:] = (draws < probability).tolist()

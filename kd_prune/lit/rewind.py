@@ -129,7 +129,7 @@ class RewindCallback(Resumable):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """Copy the weights at the step `to`, and rewind to the copy at the steps `at`."""
-        step, total = self._length.step_in_all(trainer), self._length.total
+        step, total = self._length.synchronized_step(trainer), self._length.total
         if not self._earlier and step >= max(1, round(self.to * total)):
             self._keep_weights(pl_module)
         due = sum(step >= round(fraction * total) for fraction in self.at)

@@ -26,7 +26,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from kd_prune.config_utils import quoted
+from kd_prune.config_utils import quote_value
 from kd_prune.errors import UNSET, ConfigError
 from kd_prune.results import is_loss
 from kd_prune.sweep import status
@@ -159,7 +159,7 @@ class OptunaSweeper(Sweeper):
                 [
                     *(f"{key}={value}" for key, value in fixed.items()),
                     *settings,
-                    f"search.storage={quoted(storage)}",
+                    f"search.storage={quote_value(storage)}",
                     f"search.trial={trial.number}",
                     f"search.startup={self.startup}",
                 ]

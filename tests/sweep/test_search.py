@@ -6,7 +6,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kd_prune.errors import ConfigError
-from kd_prune.sweep.search import STUDY, MedianStoppingRule, OptunaSweeper, open_storage, quoted
+from kd_prune.sweep.search import (
+    STUDY,
+    MedianStoppingRule,
+    OptunaSweeper,
+    open_storage,
+    quote_value,
+)
 
 optuna = pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
 
@@ -72,5 +78,5 @@ def test_optuna_sweeper_without_trials_is_refused(name):
     "folder", ["/home/o'brien/a", "C:\\a\\b", "/a b/ü,{}[]=$", 'a"b', "a\\", 'a\\"b\\\\']
 )
 def test_storage_of_any_name_is_read_as_it_is(folder):
-    override = OverridesParser.create().parse_override(f"search.storage={quoted(folder)}")
+    override = OverridesParser.create().parse_override(f"search.storage={quote_value(folder)}")
     assert override.value() == folder
