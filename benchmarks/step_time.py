@@ -28,8 +28,10 @@ from kd_prune.distillation import (
 )
 from kd_prune.pruning import Pruner, Schedule
 
+UNFUSED = "plain fine-tuning, AdamW as PyTorch makes it by default"
 VARIANTS = {
     "plain fine-tuning": {"hard_labels": HardLabels()},
+    UNFUSED: {"hard_labels": HardLabels()},
     "logits": {"soft_targets": SoftTargets()},
     "logits + hidden states": {
         "soft_targets": SoftTargets(),
@@ -46,16 +48,19 @@ VARIANTS = {
 
 
 def stepper(
-    path: str, terms: dict, batch: dict[str, Tensor], autocast: torch.dtype | None
+    path: str, name: str, batch: dict[str, Tensor], autocast: torch.dtype | None
 ) -> tuple[Callable[[], None], PreTrainedModel]:
-    """Return a function that takes one optimizer step on `batch`, and its student."""
+    """Return a function that takes one optimizer step of a variant on `batch`, and its student."""
     encoder = hf.PretrainedEncoder(path=path)
     student, teacher = (encoder.load(kind=hf.Classification(), num_outputs=2) for _ in range(2))
-    objective = Objective(terms)
+    objective = Objective(VARIANTS[name])
     for model in (student.train(), teacher.eval()):
         if "attention_scores" in objective.requires:
             hf.enable_attention_scores(model)
     optimizer, _ = hf.AdamWWithSchedule()(student, 1000)
+    if name == UNFUSED:
+        for group in optimizer.param_groups:
+            group["fused"] = None
     device = batch["labels"].device
     student.to(device), teacher.to(device)
 
@@ -107,9 +112,7 @@ def main() -> None:
     }
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     autocast = torch.bfloat16 if arguments.bf16 else None
-    steppers = {
-        name: stepper(arguments.model, terms, batch, autocast) for name, terms in VARIANTS.items()
-    }
+    steppers = {name: stepper(arguments.model, name, batch, autocast) for name in VARIANTS}
     student = steppers["plain fine-tuning"][1]
     scope = hf.encoder_scope(student).select(student)
     total = 100 * arguments.rounds  # every round has a mask update

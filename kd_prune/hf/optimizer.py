@@ -93,12 +93,18 @@ class AdamWWithSchedule:
 
     def __call__(self, model: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """Make the optimizer over `model`'s parameters and its schedule over `total_steps`."""
+        groups = self.groups(model)
+        on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
         optimizer = AdamW(
-            self.groups(model),
+            groups,
             lr=self.lr,
             betas=(self.betas[0], self.betas[1]),
             eps=self.eps,
+            fused=on_cpu or None,  # None: PyTorch's choice, which is slow on a CPU (docs/cost.md)
         )
+        # Lightning clips no gradients of an optimizer that unscales them itself, as a fused one
+        # does by default.
+        optimizer._step_supports_amp_scaling = False
         warmup = round(self.warmup * total_steps)
         if not self.rewinds and not self.floor:
             return optimizer, self._schedule(optimizer, warmup, total_steps)

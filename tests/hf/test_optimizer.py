@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torch.optim import AdamW
 
 from kd_prune.errors import ConfigError
 from kd_prune.hf import AdamWWithSchedule
@@ -63,6 +65,25 @@ def test_weight_decay_is_for_matrices_and_frozen_parameters_are_left_out():
         model[1].weight: 0.0,
         model[1].bias: 0.0,
     }
+
+
+def test_steps_are_those_of_adamw_and_clipped_in_mixed_precision():
+    """On a CPU the step is fused; Lightning would refuse to clip an ordinary fused optimizer."""
+    recipe = AdamWWithSchedule(lr=0.1, weight_decay=0.1, schedule="constant")
+    models = [nn.Linear(5, 3, bias=False) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours, _ = recipe(models[0], STEPS)
+    reference = AdamW(models[1].parameters(), lr=0.1, weight_decay=0.1, foreach=False)
+    assert ours.param_groups[0]["fused"]
+    clip = MixedPrecision("bf16-mixed", "cpu").clip_gradients
+    for step in range(5):
+        gradient = torch.randn(3, 5, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in zip(models, (ours, reference), strict=True):
+            model.weight.grad = gradient.clone()
+            clip(optimizer, clip_val=0.5)
+            assert model.weight.grad.norm() == pytest.approx(0.5, rel=1e-4)
+            optimizer.step()
+    torch.testing.assert_close(models[0].weight, models[1].weight)
 
 
 @pytest.mark.parametrize(
