@@ -200,6 +200,13 @@ SEVERAL = {
     "initial_0.3_end_0.5": {"sparsity.initial", "sparsity.end"},
     "rewinds": {"optimizer.rewinds", "optimizer.floor"},
     "teachers_embeddings": {"student.init", "student.freeze"},
+    "last_layer": {
+        "distillation.terms.embeddings.weight",
+        "distillation.terms.hidden_states.layer_map",
+        "distillation.terms.hidden_states.layer_map.6",
+        "distillation.terms.attention_scores.layer_map",
+        "distillation.terms.attention_scores.layer_map.6",
+    },
     "no_soft_targets": {
         "distillation.terms.soft_targets.weight",
         "distillation.terms.hard_labels.weight",
