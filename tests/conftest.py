@@ -36,6 +36,13 @@ def load_config_once(self, config_path):
 FileConfigSource.load_config = load_config_once
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Let one process run all tests of a file, which share trained models: `pytest -n 2` too."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadfile"
+
+
 @pytest.fixture(autouse=True)
 def _curves_are_not_drawn(monkeypatch):
     """They take a sixth of a small run; those of runs in fixtures and in processes are drawn."""
