@@ -33,15 +33,14 @@ def compute_scores(
         ValueError: The weight or a score is NaN.
         ConfigError: The scores do not have the weight's shape.
     """
-    magnitudes = magnitude(weight).float()
-    if contains_nan(magnitudes):
+    if contains_nan(weight):
         at_step = "" if step is None else f" at step {step}"
         raise ValueError(
             f"{name} contains NaN{at_step}, so its weights cannot be ranked: training has "
             "diverged; lower the learning rate or clip the gradients"
         )
     if criterion is magnitude:
-        return magnitudes
+        return magnitude(weight).float()  # no NaN either
     score: Any
     if isinstance(criterion, StatefulCriterion):
         score = criterion(weight, {} if state is None else state)

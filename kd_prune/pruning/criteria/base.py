@@ -96,10 +96,13 @@ def float_zeros(weight: Tensor) -> Tensor:
     return torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
 
 
-def magnitude_if_unobserved(score: Tensor, weight: Tensor, unobserved: Tensor) -> Tensor:
-    """Return the score, or ``|w|`` where nothing was observed yet and all scores are equal.
+def magnitude_if_unobserved(score: Tensor, weight: Tensor, observed: Tensor) -> Tensor:
+    """Return the score, or ``|w|`` where `observed` is still zero and all scores are equal.
 
     The fallback ranks within a tensor only; it is not comparable with scores of other tensors
     (see `Observations`).
     """
+    unobserved = observed.count_nonzero() == 0
+    if unobserved.device.type == "cpu" and not unobserved:  # on a GPU, reading it would wait
+        return score
     return torch.where(unobserved, weight.detach().abs().float(), score)

@@ -58,7 +58,7 @@ class Taylor(StatefulCriterion):
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """Return the moving average."""
-        return magnitude_if_unobserved(state["score"], weight, ~state["score"].any())
+        return magnitude_if_unobserved(state["score"], weight, state["score"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Movement(StatefulCriterion):
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """Return the sum."""
-        return magnitude_if_unobserved(state["score"], weight, ~state["score"].any())
+        return magnitude_if_unobserved(state["score"], weight, state["score"])
 
 
 def check_rate(rate: float) -> None:

@@ -72,4 +72,4 @@ class PLATON(StatefulCriterion):
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """Return ``Ī · U``."""
         score = state["importance"] * state["uncertainty"]
-        return magnitude_if_unobserved(score, weight, ~state["importance"].any())
+        return magnitude_if_unobserved(score, weight, state["importance"])

@@ -83,5 +83,5 @@ class SoftMovement(StatefulCriterion):
 
     def __call__(self, weight: Tensor, state: State) -> Tensor:
         """Return ``σ(S)``, in [0, 1]."""
-        score = magnitude_if_unobserved(state["movement"], weight, state["steps"] == 0)
+        score = magnitude_if_unobserved(state["movement"], weight, state["steps"])
         return score.sigmoid()
