@@ -2,8 +2,8 @@
 
 Teacher and students take the same number of steps, with three seeds each; the table is printed
 after every run. Figures are written to ``outputs/ablation.json``; with ``ARGS=--keep`` to
-``benchmarks/results/ablation.json``, the source of the README's. Overrides apply to every run:
-``ARGS="trainer.max_epochs=12"``.
+``benchmarks/results/ablation.json``, the source of docs/results.md's. Overrides apply to every
+run: ``ARGS="trainer.max_epochs=12"``.
 """
 
 from __future__ import annotations
