@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 from dataclasses import replace
@@ -213,6 +214,40 @@ def test_the_table_of_option_groups_lists_every_option():
         files = {path.stem for path in (pages.ROOT / "conf" / group).glob("*.yaml")}
         listed = re.sub(r" \([^)]*\)", "", options).split(", ")
         assert set(listed) == files, group
+
+
+def test_the_table_of_choices_names_every_option_and_what_it_makes():
+    (table,) = [t for t in pages.tables("docs/plugin.md") if t[0][0] == "in Python"]
+    made = {}
+    for cells in table[1:]:
+        python, options = (re.findall(r"`([^`]+)`", cell) for cell in cells[:2])
+        made |= dict.fromkeys(options or python, python)
+    groups = ("ramp", "criterion", "allocation", "granularity")
+    files = [path for group in groups for path in pages.ROOT.glob(f"conf/sparsity/{group}/*.yaml")]
+    files = [path for path in files if path.stem != "sparsebert_official"]
+    assert made.keys() == {path.stem for path in files}
+    for path in files:
+        content = yaml.safe_load(path.read_text())
+        name = content.get("path", content.get("_target_"))  # of a function, or a class
+        assert name is None or name.rpartition(".")[2] in made[path.stem], path
+
+
+def test_the_table_of_arguments_has_the_callbacks_defaults():
+    (table,) = [t for t in pages.tables("docs/plugin.md") if t[0][:2] == ["argument", "default"]]
+    parameters = inspect.signature(SparsityCallback).parameters
+    listed = {}
+    for arguments, defaults, *_ in table[1:]:
+        names = re.findall(r"`([^`]+)`", arguments)
+        values = defaults.replace("`", "").split(", ")
+        listed |= dict(zip(names, values * len(names) if len(values) == 1 else values, strict=True))
+    rest = {"scope", "submodule", "keep_zeros", "allow_empty", "name"}
+    assert listed.keys() == parameters.keys() - rest
+    for name, value in listed.items():
+        default = parameters[name].default
+        if value == "none":
+            assert not default
+        else:
+            assert value == getattr(default, "__name__", str(default)), name
 
 
 @pytest.mark.parametrize("page", pages.PAGES)
