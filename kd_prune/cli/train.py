@@ -30,6 +30,7 @@ from kd_prune.cli.job import (
 from kd_prune.cli.locations import CONF
 from kd_prune.cli.quiet import quiet_libraries
 from kd_prune.cli.recorded_task import with_recorded_task
+from kd_prune.config_utils import quote_value
 from kd_prune.errors import ConfigError
 from kd_prune.results import ModelResult, RunResult, Status
 from kd_prune.sweep import status
@@ -167,7 +168,7 @@ def run_job(config: DictConfig, out: Path, checkpoint: str | None = None) -> Run
         ckpt_path=checkpoint or job.ckpt_path,
         callbacks={**job.callbacks, **trial_callbacks(config)},
     )
-    resume = [f"ckpt_path={checkpoint}"] if checkpoint else []
+    resume = [f"ckpt_path={quote_value(checkpoint)}"] if checkpoint else []
     try:
         with launch.repeatable_command(out, resume), keys_as_set(config):
             return run(job)

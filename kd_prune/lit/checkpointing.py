@@ -60,6 +60,7 @@ class ResumePoint(Resumable, Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the process's own signal handlers; Lightning replaces them later."""
         self._seconds_before, self._started_at = 0.0, None
+        self._between_steps = False  # after a batch whose gradients are all used
         self._signals.find_user_handlers()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -93,7 +94,8 @@ class ResumePoint(Resumable, Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """Save after an optimizer step if `minutes` have passed, or if a signal arrived."""
-        if trainer.global_step == self._step:
+        self._between_steps = trainer.global_step != self._step
+        if not self._between_steps:
             return  # accumulated gradients are not part of a checkpoint
         self._step = trainer.global_step
         # A run resumed from a checkpoint before a validation would skip that validation.
@@ -107,7 +109,7 @@ class ResumePoint(Resumable, Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after a validation within an epoch, as `on_train_batch_end` does after a step."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+        if self._between_steps and trainer.state.fn == "fit" and not trainer.is_last_batch:
             self._save_if_needed(trainer)
 
     def _save_if_needed(self, trainer: L.Trainer) -> None:

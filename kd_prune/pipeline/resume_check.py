@@ -16,7 +16,7 @@ from kd_prune.config_utils import flatten
 from kd_prune.errors import ConfigError
 from kd_prune.lit.progress import RunLength
 from kd_prune.pipeline.context import Context
-from kd_prune.pipeline.fingerprint import describe_stage
+from kd_prune.pipeline.fingerprint import describe_each, describe_stage
 from kd_prune.pipeline.stage import STUDENT
 from kd_prune.plain_settings import plain_settings
 
@@ -25,8 +25,10 @@ log = logging.getLogger(__name__)
 
 TRAINER_SETTINGS = (
     "accumulate_grad_batches",
+    "gradient_clip_algorithm",
     "gradient_clip_val",
     "limit_train_batches",
+    "overfit_batches",
     "precision",
 )
 """Settings of the trainer that must be the same when a fit is resumed."""
@@ -119,6 +121,8 @@ def run_fingerprint(context: Context, student: PreTrainedModel) -> dict[str, Any
     settings[STUDENT] = own
     trainer = getattr(job.trainer, "keywords", {})
     settings["trainer"] = {key: trainer.get(key) for key in TRAINER_SETTINGS}
+    trains = {name: one for name, one in job.callbacks.items() if hasattr(one, "arguments")}
+    settings["callbacks"] = describe_each(trains, skip_unknown=True)  # others may only log
     task = context.chain[STUDENT].task
     sparsity = job.sparsity
     schedule = sparsity.schedule if sparsity else None
@@ -161,7 +165,7 @@ def read_checkpoint(
             "take the model that it was saved with, or begin again without ckpt_path",
         )
     callbacks = checkpoint.get("callbacks", {})
-    pruned = any(key.startswith("SparsityCallback") for key in callbacks)
+    pruned = bool(sparsity_state(checkpoint))
     if pruned != (context.job.sparsity is not None):
         kinds = ("dense", "pruned")
         raise CheckpointError(
@@ -181,6 +185,12 @@ def read_checkpoint(
     return dict(checkpoint)
 
 
+def sparsity_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of a checkpoint's `SparsityCallback` or a subclass; empty without one."""
+    states = checkpoint.get("callbacks", {}).values()
+    return next((s for s in states if isinstance(s, Mapping) and "pruner" in s), {})
+
+
 def check_resume_step(
     context: Context, checkpoint: Mapping[str, Any], length: RunLength | None
 ) -> None:
@@ -197,7 +207,7 @@ def check_resume_step(
         checkpoint["epoch"],
         (length and length.steps) or math.inf,
     )
-    ramp = (checkpoint["callbacks"].get("SparsityCallback", {}).get("length") or {}).get("steps")
+    ramp = (sparsity_state(checkpoint).get("length") or {}).get("steps")
     epochs = context.job.trainer(logger=False).max_epochs or -1
     if step > steps or 0 < epochs <= epoch or (step == steps and (ramp or steps) > steps):
         planned = f", of a run of {ramp} steps" if ramp else ""

@@ -99,6 +99,7 @@ def run(job: Job) -> RunResult | None:
         config=dict(job.config),
         hub_ids=hub_ids(job.config),
     )
+    result.write(job.out)  # first, so that no failure of a drawing loses it
     teacher = value_to_retain(context)
     draw_curves(
         fit.history.rows,
@@ -109,7 +110,6 @@ def run(job: Job) -> RunResult | None:
         milestones=milestones,
     )
     write_cards(result, job.out)
-    result.write(job.out)
     print_summary(result, job.out)
     if teacher is not None:
         verify_retained(

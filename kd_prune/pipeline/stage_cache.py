@@ -78,7 +78,7 @@ def obtain_stage(context: Context, stage: ChainStage) -> Outcome:
     if found := found_stage(context, stage, folder):
         return found
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with waiting_lock(folder.with_suffix(".lock"), stage.name):
+    with waiting_lock(folder.with_name(f"{folder.name}.lock"), stage.name):
         if found := found_stage(context, stage, folder):
             return found
         say(f"Fitting {stage.title} on {stage.task.name} ({folder.name})")
@@ -232,7 +232,7 @@ def fit_and_save(
     task = stage.task
     scope = stage_scope(context, stage, student) if stage.sparsity else None
     sparsity = stage.sparsity and stage.sparsity.replace(submodule="student", scope=scope)
-    checkpoint = folder.with_suffix(".ckpt")
+    checkpoint = folder.with_name(f"{folder.name}.ckpt")
     resume_from = load_if_valid(checkpoint)
     if resume_from:
         step = load_checkpoint(resume_from)["global_step"]

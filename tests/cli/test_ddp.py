@@ -7,9 +7,16 @@ import json
 import os
 import signal
 import time
+from contextlib import nullcontext
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from transformers import AutoModelForSequenceClassification
+
+from kd_prune import pipeline
+from kd_prune.cli import train
+from kd_prune.cli.locations import CONF
 
 from .script import SMALL, start
 
@@ -75,3 +82,19 @@ def test_interrupted_in_two_processes(cache, tmp_path, whom):
     assert process.returncode == 0, stderr
     assert stdout.count("Resuming after step") == 1  # of two processes, one speaks
     assert [state for state, _ in states(sweep)] == ["finished"]
+
+
+def test_checkpoint_of_a_sweeps_job_is_quoted_for_the_other_processes(monkeypatch, tmp_path):
+    repeated = []
+    monkeypatch.setattr(pipeline, "run", lambda job: None)
+    monkeypatch.setattr(train, "check_command", lambda config: None)
+    monkeypatch.setattr(
+        train.launch,
+        "repeatable_command",
+        lambda out, overrides: repeated.extend(overrides) or nullcontext(),
+    )
+    checkpoint = str(tmp_path / "seed=1, (b)" / "last.ckpt")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        train.run_job(compose("train"), tmp_path, checkpoint)
+    (override,) = OverridesParser.create().parse_overrides(repeated)
+    assert override.value() == checkpoint

@@ -137,6 +137,18 @@ def test_crashed_in_the_next_epoch(tmp_path, undisturbed):
     assert_equal_runs(undisturbed, second)
 
 
+@pytest.mark.parametrize("check_every", [2, 3])
+def test_interrupted_by_a_validation_while_gradients_are_accumulated(tmp_path, check_every):
+    """A checkpoint has no gradients, so the run goes on to its next step before it ends."""
+    settings = {"accumulate": 3, "settings": {"val_check_interval": check_every}}
+    undisturbed = Run(tmp_path / "a", **settings).go()
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        Run(tmp_path / "b", **settings).go(At(send(signal.SIGTERM), validation_of=0))
+    second = Run(tmp_path / "b", **settings).go(resume=True, seed=99)
+    for name, tensor in undisturbed.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("epoch", range(EPOCHS))
 def test_interrupted_while_validating(tmp_path, undisturbed, epoch):
     """The last epoch too: whoever was told to stop does not go on to what follows the fit."""

@@ -11,7 +11,7 @@ import torch
 
 from kd_prune import hf
 from kd_prune.distillation import Embeddings, Objective
-from kd_prune.lit import SparsityCallback
+from kd_prune.lit import RewindCallback, SparsityCallback
 from kd_prune.lit.signals import Interrupted
 from kd_prune.pipeline import CheckpointError, Stage, run
 from kd_prune.pipeline.preflight import check_stage
@@ -83,6 +83,14 @@ def test_file_that_is_no_checkpoint_of_the_student_is_refused(
         (
             {"trainer_settings": {"gradient_clip_val": 2.0}},
             r"with trainer\.gradient_clip_val=None where this one has 2\.0",
+        ),
+        (
+            {"trainer_settings": {"gradient_clip_algorithm": "value"}},
+            r"with trainer\.gradient_clip_algorithm=None where this one has value",
+        ),
+        (
+            {"callbacks": {"rewind": RewindCallback(at=[0.5])}},
+            r"with callbacks\.rewind\.[\w.]*=None where this one has",
         ),
         ({"student": Stage(dropout=0.2)}, r"with student\.dropout=None where this one has 0\.2"),
         ({"teacher": Stage(max_epochs=4)}, r"with teacher\.max_epochs=1 where this one has 4"),
@@ -162,6 +170,22 @@ def test_checkpoint_of_a_finished_run_is_resumed_and_evaluated_again(done, make_
     result = run(make_job(tmp_path, ckpt_path=str(done.out / "last.ckpt")))
     assert weights(tmp_path / "student") == weights(done.out / "student")
     assert result.student.metrics == done.result.student.metrics
+
+
+class GradualPruning(SparsityCallback):
+    """A subclass, as a user may write one; its state has its own name."""
+
+
+def test_run_of_a_subclass_of_the_callback_is_resumed(make_job, tmp_path):
+    def job(out, **settings):
+        sparsity = GradualPruning(0.9, updates=4, end=0.5)
+        return make_job(tmp_path / out, sparsity=sparsity, **settings)
+
+    run(job("whole"))
+    with pytest.raises(Interrupted):
+        run(job("a", callbacks={"interrupt": InterruptAt(3)}))
+    run(job("b", ckpt_path=str(tmp_path / "a")))
+    assert weights(tmp_path / "b/student") == weights(tmp_path / "whole/student")
 
 
 def test_run_folder_may_lie_in_the_home_folder(tmp_path, monkeypatch):
