@@ -118,19 +118,21 @@ class Context:
             with self.stage_names():
                 if source not in tokenizers:
                     tokenizers[source] = self.encoder(source).tokenizer(key=key)
-                wanted = (stage.task, source, self._needs_segments(stage))
+                segments = self._needs_segments(stage)
+            if hf.SEGMENTS in tokenizers[source].model_input_names:
+                segments = False  # they are there anyway
+            wanted = (stage.task, source, segments)
             inputs = next((inputs for made_of, inputs in loaded if made_of == wanted), None)
             if inputs is None:
-                tokenizer, segments = tokenizers[source], wanted[2]
                 with key_prefix(stage.task_key):
                     data = hf.load_data(
                         stage.task,
-                        tokenizer,
+                        tokenizers[source],
                         self.cache,
                         segments=segments,
                         encoder=self.encoder(source),
                     )
-                inputs = Inputs(tokenizer, data)
+                inputs = Inputs(tokenizers[source], data)
                 loaded.append((wanted, inputs))
             self.inputs[name] = inputs
 
@@ -177,10 +179,10 @@ class Context:
         return GivenModel.of(stage.init, key).path, key
 
     def _needs_segments(self, stage: ChainStage) -> bool:
-        """Return whether a given teacher reads ``token_type_ids``.
+        """Return whether a stage's teacher reads ``token_type_ids``.
 
         Raises:
-            ConfigError: The teacher's config cannot be read.
+            ConfigError: The config or the tokenizer of the teacher cannot be read.
         """
         given, kind = self.given_teacher(stage), stage.task.kind
         if stage.path:
@@ -188,7 +190,10 @@ class Context:
             if stage.objective is not None:  # it may have no head
                 kind = hf.Text()
         if given is None:
-            return False
+            if stage.path or stage.teacher not in self.chain:
+                return False
+            source, key = self._tokenizer_source(self.chain[stage.teacher])
+            return hf.SEGMENTS in self.encoder(source).tokenizer(key=key).model_input_names
         config = hf.PretrainedEncoder(path=given.path).fine_tuned_config(kind, given.key)
         tokenizer = saved_tokenizer(given.path)
         if tokenizer is None:

@@ -35,8 +35,9 @@ def test_dropout_of_the_student_is_the_students_alone(done, make_job, tmp_path, 
     assert AutoConfig.from_pretrained(tmp_path / "student").hidden_dropout_prob == 0.0  # its own
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["given", "fitted_here"])
 def test_models_of_two_families_both_get_segments(
-    done, distilbert, make_job, tmp_path, monkeypatch
+    done, distilbert, make_job, tmp_path, monkeypatch, given
 ):
     seen = {}
     forward = hf.forward
@@ -47,10 +48,12 @@ def test_models_of_two_families_both_get_segments(
 
     monkeypatch.setattr(hf, "forward", look)
     theirs = done.result.teacher
-    job = make_job(tmp_path / "run", model=distilbert, teacher=Stage(path=theirs.path))
-    result = run(job)
+    teacher = Stage(path=theirs.path) if given else Stage(init=theirs.path, max_epochs=1)
+    result = run(make_job(tmp_path / "run", model=distilbert, teacher=teacher))
     assert seen == {"distilbert": [0, 1], "bert": [0, 1]}
-    assert result.teacher.metrics == theirs.metrics
+    assert (result.teacher.path == theirs.path) == given
+    if given:
+        assert result.teacher.metrics == theirs.metrics
     saved = AutoTokenizer.from_pretrained(tmp_path / "run/student")
     assert "token_type_ids" not in saved("the fox", "first")
 
