@@ -57,12 +57,12 @@ def stepper(
     for model in (student.train(), teacher.eval()):
         if "attention_scores" in objective.requires:
             hf.enable_attention_scores(model)
+    device = batch["labels"].device
+    student.to(device), teacher.to(device)
     optimizer, _ = hf.AdamWWithSchedule()(student, 1000)
     if name == UNFUSED:
         for group in optimizer.param_groups:
             group["fused"] = None
-    device = batch["labels"].device
-    student.to(device), teacher.to(device)
 
     def step() -> None:
         with torch.autocast(device.type, autocast, enabled=autocast is not None):

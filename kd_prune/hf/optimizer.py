@@ -94,13 +94,15 @@ class AdamWWithSchedule:
     def __call__(self, model: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """Make the optimizer over `model`'s parameters and its schedule over `total_steps`."""
         groups = self.groups(model)
-        on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        # The fused step ignores strides: of a slice of another tensor it would change the rest too.
+        fusable = all(p.device.type == "cpu" and p.is_contiguous() for p in parameters)
         optimizer = AdamW(
             groups,
             lr=self.lr,
             betas=(self.betas[0], self.betas[1]),
             eps=self.eps,
-            fused=on_cpu or None,  # None: PyTorch's choice, which is slow on a CPU (docs/cost.md)
+            fused=fusable or None,  # None: PyTorch's choice, slow on a CPU (docs/cost.md)
         )
         # Lightning clips no gradients of an optimizer that unscales them itself, as a fused one
         # does by default.

@@ -86,6 +86,16 @@ def test_steps_are_those_of_adamw_and_clipped_in_mixed_precision():
     torch.testing.assert_close(models[0].weight, models[1].weight)
 
 
+def test_a_slice_of_another_tensor_changes_nothing_of_it():
+    whole = torch.ones(2, 4)
+    model = nn.Linear(2, 2, bias=False)
+    model.weight = nn.Parameter(whole[:, :2])
+    optimizer, _ = AdamWWithSchedule(lr=0.1, weight_decay=0.0)(model, STEPS)
+    model.weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert whole.tolist() == [[pytest.approx(0.9), pytest.approx(0.9), 1.0, 1.0]] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from kd_prune.pruning.allocation import Global
+from kd_prune.pruning.criteria import PLATON, Movement, Taylor
 from kd_prune.pruning.granularity.structured import Rows
 from kd_prune.pruning.pruner import Pruner
 from kd_prune.pruning.schedule import Schedule
-from kd_prune.pruning.selection import count_pruned
+from kd_prune.pruning.selection import count_pruned, unstructured
 
 from .toy import (
     OPTIMIZERS,
@@ -127,6 +128,27 @@ def test_criterion_returning_the_weight_does_not_change_it():
     kept = torch.cat([weight[weight != 0] for weight in weights_of(model).values()])
     assert len(kept) == 11
     assert (kept > 0).all()
+
+
+@pytest.mark.parametrize("criterion", [Taylor(), Movement(), PLATON()])
+def test_granularity_of_ones_own_may_change_its_scores(criterion):
+    """Those of a criterion with a state are no part of the state."""
+
+    def smallest(scores, count, kept):
+        scores.masked_fill_(~kept, -torch.inf)
+        return unstructured(scores, count, torch.ones_like(kept))
+
+    found = []
+    for granularity in (unstructured, smallest):
+        model = make_model()
+        pruner = make_pruner(model, criterion=criterion, granularity=granularity)
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        pruner.attach(optimizer)
+        for step in range(1, STEPS + 1):
+            train_step(model, optimizer, step)
+        found.append(pruner.masks)
+    for name, mask in found[0].items():
+        assert torch.equal(mask, found[1][name])
 
 
 def test_sparsity_is_counted_from_the_weights():

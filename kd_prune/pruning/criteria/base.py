@@ -104,5 +104,5 @@ def magnitude_if_unobserved(score: Tensor, weight: Tensor, observed: Tensor) -> 
     """
     unobserved = observed.count_nonzero() == 0
     if unobserved.device.type == "cpu" and not unobserved:  # on a GPU, reading it would wait
-        return score
+        return score.clone()  # who ranks it may change it
     return torch.where(unobserved, weight.detach().abs().float(), score)
