@@ -125,7 +125,7 @@ def augmented_rows(
         cache: Cache folder.
 
     Raises:
-        ConfigError: The model or the vectors cannot be read.
+        ConfigError: The model or the vectors cannot be read, or no word can be replaced.
     """
     copies, columns = settings.copies_of(task), texts.column_names
     sides = [[text or "" for text in column_values(texts, column)] for column in columns]
@@ -164,7 +164,7 @@ def augmented_rows(
         nonlocal words
         found = cached(cache / "replacements" / words_key, make_words)
         words = dict(zip(found["text"], found["words"], strict=True))
-        return texts.map(
+        rows = texts.map(
             copied,
             batched=True,
             with_indices=True,
@@ -174,6 +174,15 @@ def augmented_rows(
             new_fingerprint=key,
             desc="augmenting",
         )
+        if not len(rows):
+            raise ConfigError(
+                "copies",
+                copies,
+                "no word of the training texts can be replaced: only those of ASCII letters "
+                "that are no function words can",
+                "leave augment out",
+            )
+        return rows
 
     return cached(cache / "augmented" / key, make_rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import gzip
 import hashlib
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset, load_dataset_builder
+from datasets import Dataset, get_dataset_split_names, load_dataset, load_dataset_builder
 
 from kd_prune.errors import ConfigError
 from kd_prune.hf.columns import TEXT_TYPES, column_type, column_values
@@ -103,8 +104,7 @@ def read_file(
     """
     file_format = format_of(file)
     if file_format in ("csv", "tsv"):
-        rows = read_table(file, file_format, label)
-        return rows if most is None else rows.select(range(min(most, len(rows))))
+        return read_table(file, file_format, label, most)
     reader = READERS.get(str(file_format), file_format)
     source: dict[str, Any] = {"path": reader, "data_files": {split: glob.escape(str(file))}}
     # A parser also logs the errors that it raises.
@@ -178,16 +178,20 @@ def open_text(file: Path) -> BinaryIO:
     return cast("BinaryIO", gzip.open(file) if file.suffix == ".gz" else file.open("rb"))
 
 
-def declared_rows(task: Task) -> dict[str, int]:
-    """Return split → number of rows, as a hub data set declares them; empty if it does not."""
+def declared_rows(task: Task) -> dict[str, int | None]:
+    """Return split → number of rows of a hub data set, None where it does not declare it.
+
+    Empty if the data set cannot be found.
+    """
     try:
-        splits = load_dataset_builder(task.path, task.subset).info.splits
+        if splits := load_dataset_builder(task.path, task.subset).info.splits:
+            return {name: int(info.num_examples) for name, info in splits.items()}
+        return dict.fromkeys(get_dataset_split_names(task.path, task.subset))
     except Exception:  # of any type, from the hub or the data set's code
         return {}
-    return {name: int(info.num_examples) for name, info in (splits or {}).items()}
 
 
-def read_table(file: Path, file_format: str, label: str | None) -> Dataset:
+def read_table(file: Path, file_format: str, label: str | None, most: int | None = None) -> Dataset:
     """Read a CSV or TSV file with text as text, so that a class may be called None, NA or 01.
 
     Labels become numbers if all of them are written as numbers. (Readers that guess types, such as
@@ -197,8 +201,9 @@ def read_table(file: Path, file_format: str, label: str | None) -> Dataset:
         file: The file.
         file_format: ``csv`` or ``tsv``.
         label: Label column, if there is one.
+        most: Number of rows; None: all.
     """
-    table = parse_table(file.read_text(encoding="utf-8-sig"), file_format)
+    table = parse_table(file.read_text(encoding="utf-8-sig"), file_format, most)
     rows = Dataset.from_pandas(table.replace("", pd.NA), preserve_index=False)
     if label is None or label not in rows.column_names:
         return rows
@@ -233,8 +238,15 @@ def split_file(task: Task, folder: Path, split: str) -> Path:
         ConfigError: There is no such file, or its format is unknown.
     """
     files = task.files or {}
-    folders = [folder / task.subset] if task.subset else []
-    folders.append(folder)
+    folders = [folder]
+    if task.subset and (folder / task.subset).is_dir():
+        folders = [folder / task.subset]
+    elif task.subset:
+        subfolders = [place.name for place in folder.iterdir() if place.is_dir()]
+        if meant := difflib.get_close_matches(task.subset, subfolders, n=1):
+            raise ConfigError(
+                "subset", task.subset, f"{folder} has no such folder", f"did you mean {meant[0]}?"
+            )
     for place in folders:
         if split in files:
             candidates = [place / files[split]]

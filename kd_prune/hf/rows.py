@@ -98,8 +98,10 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
     return parse_table(content, form)
 
 
-def parse_table(content: str, form: str) -> pd.DataFrame:
+def parse_table(content: str, form: str, most: int | None = None) -> pd.DataFrame:
     r"""Parse a table, ``csv`` or ``tsv``, in which every value is text and an empty one is "".
+
+    At most `most` rows are read, all if it is None.
 
     Raises:
         ValueError: It is no such table.
@@ -117,6 +119,7 @@ def parse_table(content: str, form: str) -> pd.DataFrame:
                 dtype="string",
                 keep_default_na=False,
                 index_col=False,
+                nrows=most,
                 quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
             )
         except ParserWarning:

@@ -144,6 +144,13 @@ def test_seed_decides_the_copies(encoder, pairs, tmp_path):
     assert first != other
 
 
+@pytest.mark.parametrize("texts", [["你好 世界", "лиса"], ["it is to it is", "12 3"], ["", ""]])
+def test_texts_without_a_word_to_replace_are_refused_every_time(encoder, tmp_path, texts):
+    for _ in range(2):  # nothing is kept of the first
+        with pytest.raises(ConfigError, match=r"^copies=4: no word of the training texts can be"):
+            rows_of(Augmentation(copies=4), Dataset.from_dict({"one": texts}), encoder, tmp_path)
+
+
 def test_renamed_column_keeps_its_name_in_the_copies(encoder, tmp_path):
     for name in ("review", "text"):
         texts = Dataset.from_dict({name: TEXTS})

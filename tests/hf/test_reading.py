@@ -58,6 +58,11 @@ def test_read_subset_takes_the_subfolder(folder, tokenizer, tmp_path):
     assert labels_of(found) == [2, 1, 0]
     found = load_data(task(folder, subset="not_there"), tokenizer, tmp_path / "cache")
     assert labels_of(found) == [0, 1, 1, 0, 1, 0]
+    with pytest.raises(ConfigError, match=r"^subset=subb: .*no such folder; did you mean sub\?$"):
+        load_data(task(folder, subset="subb"), tokenizer, tmp_path / "cache")
+    next((folder / "sub").glob("validation.*")).unlink()
+    with pytest.raises(ConfigError, match=r"found no validation\.parquet.* in .*/sub"):
+        load_data(task(folder, subset="sub"), tokenizer, tmp_path / "cache")
 
 
 def test_read_takes_files_by_name(folder, tokenizer, tmp_path):
@@ -76,6 +81,13 @@ def test_read_csv_does_not_guess(tmp_path, tokenizer):
     assert list(read_table(tmp_path / "train.csv", "csv", "label")["text"]) == [
         "null", "NA", "007", "1.0",
     ]  # fmt: skip
+
+
+def test_read_csv_up_to_a_row_does_not_read_those_after_it(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\nc,too,many\n")
+    (tmp_path / "validation.csv").write_text("text,label\na,0\n")
+    found = read_splits(task(tmp_path, train_rows=2, text=["text"]), tmp_path / "cache")
+    assert found["train"]["text"][:] == ["a", "b"]
 
 
 def test_read_csv_row_longer_than_the_header_raises(tmp_path, tokenizer):
@@ -286,7 +298,8 @@ def test_holdout_takes_the_last_rows_only_without_a_validation_split(folder, tok
         read_splits(task(folder, holdout=2, validation=["a", "b"]), tmp_path / "cache")
 
 
-def test_holdout_is_taken_from_a_hub_data_set_without_validation(tmp_path, monkeypatch):
+@pytest.mark.parametrize("declared", [True, False])
+def test_holdout_is_taken_from_a_hub_data_set_without_validation(tmp_path, monkeypatch, declared):
     train = Dataset.from_list(rows([0, 1, 1]))
 
     def load_dataset(path, split, **source):
@@ -295,7 +308,8 @@ def test_holdout_is_taken_from_a_hub_data_set_without_validation(tmp_path, monke
         return train
 
     monkeypatch.setattr(reading, "load_dataset", load_dataset)
-    declare(monkeypatch, train=3)
+    declare(monkeypatch, **({"train": 3} if declared else {}))
+    monkeypatch.setattr(reading, "get_dataset_split_names", lambda *source: ["train"])
     found = read_splits(task("owner/corpus", holdout=1), tmp_path)
     assert {split: len(dataset) for split, dataset in found.items()} == {
         "train": 2,
