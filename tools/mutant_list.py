@@ -44,7 +44,7 @@ PRUNING = [
     ),
     Mutant(
         "NaN weights are ranked",
-        "pruning", "compute_scores", Assume(r"contains_nan\(magnitudes\)", False),
+        "pruning", "compute_scores", Assume(r"contains_nan\(weight\)", False),
         PRUNER_REFUSALS,
     ),
     Mutant(

@@ -46,10 +46,15 @@ class AveragedWeights(Resumable):
             self._weights_dirty = False
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Zero pruned weights: an average may be in place."""
-        if self.pruner is not None and trainer.state.fn == "fit":
+        """Zero pruned weights before the first batch: an average may be in place."""
+        if self.pruner is not None and trainer.state.fn == "fit" and batch_idx == 0:
             self.pruner.project()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -37,6 +37,7 @@ from kd_prune.pruning.scope import Scope, named_parameters
 from kd_prune.pruning.selection import Selection, count_pruned, unstructured
 from kd_prune.pruning.sharded_pruner import make_pruner
 from kd_prune.pruning.update_schedule import UpdateSchedule, ramp_updates
+from kd_prune.pruning.validated_calls import try_criterion
 
 OnMilestone = Callable[[L.LightningModule, float], None]
 
@@ -168,9 +169,13 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         """Refuse settings that cannot prune these parameters in a run of this length."""
         if getattr(self.criterion, "observes", None) == "input":
             observed_layers(model, parameters, self.criterion)
-        stateful = isinstance(self.criterion, StatefulCriterion)
-        # No refusal depends on scores, and a criterion's state may take many times the weights.
-        settings = {"criterion": magnitude} if stateful else {}
+        settings = {}
+        if isinstance(self.criterion, StatefulCriterion):
+            # Its state may take many times the weights, so it is tried on the smallest tensor, and
+            # no other refusal depends on scores.
+            name, weight = min(parameters.items(), key=lambda item: item[1].numel())
+            try_criterion(self.criterion, name, weight.detach())
+            settings = {"criterion": magnitude}
         self._make_pruner(trainer, parameters, length, **settings)
 
     def preview(

@@ -66,7 +66,7 @@ class ReweightedL1(Resumable):
         self._zeros = 0.0  # share at the end of the last finished round
         self._round = 0  # rounds that have begun
         self._step = 0  # optimizer steps at the last call
-        self._reference: dict[str, Tensor] = {}  # |w| at the beginning of the round
+        self._thresholds: dict[str, Tensor] = {}  # λα of the current round
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments that make an equal callback."""
@@ -76,7 +76,7 @@ class ReweightedL1(Resumable):
         """Drop the state left by a previous fit."""
         if stage == "fit":
             self.strength, self._zeros, self._round, self._step = 0.0, 0.0, 0, 0
-            self._reference = {}
+            self._thresholds = {}
 
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the ramp, and restore the checkpoint's state if the fit resumes.
@@ -95,7 +95,7 @@ class ReweightedL1(Resumable):
             )
         if resumed := self.take_resumed():
             self.strength, self._round = resumed["strength"], resumed["round"]
-            self._reference, self._zeros = dict(resumed["reference"]), resumed["zeros"]
+            self._thresholds, self._zeros = dict(resumed["thresholds"]), resumed["zeros"]
 
     def check_sparsity(self, sparsity: SparsityCallback | None, length: RunLength) -> None:
         """Refuse a fit whose `SparsityCallback` is missing or does not suit, before it begins.
@@ -180,28 +180,32 @@ class ReweightedL1(Resumable):
             if due >= self._round:
                 self._round = due + 1
                 self._begin_round(pruner, self._round / rounds, ends[due] - step + 1)
-            shrink(pruner.parameters, self._reference, self.strength, self.epsilon)
+            shrink(pruner.parameters, self._thresholds)
             if step in ends:
                 self._zeros = pruner.sparsity
         else:
-            self.strength, self._reference = 0.0, {}
+            self.strength, self._thresholds = 0.0, {}
         prefix = f"sparsity/{self.name}" if self.name else "sparsity"
         pl_module.log(f"{prefix}/strength", self.strength)
         pl_module.log(f"{prefix}/zeros", self._zeros)
 
     def _begin_round(self, pruner: Pruner, u: float, steps: int) -> None:
         """Take α from the weights, and the λ for the sparsity at ramp progress `u`."""
-        self._reference = {n: w.detach().abs() for n, w in pruner.parameters.items()}
+        sizes = {name: weight.detach().abs() for name, weight in pruner.parameters.items()}
         wanted = cast("Schedule", pruner.schedule).sparsity_at(u)
-        self.strength = strength_for(self._reference, wanted, steps, self.epsilon)
+        self.strength = strength_for(sizes, wanted, steps, self.epsilon)
+        self._thresholds = {
+            name: (self.strength / (size + self.epsilon)).to(size.dtype)
+            for name, size in sizes.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return round, λ and the weights' sizes at its beginning: plain tensors and numbers."""
+        """Return round, λ and every weight's threshold: plain tensors and numbers."""
         return {
             "strength": self.strength,
             "round": self._round,
             "zeros": self._zeros,
-            "reference": dict(self._reference),
+            "thresholds": dict(self._thresholds),
         }
 
 
@@ -221,13 +225,11 @@ def strength_for(sizes: Mapping[str, Tensor], sparsity: float, steps: int, epsil
     return float(found) / steps
 
 
-def shrink(
-    parameters: Mapping[str, Tensor], sizes: dict[str, Tensor], strength: float, epsilon: float
-) -> None:
+def shrink(parameters: Mapping[str, Tensor], thresholds: dict[str, Tensor]) -> None:
     """Apply the proximal operator of the weighted ℓ1 norm to the weights in place."""
     for name, weight in parameters.items():
-        size = sizes[name] = sizes[name].to(weight.device)  # checkpoints load onto the CPU
-        soft_threshold_(weight, (strength / (size + epsilon)).to(weight.dtype))
+        thresholds[name] = thresholds[name].to(weight.device)  # checkpoints load onto the CPU
+        soft_threshold_(weight, thresholds[name])
 
 
 def soft_threshold_(weight: Tensor, threshold: Tensor) -> None:

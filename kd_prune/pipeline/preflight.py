@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kd_prune import hf
 from kd_prune.distillation import Objective
 from kd_prune.errors import ConfigError, key_prefix
+from kd_prune.hf.batches import row_lengths
 from kd_prune.lit.distributed import shards_parameters
 from kd_prune.lit.progress import RunLength, limited
 from kd_prune.pipeline.context import Context, GivenModel, saved_tokenizer
@@ -253,7 +254,7 @@ def check_lengths(task: hf.Task, data: hf.TaskData, limit: float) -> None:
         )
     if task.max_length > limit:
         for split, rows in data.splits.items():
-            if (longest := max(map(len, rows["input_ids"]))) > limit:
+            if (longest := int(row_lengths(rows).max())) > limit:
                 raise ConfigError(
                     "max_length",
                     task.max_length,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import index
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kd_prune.errors import ConfigError, format_value
@@ -60,6 +61,23 @@ def compute_scores(
         )
     result: Tensor = score.float()
     return result
+
+
+def try_criterion(criterion: StatefulCriterion, name: str, weight: Tensor) -> None:
+    """Let a criterion observe and score one weight, with a state of its own, before a fit does.
+
+    A criterion of layer inputs only scores: which inputs there are is known in a forward pass.
+
+    Raises:
+        ConfigError: It cannot be called so, or its scores have another shape.
+    """
+    try:
+        state = criterion.init_state(weight)
+        if criterion.observes == "gradient":
+            criterion.observe(weight, torch.zeros_like(weight), state)
+        compute_scores(criterion, name, weight, state)
+    except (TypeError, RuntimeError, LookupError) as error:
+        raise ConfigError("criterion", criterion, f"cannot score a weight ({error})") from error
 
 
 def compute_counts(

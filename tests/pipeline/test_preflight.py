@@ -19,7 +19,7 @@ from kd_prune.hf.tiny import make_model
 from kd_prune.lit import ReweightedL1, RewindCallback, SparsityCallback
 from kd_prune.pipeline import Stage, evaluate_saved, run
 from kd_prune.pipeline.preflight import check_stage
-from kd_prune.pruning import Scope
+from kd_prune.pruning import Scope, Taylor
 
 from .jobs import BATCH, LABELS, loaded_context
 
@@ -75,6 +75,33 @@ def test_teacher_that_does_not_suit_the_student_is_refused(
     teacher = other_teacher(done, tmp_path, **changes)
     with pytest.raises(ConfigError, match=says):
         run(make_job(tmp_path / "out", teacher=teacher))
+
+
+class PerRow(Taylor):
+    """A criterion of one's own whose scores have another shape than the weight."""
+
+    def __call__(self, weight, state):
+        return state["score"].sum(-1)
+
+
+class Misnamed(Taylor):
+    """One that reads a state which it never made."""
+
+    def __call__(self, weight, state):
+        return state["scores"]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "says"),
+    [
+        (PerRow(), r"^sparsity\.criterion=PerRow.*gives scores of shape \(16,\) for .*"),
+        (Misnamed(), r"^sparsity\.criterion=Misnamed.*cannot score a weight \('scores'\)"),
+    ],
+)
+def test_criterion_that_cannot_score_is_refused(make_job, tmp_path, no_training, criterion, says):
+    sparsity = SparsityCallback(0.9, criterion=criterion)
+    with pytest.raises(ConfigError, match=says):
+        run(make_job(tmp_path, sparsity=sparsity))
 
 
 def test_teacher_without_a_head_is_refused(done, make_job, tmp_path, no_training):
