@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
-from filelock import FileLock
 
-from kd_prune import atomic_io
 from kd_prune.errors import ConfigError
 from kd_prune.hf.columns import column_values
 from kd_prune.hf.encoders import PretrainedEncoder
 from kd_prune.hf.fingerprint import model_fingerprint, tokenizer_state
 from kd_prune.hf.kinds import MaskedWords, Text
 from kd_prune.hf.replacements import Replacements
+from kd_prune.hf.row_cache import cached_rows
 from kd_prune.hf.word_vectors import WordVectors, input_embeddings
 from kd_prune.source_hash import source_hash
 
@@ -162,7 +161,7 @@ def augmented_rows(
 
     def make_rows() -> Dataset:
         nonlocal words
-        found = cached(cache / "replacements" / words_key, make_words)
+        found = cached_rows(cache / "replacements" / words_key, make_words)
         words = dict(zip(found["text"], found["words"], strict=True))
         rows = texts.map(
             copied,
@@ -184,7 +183,7 @@ def augmented_rows(
             )
         return rows
 
-    return cached(cache / "augmented" / key, make_rows)
+    return cached_rows(cache / "augmented" / key, make_rows)
 
 
 def load_replacements(
@@ -266,17 +265,6 @@ def copies_of_text(
                 last = word["end"]
         found["".join([*parts, text[last:]])] = None
     return list(found)[1:]
-
-
-def cached(folder: Path, make: Callable[[], Dataset]) -> Dataset:
-    """Return the rows saved in `folder`, made first if there are none; one process at a time."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            rows = make()
-            with atomic_io.folder(folder) as scratch:
-                rows.save_to_disk(str(scratch))
-    return Dataset.load_from_disk(str(folder))
 
 
 def key_of(*values: Any) -> str:

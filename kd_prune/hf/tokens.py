@@ -11,10 +11,10 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from kd_prune import atomic_io
 from kd_prune.errors import ConfigError
 from kd_prune.hf.fingerprint import tokenizer_state
 from kd_prune.hf.kinds.base import encoding_settings
+from kd_prune.hf.row_cache import cached_rows
 from kd_prune.hf.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -94,23 +94,23 @@ def tokenise(
     Raises:
         ConfigError: All texts are empty, and the kind joins them (masked words).
     """
-    if folder.is_dir():
-        return Dataset.load_from_disk(str(folder))
-    rows = texts if targets is None else texts.add_column("labels", targets)
-    tokens = rows.map(
-        lambda batch: task.kind.encode(task, tokenizer, batch, segments),
-        batched=True,
-        remove_columns=rows.column_names,
-        keep_in_memory=True,
-        desc="tokenising",
-    )
-    if not len(tokens):
-        raise ConfigError(
-            "path",
-            task.path,
-            f"the texts of the {folder.name} split have no tokens",
-            "are they in the columns that task.text names?",
+
+    def make() -> Dataset:
+        rows = texts if targets is None else texts.add_column("labels", targets)
+        tokens = rows.map(
+            lambda batch: task.kind.encode(task, tokenizer, batch, segments),
+            batched=True,
+            remove_columns=rows.column_names,
+            keep_in_memory=True,
+            desc="tokenising",
         )
-    with atomic_io.folder(folder) as scratch:
-        tokens.save_to_disk(str(scratch))
-    return Dataset.load_from_disk(str(folder))
+        if not len(tokens):
+            raise ConfigError(
+                "path",
+                task.path,
+                f"the texts of the {folder.name} split have no tokens",
+                "are they in the columns that task.text names?",
+            )
+        return tokens
+
+    return cached_rows(folder, make)

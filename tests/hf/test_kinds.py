@@ -325,7 +325,7 @@ def test_kind_of_ones_own_loads_batches_predicts_and_saves(encoder, tokenizer, t
     assert torch.equal(forward(read, batch, NOTHING).logits, outputs.logits)
     assert PretrainedEncoder(path=str(tmp_path / "student")).fine_tuned_config(Tags())
     assert AutoTokenizer.from_pretrained(tmp_path / "student")("oak") == tokenizer("oak")
-    assert {file.name for file in Path(tmp_path / "cache" / "tokens").glob("*/*")} == {
+    assert {file.name for file in Path(tmp_path / "cache" / "tokens").glob("*/*/")} == {
         "train",
         "validation",
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,14 +61,14 @@ def test_tokens_are_found_again(folder, tokenizer, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     fresh = AutoTokenizer.from_pretrained(tokenizer.name_or_path)  # using one leaves traces in it
     first = load_data(task(folder), fresh, cache)
-    made = sorted((cache / "tokens").glob("*/*"))
+    made = sorted((cache / "tokens").glob("*/*/"))
     assert len(made) == 2
     shutil.copytree(folder, tmp_path / "elsewhere")
     monkeypatch.setattr(Dataset, "map", None)  # tokenising anew would fail
     second = load_data(task(tmp_path / "elsewhere"), tokenizer, cache)
     assert second.fingerprint == first.fingerprint
     assert second.splits["train"][:] == first.splits["train"][:]
-    assert sorted((cache / "tokens").glob("*/*")) == made
+    assert sorted((cache / "tokens").glob("*/*/")) == made
 
 
 def test_tokens_of_other_code_are_made_again(folder, tokenizer, tmp_path, monkeypatch):
@@ -161,8 +163,26 @@ def test_tokens_are_made_again_after_a_change(folder, tokenizer, tmp_path, chang
         assert max(map(len, after.splits["train"]["input_ids"])) == 4
 
 
+def test_jobs_that_begin_at_once_tokenise_once(folder, tokenizer, tmp_path, monkeypatch):
+    made, real = [], task(folder).kind.__class__.encode
+
+    def encode(self, *args):
+        time.sleep(0.2)
+        made.append(1)
+        return real(self, *args)
+
+    monkeypatch.setattr(task(folder).kind.__class__, "encode", encode)
+    with ThreadPoolExecutor(2) as jobs:
+        runs = [
+            jobs.submit(load_data, task(folder), tokenizer, tmp_path / "cache") for _ in range(2)
+        ]
+    assert len(made) == 2  # one batch for each of the two splits
+    one, other = (run.result() for run in runs)
+    assert one.splits["train"][:] == other.splits["train"][:]
+
+
 def test_tokens_made_twice_at_once_are_kept_once(folder, tokenizer, tmp_path, monkeypatch):
-    """Two processes tokenise the same split at once: one folder, no litter."""
+    """Where locks do not work two processes tokenise a split at once: one folder, no litter."""
     cache = tmp_path / "cache"
     expected = load_data(task(folder), tokenizer, tmp_path / "other")
     real, seen = Dataset.save_to_disk, []
@@ -176,4 +196,4 @@ def test_tokens_made_twice_at_once_are_kept_once(folder, tokenizer, tmp_path, mo
     monkeypatch.setattr(Dataset, "save_to_disk", save_after_the_winner)
     found = load_data(task(folder), tokenizer, cache)
     assert found.splits["train"][:] == expected.splits["train"][:]
-    assert sorted((cache / "tokens").glob("*/*")) == sorted(seen)
+    assert sorted((cache / "tokens").glob("*/*/")) == sorted(seen)
