@@ -28,7 +28,7 @@ def test_the_time_of_a_step(bench, model):
     results = bench("step_time", "--model", model, "--rounds", 2, "--batch-size", 2)
     ratios = json.loads((results / "step_time.json").read_text())["ratios"]
     assert ratios["plain fine-tuning"] == 1
-    assert len(ratios) == 8
+    assert len(ratios) == 9
 
 
 @pytest.mark.parametrize(("threads", "options"), [(2, ["--skip-ramp"]), (1, [])])
