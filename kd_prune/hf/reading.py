@@ -179,7 +179,7 @@ def open_text(file: Path) -> BinaryIO:
 
 
 def declared_rows(task: Task) -> dict[str, int | None]:
-    """Return split → number of rows of a hub data set, None where it does not declare it.
+    """Return the splits of a hub data set with their numbers of rows, None if it declares none.
 
     Empty if the data set cannot be found.
     """

@@ -12,7 +12,7 @@ from kd_prune import atomic_io
 
 
 def cached_rows(folder: Path, make: Callable[[], Dataset]) -> Dataset:
-    """Return the rows saved in `folder`, made first if there are none; one process at a time."""
+    """Return the rows saved in `folder`; the first process makes and saves them, others wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():

@@ -226,7 +226,7 @@ def strength_for(sizes: Mapping[str, Tensor], sparsity: float, steps: int, epsil
 
 
 def shrink(parameters: Mapping[str, Tensor], thresholds: dict[str, Tensor]) -> None:
-    """Apply the proximal operator of the weighted ℓ1 norm to the weights in place."""
+    """Move every weight towards zero by its threshold, at most to zero, in place."""
     for name, weight in parameters.items():
         thresholds[name] = thresholds[name].to(weight.device)  # checkpoints load onto the CPU
         soft_threshold_(weight, thresholds[name])

@@ -186,7 +186,7 @@ def read_checkpoint(
 
 
 def sparsity_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state of a checkpoint's `SparsityCallback` or a subclass; empty without one."""
+    """Return what `SparsityCallback` or a subclass saved in a checkpoint; empty if nothing."""
     states = checkpoint.get("callbacks", {}).values()
     return next((s for s in states if isinstance(s, Mapping) and "pruner" in s), {})
 

@@ -64,7 +64,7 @@ def compute_scores(
 
 
 def try_criterion(criterion: StatefulCriterion, name: str, weight: Tensor) -> None:
-    """Let a criterion observe and score one weight, with a state of its own, before a fit does.
+    """Call a criterion once on one weight, so that a broken one fails before training.
 
     A criterion of layer inputs only scores: which inputs there are is known in a forward pass.
 
