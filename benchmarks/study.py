@@ -30,11 +30,15 @@ SQUARE_HEAD = (
     "{_target_: kd_prune.distillation.Custom, requires: [hidden_states],"
     " function: {_target_: hydra.utils.get_method, path: square_head.square_head}}"
 )
+DIVERGENCE = (
+    "{_target_: kd_prune.distillation.Custom, requires: [attention_scores],"
+    " function: {_target_: hydra.utils.get_method, path: levers.attention_divergence}}"
+)
 AVERAGE = "{_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.98}"
 RANKING = {
     "recovery_global": [],
     "taylor": TAYLOR,  # experiment=best
-    "fisher": ["sparsity/criterion=fisher"],
+    "fisher": ["sparsity/criterion=fisher"],  # w² v, v the second moment that AdamW keeps too
     "platon": ["sparsity/criterion=platon"],
     "movement": ["sparsity/criterion=movement"],
     "wanda": ["sparsity/criterion=wanda"],
@@ -43,6 +47,10 @@ RANKING = {
     "fisher_uniform": ["sparsity/criterion=fisher", *UNIFORM],
     "platon_uniform": ["sparsity/criterion=platon", *UNIFORM],
     "initial_0.3": ["sparsity.initial=0.3"],
+    "admm": [
+        "sparsity.update_schedule.path=kd_prune.pruning.last_update",
+        "+callbacks.admm._target_=levers.ADMM",
+    ],
 }
 """What ranks the weights of experiment=recovery_global."""
 CHANGES = {
@@ -59,6 +67,9 @@ CHANGES = {
     "updates_20": ["sparsity.updates=20"],
     "updates_400": ["sparsity.updates=400"],
     "regrow": ["sparsity.regrow=true"],
+    "ceiling_0.97": ["sparsity.allocation.ceiling=0.97"],
+    "ceiling_1": ["sparsity.allocation.ceiling=1.0"],
+    "repair_20_updates": ["sparsity._target_=levers.Repair", "sparsity.updates=20"],
     "lr_1e-3": ["optimizer.lr=1e-3"],
     "lr_3e-3": ["optimizer.lr=3e-3"],
     "rewinds": ["optimizer.rewinds=[0.7]", "optimizer.floor=0.1"],
@@ -84,11 +95,17 @@ CHANGES = {
         "distillation.terms.attention_scores.weight=0",
         f"+distillation.terms.relations={RELATIONS}",
     ],
+    "attention_divergence": [
+        "distillation.terms.attention_scores.weight=0",
+        f"+distillation.terms.divergence={DIVERGENCE}",
+    ],
     "value_relations": [f"+distillation.terms.values={VALUES}"],
     "square_head": [
         "distillation.terms.hidden_states.weight=0",
         f"+distillation.terms.square_head={SQUARE_HEAD}",
     ],
+    "fading_layers": ["+callbacks.fading._target_=levers.FadingLayers"],
+    "sharpness_aware": ["optimizer._target_=levers.SharpnessAwareWithSchedule"],
     "augmented": ["task/augment=tinybert", "task.augment.copies=3"],
     "batch_16": ["task.batch_size=16"],
     "batch_8": ["task.batch_size=8"],
