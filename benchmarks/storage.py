@@ -28,9 +28,11 @@ from kd_prune.export.folders import Export, export, weight_bytes
 from kd_prune.export.packed_file import is_packed
 from kd_prune.export.source import Source
 from kd_prune.hf import encoder_scope
+from kd_prune.hf.rows import texts_of_files
 from kd_prune.results import RunResult
 
-OPTIONS: dict[str, dict[str, str]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fp16": {"form": "fp16"},
     "packed": {"form": "packed"},
     "packed, fp16 values": {"form": "packed", "values": "fp16"},
     "packed, fp16 values and embeddings": {
@@ -43,7 +45,6 @@ OPTIONS: dict[str, dict[str, str]] = {
         "values": "fp16",
         "embeddings": "int8",
     },
-    "fp16": {"form": "fp16"},
 }
 
 
@@ -106,6 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="run folder of a trained student")
     parser.add_argument("--sparsity", type=float, default=0.95)
+    parser.add_argument(
+        "--trim-vocabulary",
+        nargs="+",
+        metavar="FILE",
+        help="measure the smallest form also with the tokens of these files alone",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="0: no times")
     arguments = parser.parse_args()
     quiet_libraries()
@@ -136,7 +143,11 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, dict[str,
         dense = arguments.run / "student"
     folders = {"dense": dense}
     source = Source.find(str(arguments.run or dense))
-    for name, settings in OPTIONS.items():
+    options = dict(OPTIONS)
+    if arguments.trim_vocabulary:
+        smallest, texts = list(OPTIONS)[-1], texts_of_files(arguments.trim_vocabulary)
+        options[f"{smallest}, tokens of the files"] = OPTIONS[smallest] | {"texts": texts}
+    for name, settings in options.items():
         folders[name] = export(source, Export(**settings), scratch / name).folder
     results: dict[str, dict[str, Any]] = {name: dict(sizes(f)) for name, f in folders.items()}
     if arguments.rounds:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig
 
+from kd_prune.hf.tiny import sentences
 from kd_prune.inference import rivals
 from kd_prune.results import RunResult
 
@@ -61,13 +62,17 @@ def test_storage_of_a_run(bench, tmp_path):
     subprocess.run(
         [sys.executable, FOLDER.parent / "train.py", *settings], check=True, cwd=tmp_path
     )
-    found = json.loads(
-        (bench("storage", "--run", run, "--rounds", 0) / "storage_run.json").read_text()
-    )
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(text for row in sentences(50, seed=0) for text in row.values()))
+    given = ["--run", run, "--rounds", 0, "--trim-vocabulary", texts]
+    found = json.loads((bench("storage", *given) / "storage_run.json").read_text())
     expected = RunResult.read(run).student.metrics["accuracy"]
-    assert len(found) == 6
-    assert all(row["metric"] == pytest.approx(expected, abs=0.01) for row in found.values())
-    assert found["packed"]["whole"] < found["dense"]["whole"]
+    assert len(found) == 7
+    *whole_vocabulary, _ = found.values()
+    assert all(row["metric"] == pytest.approx(expected, abs=0.01) for row in whole_vocabulary)
+    sizes = [row["whole"] for row in found.values()]
+    assert sizes[2:] == sorted(sizes[2:], reverse=True)
+    assert sizes[-1] < sizes[-2] < sizes[2] < sizes[0]
 
 
 def test_the_memory_of_a_sharded_update(bench, monkeypatch):
