@@ -47,6 +47,7 @@ def folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OSError: As in `write`.
     """
+    path = path.absolute()  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch, before = _temporary_path(path), _temporary_path(path)
     scratch.mkdir()

@@ -99,3 +99,9 @@ def test_a_new_folder_that_cannot_take_the_name_brings_the_old_one_back(folder, 
         replaced(folder)
     assert read(folder) == OLD
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_the_current_folder_can_be_replaced(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    replaced(Path())
+    assert read(folder) == NEW

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_prune.cli.quiet import errors_in_one_line
 from kd_prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,12 +43,10 @@ def main(arguments: list[str]) -> None:
     for folder in options.folders:
         if not folder.is_dir():
             sys.exit(f"error: {folder}: no such folder")
-    try:
+    with errors_in_one_line():
         if options.out:  # before minutes of measuring
             options.out.mkdir(parents=True, exist_ok=True)
         rows = run(options)
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
     if options.out and rows:
         write(rows, options.out)
 

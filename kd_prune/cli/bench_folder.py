@@ -201,11 +201,11 @@ def load_model(folder: Path) -> Any:
         ConfigError: It cannot be loaded.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         named = " ".join(config.architectures or [])
         classifies = "ForSequenceClassification" in named
         kind = AutoModelForSequenceClassification if classifies else AutoModel
-        model = kind.from_pretrained(folder, dtype=torch.float32)
+        model = kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # of any type: each kind of damage raises another
         raise load_error("folder", str(folder), error) from error
     return model.eval()

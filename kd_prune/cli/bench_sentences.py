@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,9 @@ def choose_sentences(
         origin = f"of {options.file}"
     else:
         try:
-            columns = task_texts(source.task, run_cache_folder(source))
-        except ConfigError as error:
+            cache = Path(os.environ.get("KD_PRUNE_CACHE", CACHE)).expanduser()
+            columns = task_texts(source.task, cache)
+        except (ConfigError, OSError, TypeError) as error:
             print(f"the rows of its task cannot be read, so sentences are of one length: {error}")
             return fixed(source, model, options)
         longest = min(longest, int(source.task.get("max_length") or longest))
@@ -89,8 +91,11 @@ def fixed(source: Source, model: PreTrainedModel, options: argparse.Namespace) -
     if options.length and options.length > longest:
         raise ConfigError("--length", options.length, f"{source.path} reads {longest:g} tokens")
     lengths = [options.length or int(min(DEFAULT, longest))] * options.sentences
-    vocabulary = int(model.config.vocab_size)
-    return Sentences(benchmark.random_sentences(lengths, vocabulary), "of random words")
+    rows = benchmark.random_sentences(lengths, int(model.config.vocab_size))
+    end = getattr(model.config, "eos_token_id", None)
+    if isinstance(end, int):  # BART's head reads the state at a sentence's end
+        rows = [[*row[:-1], end] for row in rows]
+    return Sentences(rows, "of random words")
 
 
 def spread(texts: Sequence[str], count: int) -> list[str]:
@@ -109,7 +114,7 @@ def task_texts(recorded: Mapping[str, Any], cache: Path) -> list[list[str]]:
     Args:
         recorded: The task as a run recorded it. A folder may come from an untrusted source, so
             nothing that it names is called.
-        cache: Cache folder.
+        cache: Cache folder of this machine, not the one that the run recorded.
 
     Raises:
         ConfigError: The rows cannot be read.
@@ -127,9 +132,3 @@ def task_texts(recorded: Mapping[str, Any], cache: Path) -> list[list[str]]:
     if missing or not len(rows):
         raise ConfigError("task.text", missing, f"not a column of {task.path}")
     return [[str(text or "") for text in rows[name]] for name in task.text]
-
-
-def run_cache_folder(source: Source) -> Path:
-    """Return the cache folder of the run that made a model."""
-    recorded = source.results[0].config.get("cache_dir") if source.results else None
-    return Path(str(recorded or CACHE)).expanduser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from kd_prune.cli import train
 from kd_prune.config_utils import quote_value
@@ -30,13 +31,18 @@ main keys:
   hydra.run.dir                                     the folder for evaluation.json"""
 
 
+def is_override(argument: str) -> bool:
+    """Return whether an argument is no folder's name, but ``key=value``."""
+    return "=" in argument and not Path(argument).exists()
+
+
 def main(arguments: list[str]) -> None:
     """Evaluate the model that the first argument names."""
     if {"-h", "--help"}.intersection(arguments):
         print(HELP)
         return
     first = arguments[0] if arguments else ""
-    if not first.strip() or first.startswith("-") or "=" in first:
+    if not first.strip() or first.startswith("-") or is_override(first):
         sys.exit("error: kd-prune eval: name the model first, kd-prune eval <folder or hub id>")
     folder, *overrides = arguments
     if not any(override.startswith("hydra.run.dir=") for override in overrides):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_prune.cli.quiet import quiet_libraries
-from kd_prune.errors import ConfigError
+from kd_prune.cli.quiet import errors_in_one_line, quiet_libraries
 
 if TYPE_CHECKING:
     from kd_prune.export.folders import Exported
@@ -83,10 +81,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Export the model that the first argument names."""
     given = parser().parse_args(arguments)
-    try:
+    with errors_in_one_line():
         exported = run(given)
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
     before, after = (size / 1e6 for size in exported.bytes)
     print(
         f"{exported.folder}: {after:.2f} MB of weights, {after / before:.0%} of the dense model's"
@@ -96,10 +92,8 @@ def main(arguments: list[str]) -> None:
     if given.push_to_hub:
         from kd_prune.export.hub import push
 
-        try:
+        with errors_in_one_line():
             print(push(exported.folder, given.push_to_hub, private=given.private))
-        except ConfigError as error:
-            sys.exit(f"error: {error}")
 
 
 def run(given: argparse.Namespace) -> Exported:

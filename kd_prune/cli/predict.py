@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kd_prune.cli.quiet import quiet_libraries
+from kd_prune.cli.quiet import errors_in_one_line, quiet_libraries
 from kd_prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +45,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("folder", help="run folder, model folder (packed too) or hub id")
-    made.add_argument("--file", type=Path, help="rows: csv, tsv, jsonl, parquet, txt; else stdin")
+    made.add_argument(
+        "--file",
+        type=Path,
+        help="rows: csv, tsv, jsonl, parquet, or txt, a text per line; else stdin. Blank lines are"
+        " left out",
+    )
     made.add_argument(
         "--stdin", default="txt", choices=("txt", "csv", "tsv", "jsonl"), help="format of stdin"
     )
@@ -64,10 +69,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Predict the rows for the model that the first argument names."""
     given = parser().parse_args(arguments)
-    try:
+    with errors_in_one_line():
         run(given)
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -88,6 +91,8 @@ def run(given: argparse.Namespace) -> None:
             raise ConfigError(key, value, "expected at least 1")
     if given.int8 and given.dense:
         raise ConfigError("int8", expected="is of the sparse engine, and --dense does without it")
+    if given.out and given.out.is_dir():
+        raise ConfigError("out", str(given.out), "is a folder; name a file")
     source = Source.find(given.folder)
     if (form := source.record.get("format")) in ("onnx", "openvino"):
         raise ConfigError("folder", given.folder, f"exported as {form}, for its own runtime")
@@ -127,7 +132,7 @@ def read_input(file: Path | None, form: str, stdin: TextIO | None = None) -> pd.
     Raises:
         ConfigError: They cannot be read, or there are none.
     """
-    from kd_prune.hf.rows import parse_rows, read_rows
+    from kd_prune.hf.rows import UNREADABLE, parse_rows, read_rows
 
     if file is not None:
         rows = read_rows(file)
@@ -139,7 +144,7 @@ def read_input(file: Path | None, form: str, stdin: TextIO | None = None) -> pd.
             )
         try:
             rows = parse_rows(stream.read(), form)
-        except ValueError as error:
+        except UNREADABLE as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError("stdin", form, f"cannot be read ({reason})") from error
     if rows.empty:
@@ -196,7 +201,7 @@ def accelerated(model: PreTrainedModel, int8: bool = False) -> nn.Module:
 
     try:
         fast = accelerate(model, int8=int8)
-    except (ImportError, ConfigError) as error:  # llvmlite is missing, or does not load
+    except (ImportError, OSError, ConfigError) as error:  # llvmlite is missing, or does not load
         sys.stderr.write(f"Dense torch is used: {error}\n")
         return model
     if int8 and not report(fast).int8:

@@ -5,6 +5,26 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kd_prune.errors import ConfigError
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End the process with one line for an error that a user can do something about.
+
+    Raises:
+        SystemExit: Such an error.
+        BrokenPipeError: Nobody reads the output any more, which is no error of the command.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def quiet_libraries() -> None:

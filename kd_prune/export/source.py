@@ -94,7 +94,7 @@ class Source:
             ConfigError: It cannot be read, or its architecture is unknown.
         """
         try:
-            config = AutoConfig.from_pretrained(self.path)
+            config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
             names = [name.removeprefix(ARCHITECTURE) for name in config.architectures or ()]
             found: list[Any] = [
                 hf.OWN_ARCHITECTURES.get(name) or getattr(transformers, name, None)

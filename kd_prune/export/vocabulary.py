@@ -6,6 +6,7 @@ checked. Other texts fall back to shorter pieces: single characters are always k
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -210,13 +211,10 @@ def trim_model(model: PreTrainedModel, new_ids: Mapping[int, int]) -> None:
     rows = torch.tensor(sorted(new_ids, key=lambda i: new_ids[i]))
     padding = old.padding_idx
     weight = old.weight[rows].clone()
-    table = nn.Embedding(
-        len(rows),
-        weight.shape[1],
-        padding_idx=None if padding is None else new_ids[padding],
-        _weight=weight,
-    )
-    table.weight.requires_grad_(old.weight.requires_grad)
+    table = copy.copy(old)  # of the same class: some scale what they return
+    table._parameters = {"weight": nn.Parameter(weight, requires_grad=old.weight.requires_grad)}
+    table.num_embeddings = len(rows)
+    table.padding_idx = None if padding is None else new_ids[padding]
     model.set_input_embeddings(table)
     model.config.vocab_size = len(rows)
     for name in TOKEN_IDS:

@@ -315,7 +315,7 @@ def make_model(
         if value < least:
             raise ConfigError(key, value, f"expected at least {least}")
     try:
-        words = AutoTokenizer.from_pretrained(folder_or_id(tokenizer))
+        words = AutoTokenizer.from_pretrained(folder_or_id(tokenizer), trust_remote_code=False)
     except Exception as error:  # of any type: each kind of damage raises another
         raise load_error("tokenizer", tokenizer, error) from error
     settings = (hidden_size, layers, seed, Path(__file__).read_bytes())

@@ -74,6 +74,7 @@ class PretrainedEncoder:
             model, info = kind.auto_model.from_pretrained(
                 folder_or_id(self.path),
                 revision=self.revision or "main",
+                trust_remote_code=False,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -102,7 +103,9 @@ class PretrainedEncoder:
         """
         try:
             path = folder_or_id(self.path)
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=self.revision or "main")
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, revision=self.revision or "main", trust_remote_code=False
+            )
         except Exception as error:  # of any type: each kind of damage raises another
             raise load_error(key, self.path, error) from error
         if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -144,7 +147,10 @@ class PretrainedEncoder:
     def _config(self, key: str, **settings: Any) -> PreTrainedConfig:
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
-                folder_or_id(self.path), revision=self.revision or "main", **settings
+                folder_or_id(self.path),
+                revision=self.revision or "main",
+                trust_remote_code=False,  # without it transformers asks, on standard input
+                **settings,
             )
         except Exception as error:  # of any type: each kind of damage raises another
             raise load_error(key, self.path, error) from error
@@ -174,6 +180,13 @@ def load_error(key: str, path: str, error: Exception) -> ConfigError:
     """Return a one-line error for whatever the hub or the disk raised."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
     folder = Path(path).expanduser()
+    if "custom code" in reason:  # of transformers, as trust_remote_code is False
+        return ConfigError(
+            key,
+            path,
+            "its config.json names code of its own, which is not run",
+            "take a model of an architecture that transformers has",
+        )
     if folder.is_dir():
         return ConfigError(
             key,

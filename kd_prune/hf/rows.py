@@ -7,10 +7,12 @@ import gzip
 import json
 import re
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pandas.errors import ParserWarning
@@ -28,6 +30,10 @@ FORMATS = {
     ".txt.gz": "txt",
 }
 """End of a file's name → format; a ``.gz`` is unpacked while it is read."""
+UNREADABLE = (OSError, ValueError, EOFError, zlib.error, RecursionError)
+"""What reading rows raises: parsers have their own kinds of ValueError, gzip the last three."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, as texts that were cut in the middle of an emoji have it in JSON."""
 ENCLOSED = re.compile(r'"([^"]|"")*"')
 TEXT = "text"
 """Name of the column of a file with one text per line."""
@@ -68,13 +74,15 @@ def read_rows(file: Path, key: str = "file") -> pd.DataFrame:
         raise
     except FileNotFoundError as error:
         raise ConfigError(key, str(file), "no such file") from error
-    except (OSError, ValueError) as error:  # parsers raise their own kinds of ValueError
+    except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(key, str(file), f"cannot be read ({reason})") from error
 
 
 def parse_rows(content: str, form: str) -> pd.DataFrame:
     r"""Parse the rows of a text: ``csv``, ``tsv``, ``jsonl``, or ``txt`` with one text per line.
+
+    Blank lines are left out. Half a character becomes U+FFFD, as no tokenizer reads it.
 
     Raises:
         ValueError: It is no text of that format.
@@ -94,8 +102,14 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
             rows = [json.loads(line) for line in lines]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("expected one object per row")
-        return pd.DataFrame(rows, dtype=object)  # text stays text, dates too
+        whole = [{name: whole_characters(value) for name, value in row.items()} for row in rows]
+        return pd.DataFrame(whole, dtype=object)  # text stays text, dates too
     return parse_table(content, form)
+
+
+def whole_characters(value: Any) -> Any:
+    """Return a text with U+FFFD for every half character; any other value unchanged."""
+    return SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 
 def parse_table(content: str, form: str, most: int | None = None) -> pd.DataFrame:
@@ -148,8 +162,12 @@ def has_quoted_fields(content: str) -> bool:
 
 
 def text_columns(rows: pd.DataFrame) -> list[str]:
-    """Return the names of the columns that hold text."""
-    return [str(name) for name in rows.columns if pd.api.types.infer_dtype(rows[name]) == "string"]
+    """Return the names of the columns that hold text, in one row at least."""
+    return [
+        str(name)
+        for name in rows.columns
+        if any(isinstance(value, str) for value in rows[name].astype(object))
+    ]
 
 
 def texts_of_files(files: Sequence[str], key: str = "trim_vocabulary") -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -68,7 +68,20 @@ def accelerate(
     _replace_linears(model, choice)
     # Before a refused call has put a part of the layers into training mode.
     object.__setattr__(model, "train", partial(set_mode_unless_training, model))
+    if hasattr(model, "save_pretrained"):
+        object.__setattr__(model, "save_pretrained", refuse_saving)
     return model
+
+
+def refuse_saving(*_: object, **__: object) -> NoReturn:
+    """Refuse to write a folder without the weights of the sparse layers.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        "an accelerated model has no dense weights to save: save the model that it was made from"
+    )
 
 
 def set_mode_unless_training(model: nn.Module, mode: bool = True) -> nn.Module:

@@ -45,14 +45,15 @@ def measure(out_features: int, in_features: int, threads: int, int8: bool = Fals
     Measured once per process and number of threads.
     """
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(out_features, in_features, generator=generator)
-    drawn = torch.rand(weight.shape, generator=generator)
-    inputs = torch.randn(TOKENS, in_features, generator=generator)
+    shape, dtype = (out_features, in_features), torch.float32  # whatever torch's default is
+    weight = torch.randn(shape, generator=generator, dtype=dtype)
+    drawn = torch.rand(shape, generator=generator, dtype=dtype)
+    inputs = torch.randn(TOKENS, in_features, generator=generator, dtype=dtype)
     layers = []
     for sparsity in SPARSITIES:
         layer = nn.Linear(in_features, out_features, device="meta")
         layer.weight = nn.Parameter(weight * (drawn >= sparsity), requires_grad=False)
-        layer.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False)
+        layer.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False)
         layers.append(SparseLinear(layer, int8=int8))
     with torch.no_grad():
         calls: list[Callable[[], object]] = [lambda: F.linear(inputs, weight)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +23,9 @@ class SparseLinear(nn.Module):
     """Computes ``input · weightᵀ + bias`` as `torch.nn.Linear` does, without the zeros.
 
     Weights that are zero take no part: an infinite input reaches only the outputs that have a
-    weight on it, where a dense product makes NaN of all. The weights are no parameters; `weight`
-    builds the dense matrix.
+    weight on it, where a dense product makes NaN of all. The weights are no parameters; `weight` is
+    a dense copy of them, made and kept where someone asks for it, as some models of transformers do
+    to learn its type.
 
     In int8, weights are rounded to 127 steps of their row's largest, and inputs, one token and 768
     features at a time, to 254 steps between their least and their largest (126 on processors
@@ -79,10 +83,14 @@ class SparseLinear(nn.Module):
             slots = [arguments[LinearCall(slot)] for slot in range(len(Team), LinearCall.MATRIX)]
             call("linear", chosen, tokens, [*slots, *self.packed.record.tolist()])
 
-    @property
+    @cached_property
     def weight(self) -> Tensor:
-        """Build the dense matrix ``[out_features, in_features]``."""
+        """Return the dense matrix ``[out_features, in_features]``, built at the first use."""
         return self.packed.dense()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without the dense matrix, for copies and pickles."""
+        return {name: value for name, value in self.__dict__.items() if name != "weight"}
 
     @property
     def bias(self) -> Tensor:

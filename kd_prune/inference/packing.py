@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ class PackedMatrix:
         values: The weights, float32.
         bias: A number per row; zeros where the layer has none.
         in_features, out_features: Shape of the matrix, ``[out_features, in_features]``.
+        work: Cost of the rows before each row, and of all: how rows are shared.
     """
 
     starts: Tensor
@@ -39,6 +40,14 @@ class PackedMatrix:
     bias: Tensor
     in_features: int
     out_features: int
+    work: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compute `work`: not at the first call, which several threads may make together."""
+        counts = self.starts.diff().view(self.panels, self.out_features).sum(0)
+        rows = torch.arange(self.out_features + 1, dtype=torch.int64) * ROW_WORK * self.panels
+        rows[1:] += counts.cumsum(0)
+        self.work = rows.to(torch.int32)
 
     @property
     def nonzeros(self) -> int:
@@ -61,14 +70,6 @@ class PackedMatrix:
         return max(1, -(-self.in_features // PANEL))
 
     @cached_property
-    def work(self) -> Tensor:
-        """Return the cost of the rows before each row, and of all: how rows are shared."""
-        counts = self.starts.diff().view(self.panels, self.out_features).sum(0)
-        rows = torch.arange(self.out_features + 1, dtype=torch.int64) * ROW_WORK * self.panels
-        rows[1:] += counts.cumsum(0)
-        return rows.to(torch.int32)
-
-    @cached_property
     def record(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the kernel's description of the matrix; valid as long as this object."""
         tensors = (self.starts, self.columns, self.values, self.bias, self.work)
@@ -86,13 +87,13 @@ class PackedMatrix:
         counts = self.starts.diff().view(self.panels, self.out_features)
         rows = torch.arange(self.out_features).repeat(self.panels)
         rows = rows.repeat_interleave(counts.flatten().long())
-        matrix = torch.zeros(self.out_features, self.in_features)
+        matrix = torch.zeros(self.out_features, self.in_features, dtype=torch.float32)
         matrix[rows, self.columns.view(torch.uint16).long()] = self.values
         return matrix
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields without what is derived from addresses, for copies and pickles."""
-        return {name: value for name, value in vars(self).items() if name not in ("work", "record")}
+        """Return the fields without addresses, for copies and pickles."""
+        return {name: value for name, value in vars(self).items() if name != "record"}
 
 
 def pack(layers: Sequence[nn.Linear]) -> PackedMatrix:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -144,6 +144,7 @@ class FusedBlocks(nn.Module):
         stride = (length + 15) // 16 * 16 + 16
         scratch = head_size * (2 * stride + 2 * chosen.width + 16) + (length + 1) * chosen.width
         scratch = (scratch + 31) // 16 * 16
+        table = self.table  # held until the kernel returns: another thread may make one too
         narrow, quantized = (groups * GROUP_ROWS * chosen.width for groups in self.groups)
         sizes = [
             *(padded * features, padded * 3 * inner, padded * inner, padded * features),
@@ -159,7 +160,7 @@ class FusedBlocks(nn.Module):
                 EncoderCall.MASK: 0 if mask is None else mask.data_ptr(),
                 EncoderCall.KEYS: keys.data_ptr(),
                 EncoderCall.LAYERS: len(self.blocks),
-                EncoderCall.TABLE: self.table.ctypes.data,
+                EncoderCall.TABLE: table.ctypes.data,
                 EncoderCall.HIDDEN: features,
                 EncoderCall.HEADS: block.heads,
                 EncoderCall.HEAD_SIZE: head_size,
@@ -212,7 +213,7 @@ def key_mask(mask: Tensor | None) -> tuple[bool, Tensor | None]:
     if mask.dim() != 2:
         return False, None
     if mask.dtype == torch.bool:
-        return True, torch.zeros(mask.shape).masked_fill_(~mask, MASKED)
+        return True, torch.zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, MASKED)
     return True, mask.float().clamp_min(MASKED).contiguous()
 
 
@@ -220,7 +221,8 @@ class FusedLayers(nn.ModuleList):
     """The blocks of an encoder: indexed, they are what they were; iterated, they are few.
 
     An encoder of transformers runs its blocks by ``for block in self.layer``. It gets one that
-    stands for all neighbouring blocks a kernel can run, in their place; the others stay.
+    stands for all neighbouring blocks a kernel can run, in their place; the others stay. The list
+    itself cannot be changed, as the kernels would not notice.
     """
 
     def __init__(self, layers: nn.ModuleList, blocks: dict[int, Block], choice: Choice) -> None:
@@ -246,6 +248,15 @@ class FusedLayers(nn.ModuleList):
         if isinstance(index, slice):
             return nn.ModuleList(list(self._modules.values())[index])
         return super().__getitem__(index)
+
+    def _refuse_change(self, *_: Any) -> NoReturn:
+        raise RuntimeError(
+            "the blocks of an accelerated model are fixed: change the model that it was made from,"
+            " and accelerate that"
+        )
+
+    __setitem__ = __delitem__ = _refuse_change
+    append = insert = pop = _refuse_change  # type: ignore[assignment]
 
     @property
     def fused_blocks(self) -> int:

@@ -13,6 +13,7 @@ from kd_prune.cli.main import main
 from kd_prune.errors import ConfigError
 from kd_prune.hf.tiny import make_model
 from kd_prune.inference import library, rivals
+from tests.export.models import save_student
 from tests.export.runs import make_run
 
 needs_llvmlite = pytest.mark.skipif(
@@ -187,6 +188,27 @@ def test_sentences_are_of_one_length_where_the_task_cannot_be_read(tmp_path, cap
     assert "the rows of its task cannot be read" in capsys.readouterr().out
     assert len({len(row) for row in found.tokens}) == 1
     assert "random words" in str(found)
+
+
+@pytest.mark.parametrize("change", [{"name": None}, {}])
+def test_the_cache_is_this_machines_whatever_the_run_says(change, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KD_PRUNE_CACHE", str(tmp_path / "cache"))
+    task = {"name": "x", "path": {"_target_": "x"}, "text": ["things", "which"]} | change
+    recorded = {name: value for name, value in task.items() if value}
+    run = make_run(tmp_path / "run", task=recorded, cache_dir=str(tmp_path / "elsewhere"))
+    found = sentences(run)
+    assert not (tmp_path / "elsewhere").exists()
+    assert str(found).startswith("3 sentences of ")
+    assert ("cannot be read" in capsys.readouterr().out) == bool(change)
+
+
+def test_random_sentences_end_as_the_model_expects(tmp_path):
+    """A head of BART's reads the state of the last end-of-sentence token."""
+    run = make_run(tmp_path / "run")
+    shutil.rmtree(run / "student")
+    save_student(run / "student", "bart")
+    rows = sentences(run, length=9).tokens
+    assert {(len(row), row[-1], row.count(2)) for row in rows} == {(9, 2, 1)}
 
 
 def test_task_of_a_foreign_folder_calls_nothing(tmp_path):

@@ -125,6 +125,22 @@ def test_output_file_is_written_and_named(folder, tmp_path, monkeypatch, capsys)
     assert said.err == f"1 rows: {out}\n"
 
 
+def test_a_folder_as_output_is_refused_before_any_work(tmp_path):
+    with pytest.raises(SystemExit, match="is a folder; name a file"):
+        main(["predict", "no model", "--file", "no rows.csv", "--out", str(tmp_path)])
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_an_output_that_nobody_reads_any_more_is_no_error(folder, monkeypatch):
+    """As of ``kd-prune predict … | head -1``."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\n"))
+    closed = io.StringIO()
+    monkeypatch.setattr(closed, "write", Mock(side_effect=BrokenPipeError))
+    monkeypatch.setattr(sys, "stdout", closed)
+    with pytest.raises(BrokenPipeError):
+        predict.main([str(folder)])
+
+
 class Negated(nn.Module):
     """A model whose logits are of the other sign."""
 

@@ -225,6 +225,14 @@ def test_eval_of_an_empty_name_is_refused(folder):
         evaluate.main([folder])
 
 
+def test_eval_of_a_folder_with_an_equals_sign(tmp_path, monkeypatch):
+    """Sweeps of other tools name folders after settings."""
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.is_override("lr=0.1")
+    (tmp_path / "lr=0.1").mkdir()
+    assert not evaluate.is_override("lr=0.1")
+
+
 def test_a_sweep_of_evaluations_fails_with_any_of_them(call, tmp_path):
     sweep = f"hydra.sweep.dir={tmp_path}/sweep"
     code, stdout, stderr = call("-m", *SMALL, f"eval={tmp_path}/a,{tmp_path}/b", sweep)

@@ -154,6 +154,20 @@ def test_bytes_that_stand_for_unknown_characters_are_kept():
     assert tokens_to_keep({"model": model | {"byte_fallback": False}}, {3}) == {1, 2, 3}
 
 
+def test_trimmed_embeddings_stay_scaled():
+    tokenizer = word_piece()
+    changes = {"scale_embedding": True, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config("bart", **changes)).eval()
+    kind, scale = type(model.get_input_embeddings()), model.shared.embed_scale
+    expected = states(model, tokenizer, TEXTS)
+    trimmed = trim_vocabulary(model, tokenizer, TEXTS)
+    found = PreTrainedTokenizerFast(tokenizer_object=trimmed, pad_token=tokenizer.pad_token)
+    assert torch.equal(states(model, found, TEXTS), expected)
+    assert (type(model.shared), model.shared.embed_scale) == (kind, scale)
+    assert scale != 1.0
+
+
 def test_model_with_a_head_over_its_tokens_is_refused():
     tokenizer = word_piece()
     model = AutoModelForMaskedLM.from_config(config("bert", vocab_size=len(tokenizer)))

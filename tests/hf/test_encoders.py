@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
+from kd_prune.cli.bench_folder import load_model
 from kd_prune.errors import ConfigError
+from kd_prune.export.source import Source
 from kd_prune.hf import (
     Classification,
     PretrainedEncoder,
@@ -285,3 +287,20 @@ def test_load_error_of_a_folder_with_a_tilde_is_that_of_the_folder(tmp_path, mon
     (tmp_path / "model").mkdir()
     error = load_error("path", "~/model", OSError("no config"))
     assert str(error).startswith("path=~/model: the folder cannot be read (no config)")
+
+
+def test_a_folders_own_code_is_refused_without_a_question(tmp_path, monkeypatch):
+    """By default transformers asks on standard input, where a pipe may answer yes."""
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    (evil / "code.py").write_text(f"open({str(tmp_path / 'called')!r}, 'w')\n")
+    written = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.Config"}}
+    (evil / "config.json").write_text(json.dumps(written))
+    with pytest.raises(ConfigError, match=r"^model.path=.*names code of its own, which is not run"):
+        load(evil)
+    with pytest.raises(ConfigError, match="which is not run"):
+        Source.find(str(evil)).load()
+    with pytest.raises(ConfigError, match="which is not run"):
+        load_model(evil)
+    assert not (tmp_path / "called").exists()

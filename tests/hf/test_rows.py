@@ -122,3 +122,34 @@ def test_compressed_rows_are_unpacked(name, tmp_path):
     content = '{"text": "a b"}\n' if "jsonl" in name else "a b\n"
     (tmp_path / name).write_bytes(gzip.compress(content.encode()))
     assert read_rows(tmp_path / name)["text"].tolist() == ["a b"]
+
+
+def test_half_a_character_is_replaced():
+    r"""A text that was cut in the middle of an emoji, as JSON writes it."""
+    rows = parse_rows(
+        '{"text": "cut \\ud83d", "n": 1}\n{"text": "\\ud83d\\ude00", "n": 2}', "jsonl"
+    )
+    assert rows["text"].tolist() == ["cut \ufffd", "\U0001f600"]
+    assert rows["n"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.txt.gz", gzip.compress(b"a text\n" * 1000)[:-20]),
+        ("damaged.txt.gz", gzip.compress(b"a text\n")[:10] + b"\xff" * 20),
+        ("deep.jsonl", b"[" * 100_000),
+    ],
+    ids=["cut", "damaged", "deep"],
+)
+def test_a_damaged_file_is_refused_in_one_line(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_rows(tmp_path / name)
+
+
+def test_a_column_with_other_values_too_is_one_of_text(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"n": 1, "text": "the fox"}\n{"n": 2, "text": 7}\n')
+    assert text_columns(read_rows(file)) == ["text"]
+    assert texts_of_files([str(file)]) == ["the fox", "7"]
