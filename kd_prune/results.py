@@ -113,6 +113,8 @@ class RunResult:
         seconds: Other times than training: ``data`` and ``evaluation``.
         versions: Package → version.
         config: The resolved configuration.
+        teacher_stage: Name of the stage whose outcome the student is compared with; None: there is
+            none, as where the student's teacher is a saved model.
         hub_ids: ``model.path`` and ``task.path`` → id of the Hub, where they are no local folders.
     """
 
@@ -126,6 +128,7 @@ class RunResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     hub_ids: Mapping[str, str] = field(default_factory=dict)
+    teacher_stage: str | None = "teacher"
 
     def __post_init__(self) -> None:
         """Check that there is a student with metrics."""
@@ -141,8 +144,8 @@ class RunResult:
 
     @property
     def teacher(self) -> StageResult | None:
-        """Outcome of the teacher's stage; None for a job without one."""
-        return self.stages.get("teacher")
+        """Outcome of the student's teacher; None where no stage of the job made one."""
+        return self.stages.get(self.teacher_stage) if self.teacher_stage else None
 
     def write(self, folder: Path) -> None:
         """Write ``result.json`` atomically."""

@@ -310,7 +310,7 @@ SWEEP = [
     ),
     Mutant(
         "a finished job runs again",
-        "sweep", "run_sweep_job", Assume("finished_result", False),
+        "sweep", "run_sweep_job", Assume("unfinished", False),
         "tests/sweep/test_runner.py",
     ),
     Mutant(

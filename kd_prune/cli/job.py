@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,26 @@ def make_job(config: DictConfig, out: Path) -> Job:
     validation.check_groups(plain)
     validation.check_missing(plain)
     validation.check_types(plain)
+    check_known(plain)
     cache_folder(plain["cache_dir"])
     torch.manual_seed(plain["seed"])  # a module with weights is then the same in every process
     job: Job = build({key: value for key, value in plain.items() if key not in COMMAND_KEYS})
     return dataclasses.replace(job, out=out, config=plain)
+
+
+def check_known(settings: Mapping[str, Any]) -> None:
+    """Refuse a setting that no part of the job reads.
+
+    Raises:
+        ConfigError: There is one, as after ``+trainr.max_epochs=1``.
+    """
+    from kd_prune.pipeline import Job
+
+    known = {field.name for field in dataclasses.fields(Job)} | {"_target_", *COMMAND_KEYS}
+    if unknown := [name for name in settings if name not in known]:
+        meant = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {meant[0]}?" if meant else "see kd-prune train --help"
+        raise ConfigError(unknown[0], expected="there is no such setting", hint=hint)
 
 
 @contextlib.contextmanager
@@ -119,7 +136,7 @@ def trial_callbacks(config: DictConfig) -> dict[str, Callback]:
     if config.search.trial is None:
         return {}
     from kd_prune.lit.trial_stopping import TrialStoppingCallback
-    from kd_prune.sweep.search import MedianStoppingRule
+    from kd_prune.sweep.study import MedianStoppingRule
 
     final = OmegaConf.select(config, "sparsity.final") or 0.0
     rule = MedianStoppingRule(final=final, **config.search)

@@ -96,9 +96,11 @@ def run(given: argparse.Namespace) -> None:
     source = Source.find(given.folder)
     if (form := source.record.get("format")) in ("onnx", "openvino"):
         raise ConfigError("folder", given.folder, f"exported as {form}, for its own runtime")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = source.load(), source.tokenizer()
     rows = read_input(given.file, given.stdin)
     columns = [texts_of(rows, name) for name in choose_columns(rows, given.text, source)]
-    model, tokenizer = source.load(), source.tokenizer()
     nn.Module.float(model)
     longest = max_positions(model)
     if given.max_length and given.max_length > longest:
@@ -119,7 +121,6 @@ def run(given: argparse.Namespace) -> None:
     if given.out:
         from kd_prune import atomic_io
 
-        given.out.parent.mkdir(parents=True, exist_ok=True)
         atomic_io.write(given.out, result.to_csv(index=False))
         sys.stderr.write(f"{len(rows):,} rows: {given.out}\n")
     else:

@@ -61,7 +61,9 @@ def main(arguments: Sequence[str]) -> None:
     compose_and_run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
     try:
         compose_and_run(run_composed)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        if JOB_STARTED.is_set() and isinstance(error, TypeError):
+            raise  # of the job: a fault, and no setting's
         sys.exit(f"error: {suggestions.describe_composition_error(error, sys.argv[1:])}")
     except BrokenProcessPool:
         sys.exit(
@@ -124,6 +126,7 @@ def run_recorded(config: DictConfig, out: Path, record: Status) -> RunResult | M
     resume = launch.resumable_checkpoint(config, out)
     if launch.is_child_rank(config):  # the first process keeps the record
         return run_job(config, out, resume)
+    status.refuse_foreign_folder(out)
     if sweep:
         return run_sweep_job(
             out,

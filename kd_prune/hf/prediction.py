@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune.errors import ConfigError
-from kd_prune.hf.forward_pass import accepts_token_type_ids
+from kd_prune.hf.forward_pass import SEGMENTS, accepts_token_type_ids
 from kd_prune.hf.layers import max_positions
 
 
@@ -79,7 +79,8 @@ def predict(
         ConfigError: The model does not classify texts.
     """
     names, run = class_names(model), forward or model
-    segments = accepts_token_type_ids(model)
+    # As in training: a tokenizer may leave out segments that the model would accept.
+    segments = accepts_token_type_ids(model) and SEGMENTS in tokenizer.model_input_names
     rows = list(zip(*columns, strict=True))
     # The number of characters stands for that of tokens; the order is the same in every run.
     order = sorted(range(len(rows)), key=lambda i: (-sum(map(len, rows[i])), i))

@@ -50,8 +50,15 @@ def read_splits(task: Task, cache: Path) -> dict[str, Dataset]:
         try:
             rows[split] = read_split(task, split, cache)
         except MissingSplitError:
-            if task.holdout is None or len(task.validation) > 1:
+            if task.holdout is None:
                 raise
+            if len(task.validation) > 1:
+                raise ConfigError(
+                    "holdout",
+                    task.holdout,
+                    f"there is no split {split}, and rows are held out for a single one",
+                    f"name it alone: task.validation=[{split}]",
+                ) from None
             rows[task.train], rows[split] = hold_out(rows[task.train], task.holdout)
     for split, dataset in rows.items():
         check_texts(task, split, dataset)

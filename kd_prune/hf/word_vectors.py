@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -47,29 +48,14 @@ class WordVectors:
         file = Path(path).expanduser()
         if not file.is_file():
             raise ConfigError("vectors", path, "there is no such file", "name a file, or null")
-        vectors: dict[str, np.ndarray] = {}
-        width = 0
         opened = gzip.open if file.suffix == ".gz" else Path.open
-        with cast("IO[str]", opened(file, "rt", encoding="utf-8")) as io:
-            for number, line in enumerate(io):
-                parts = line.rstrip().split(" ")
-                if number == 0 and len(parts) == 2:
-                    continue
-                width = width or len(parts) - 1
-                try:  # a word may hold blanks
-                    vector = np.asarray(parts[-width:], dtype=np.float32)
-                except ValueError:
-                    vector = np.empty(0, dtype=np.float32)
-                if width < 1 or len(vector) != width or len(parts) <= width:
-                    raise ConfigError(
-                        "vectors",
-                        path,
-                        f"line {number + 1} is no word with a vector",
-                        "expected a word and its numbers per line, separated by blanks",
-                    )
-                vectors.setdefault(" ".join(parts[:-width]), vector)
-                if len(vectors) == most:
-                    break
+        try:
+            with cast("IO[str]", opened(file, "rt", encoding="utf-8")) as lines:
+                vectors = read_vectors(lines, path, most)
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            reason = str(error).partition("\n")[0]
+            expected = f"cannot be read as text ({reason})"
+            raise ConfigError("vectors", path, expected, "unpack it, or name another") from error
         if not vectors:
             raise ConfigError("vectors", path, "the file is empty", "name another, or null")
         matrix = torch.from_numpy(np.stack(list(vectors.values())))
@@ -107,6 +93,36 @@ class WordVectors:
                 others = (self.words[i] for i in ids)
                 found.append([other for other in others if other.lower() != word.lower()][:count])
         return found
+
+
+def read_vectors(lines: Iterable[str], path: str, most: int) -> dict[str, np.ndarray]:
+    """Read word → vector of the first `most` words; `path` is for errors.
+
+    Raises:
+        ConfigError: A line is no word with a vector.
+    """
+    vectors: dict[str, np.ndarray] = {}
+    width = 0
+    for number, line in enumerate(lines):
+        parts = line.rstrip().split(" ")
+        if number == 0 and len(parts) == 2:
+            continue
+        width = width or len(parts) - 1
+        try:  # a word may hold blanks
+            vector = np.asarray(parts[-width:], dtype=np.float32)
+        except ValueError:
+            vector = np.empty(0, dtype=np.float32)
+        if width < 1 or len(vector) != width or len(parts) <= width:
+            raise ConfigError(
+                "vectors",
+                path,
+                f"line {number + 1} is no word with a vector",
+                "expected a word and its numbers per line, separated by blanks",
+            )
+        vectors.setdefault(" ".join(parts[:-width]), vector)
+        if len(vectors) == most:
+            break
+    return vectors
 
 
 def scaled(matrix: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ def checked_trainer(job: Job, limits: dict[str, object]) -> L.Trainer:
     Raises:
         ConfigError: The trainer cannot be made on this machine, or a setting must not be 0.
     """
-    refusals = (ImportError, TypeError, ValueError, MisconfigurationException)
+    refusals = (ImportError, TypeError, ValueError, AttributeError, MisconfigurationException)
     try:
         trainer = job.trainer(logger=False, **limits)
     except refusals as error:

@@ -44,7 +44,7 @@ from kd_prune.pipeline.verification import (
     verify_sparsity,
 )
 from kd_prune.pruning import Scope, SparsityReport
-from kd_prune.results import MilestoneResult, ModelResult, RunResult, StageResult
+from kd_prune.results import RESULT_FILE, MilestoneResult, ModelResult, RunResult, StageResult
 
 
 def run(job: Job) -> RunResult | None:
@@ -98,6 +98,7 @@ def run(job: Job) -> RunResult | None:
         versions=versions(),
         config=dict(job.config),
         hub_ids=hub_ids(job.config),
+        teacher_stage=compared_teacher(context),
     )
     result.write(job.out)  # first, so that no failure of a drawing loses it
     teacher = value_to_retain(context)
@@ -143,15 +144,25 @@ def prepare_resume(
 
 
 def value_to_retain(context: Context) -> float | None:
-    """Return the value of the student's `monitor` that its teacher has; None if not known.
+    """Return the value of the student's `monitor` that its teacher has; None if not known."""
+    name = compared_teacher(context)
+    metrics = context.outcomes[name].result.metrics if name else {}
+    return metrics.get(context.chain[STUDENT].task.monitor)
 
-    The teacher is the student's own teacher if a stage made it, else the stage `TEACHER`.
+
+def compared_teacher(context: Context) -> str | None:
+    """Return the stage whose outcome the student is compared with; None: there is none.
+
+    It is the student's own teacher, or the stage `TEACHER` where that one has no value of the
+    student's `monitor`, as a teacher of another task. Of a saved model nothing is known.
     """
     stage = context.chain[STUDENT]
-    for name in (stage.teacher, TEACHER):
-        if name in context.outcomes and stage.task.monitor in context.outcomes[name].result.metrics:
-            return context.outcomes[name].result.metrics[stage.task.monitor]
-    return None
+    if stage.teacher and stage.teacher not in context.outcomes:
+        return None
+    there = [name for name in (stage.teacher, TEACHER) if name and name in context.outcomes]
+    monitor = stage.task.monitor
+    measured = [name for name in there if monitor in context.outcomes[name].result.metrics]
+    return next(iter([*measured, *there]), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +228,9 @@ def fit_student(
         ],
     )
     if fit.first_process:
+        # Of an earlier student, which is replaced: a kill before the new result leaves no pair of
+        # one run's student and another run's result.
+        (job.out / RESULT_FILE).unlink(missing_ok=True)
         save(job.out / "student")
     return StudentFit(
         fit=fit,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -139,7 +140,16 @@ def stage_folder(
     except UnknownPartError as error:
         say(f"The {stage.name} is not shared between runs: {error}")
         known = stage_key(context, stage, student, teacher, skip_unknown=True)
-        return context.job.out / "stages" / f"{stage.name}-{known}"
+        settings = digest([known, configuration_of(context.job.config, stage)])
+        return context.job.out / "stages" / f"{stage.name}-{settings}"
+
+
+def configuration_of(config: Mapping[str, Any], stage: ChainStage) -> Any:
+    """Return what the configuration says of a stage, the parts that cannot be described too."""
+    found: Any = config
+    for name in stage.key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return [found, config.get("task")]
 
 
 def stage_key(

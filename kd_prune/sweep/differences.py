@@ -143,10 +143,7 @@ class _Search:
     def _texts(self, key: str, values: Mapping[int, Any]) -> dict[int, str]:
         """Return the values as text, one text for those that follow their run's seed or target."""
         plain = {i: setting_text(value) for i, value in values.items()}
-        masked = {
-            i: mask_seed_and_target(self.runs[i], key, normalized(value))
-            for i, value in values.items()
-        }
+        masked = self._masked(key, values)
         alike: dict[str, set[str]] = defaultdict(set)
         for i, text in masked.items():
             alike[text].add(plain[i])
@@ -154,9 +151,20 @@ class _Search:
 
     def _differ(self, key: str, values: Mapping[int, Any]) -> bool:
         """Return whether values differ by more than the seeds and targets of their runs do."""
+        plain = {repr(normalized(value)) for value in values.values()}
+        return len(plain) > 1 and len(set(self._masked(key, values).values())) > 1
+
+    def _masked(self, key: str, values: Mapping[int, Any]) -> dict[int, str]:
+        """Return the values as text, with placeholders for the seed and target of their runs.
+
+        A value that another run has too, whose seed and target are others, follows neither: in a
+        grid of ``sparsity.updates=1,2`` and ``seed=1,2`` some updates only happen to be the seed.
+        """
         plain = {i: normalized(value) for i, value in values.items()}
-        masked = {mask_seed_and_target(self.runs[i], key, value) for i, value in plain.items()}
-        return len({repr(value) for value in plain.values()}) > 1 and len(masked) > 1
+        masked = {i: mask_seed_and_target(self.runs[i], key, value) for i, value in plain.items()}
+        texts = {i: setting_text(value) for i, value in plain.items()}
+        independent = {texts[i] for i in texts if masked[i] == texts[i]}
+        return {i: text if text in independent else masked[i] for i, text in texts.items()}
 
 
 def _split(members: Sequence[int], by: Callable[[int], Hashable]) -> Iterator[list[int]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kd_prune.errors import ConfigError
 from kd_prune.json_schema import SchemaError
@@ -35,9 +35,17 @@ def run_sweep_job(
 
     Returns:
         The result; None where there is none, for the reason that is logged and recorded.
+
+    Raises:
+        ConfigError: The folder is of another job.
     """
     before = status.read(folder)
     state = before.state if before else None
+    result = None if state == "failed" else readable_result(folder)
+    refuse_other_configuration(folder / RESULT_FILE, result, about)
+    if (state in ("failed", "stopped") and not retry_failed) or status.is_running(folder):
+        refuse_other_configuration(folder / STATUS_FILE, before, about)
+    checkpoint = folder / "last.ckpt"
     try:
         if before and state == "stopped":
             log.info("%s: stopped before: %s", folder, before.reason)
@@ -49,7 +57,9 @@ def run_sweep_job(
                 before.reason,
             )
             return None
-        if state != "failed" and (result := finished_result(folder, about.config)):
+        # Killed while it ended: what follows the result, such as min_retained, is done again.
+        unfinished = state in ("running", "interrupted") and checkpoint.is_file()
+        if result and not unfinished:
             log.info("%s: finished before", folder)
             if state != "finished":  # killed between writing the result and the status
                 by = before or about
@@ -57,7 +67,6 @@ def run_sweep_job(
                 status.write(folder, about, "finished")
             return result
         with status.run_lock(folder, about, seen=before):
-            checkpoint = folder / "last.ckpt"
             return run_job(str(checkpoint) if checkpoint.is_file() else None)
     except status.RunLockedError as error:
         log.warning("%s", error)
@@ -84,27 +93,32 @@ def run_eval_job(folder: Path, about: Status, evaluate: Callable[[], T | None]) 
         return None
 
 
-def finished_result(folder: Path, config: Mapping[str, Any] | None) -> RunResult | None:
-    """Read the result of a run folder; None where there is none that can be read.
-
-    Raises:
-        ConfigError: The result belongs to another configuration.
-    """
+def readable_result(folder: Path) -> RunResult | None:
+    """Read the result of a run folder; None where there is none that can be read."""
     path = folder / RESULT_FILE
     try:
-        result = RunResult.read(folder)
+        return RunResult.read(folder)
     except FileNotFoundError:
         return None
     except (OSError, SchemaError) as error:
         log.warning("%s: cannot be read (%s); the job runs again", path, status.reason(error))
         return None
-    if config is not None and config_hash(result.config) != config_hash(config):
+
+
+def refuse_other_configuration(path: Path, found: RunResult | Status | None, about: Status) -> None:
+    """Refuse a job whose folder is that of another one: it would be taken for finished or failed.
+
+    Raises:
+        ConfigError: The file at `path` is of another configuration.
+    """
+    if not (found and found.config and about.config):
+        return
+    if config_hash(found.config) != config_hash(about.config):
         raise ConfigError(
             "hydra.sweep.subdir",
             expected=f"{path} is of another configuration",
             hint="choose a subdir that differs between these jobs",
         )
-    return result
 
 
 def sweep_metric(result: RunResult | ModelResult | None, monitor: str) -> float:

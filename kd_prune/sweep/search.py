@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,13 @@ from kd_prune.config_utils import quote_value
 from kd_prune.errors import UNSET, ConfigError
 from kd_prune.results import is_loss
 from kd_prune.sweep import status
+from kd_prune.sweep.run_id import IGNORED_KEYS
+from kd_prune.sweep.study import STUDY, import_optuna, open_storage
 
 log = logging.getLogger(__name__)
-STUDY = "search"
 BEST_FILE = "best.yaml"
+FIXED = "settings of all trials"
+"""Attribute of a study."""
 RETRY_OF = "retry_of"
 """Attribute of a trial with the settings of a failed one: the failed one's number."""
 FIXED_KEYS = ("task", "seed", "sparsity.final")
@@ -142,6 +143,7 @@ class OptunaSweeper(Sweeper):
             direction=self.direction,
             load_if_exists=True,
         )
+        check_same_settings(study, fixed, folder)
         # A continued study needs another seed, or it would sample the same trials again.
         sampled = len(study.get_trials(deepcopy=False))
         study.sampler = optuna.samplers.TPESampler(
@@ -227,6 +229,30 @@ class OptunaSweeper(Sweeper):
         OmegaConf.save(OmegaConf.create(result | {"trials": counts}), folder / BEST_FILE)
 
 
+def check_same_settings(study: Any, fixed: Mapping[str, str], folder: Path) -> None:
+    """Note the settings that all trials share; refuse to continue a study of others.
+
+    Raises:
+        ConfigError: The study has values of other settings.
+    """
+    ours = {k: v for k, v in fixed.items() if k.lstrip("+").partition(".")[0] not in IGNORED_KEYS}
+    before = study.user_attrs.get(FIXED)
+    values = any(trial.value is not None for trial in study.get_trials(deepcopy=False))
+    if before is None or not values:
+        study.set_user_attr(FIXED, ours)
+        return
+    differing = [key for key in {**before, **ours} if before.get(key) != ours.get(key)]
+    if differing:
+        key = differing[0]
+        then = f"{key}={before[key]}" if key in before else f"no {key}"
+        raise ConfigError(
+            key.lstrip("+"),
+            ours.get(key, UNSET),
+            f"the search in {folder} was begun with {then}, so its values cannot be compared",
+            "give this one a name of its own, sweep.name=<name>",
+        )
+
+
 def retry_failed_trials(study: Any, space: Collection[str]) -> None:
     """Queue the settings of failed trials as new trials, each failed trial once."""
     trials = study.get_trials(deepcopy=False)
@@ -277,72 +303,3 @@ def distribution(override: Override) -> Any:
     if isinstance(low, int) and isinstance(high, int):
         return distributions.IntDistribution(low, high, log=logarithmic)
     return distributions.FloatDistribution(float(low or 0), float(high or 0), log=logarithmic)
-
-
-class MedianStoppingRule:
-    """Median stopping: end a trial whose metric is worse than the median of earlier trials.
-
-    Sparsity rises during a run and the metric falls with it. Values are therefore reported to the
-    study only at the final sparsity, under the run's progress in percent: trials are compared at
-    the same sparsity and progress, whatever their steps and ramp. No trial is stopped by fewer than
-    three others, nor at the end of its training.
-
-    Args:
-        storage: Storage of the study.
-        trial: Number of the trial.
-        final: Sparsity from which on values count.
-        startup: Number of first trials of which none is stopped.
-    """
-
-    def __init__(self, storage: str, trial: int, final: float, startup: int) -> None:
-        optuna = import_optuna()
-        self.final = final
-        self.study = optuna.load_study(
-            study_name=STUDY,
-            storage=open_storage(storage),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=startup, n_min_trials=3),
-        )
-        (found,) = (t for t in self.study.get_trials() if t.number == trial)
-        self.trial = optuna.trial.Trial(self.study, found._trial_id)
-        self.reported = set(found.intermediate_values)
-
-    def __call__(self, percent: int, sparsity: float, value: float) -> str | None:
-        """Report a value; return the reason to stop the trial, or None."""
-        if sparsity < self.final - 1e-3 or percent in self.reported:  # reported before resuming
-            return None
-        self.reported.add(percent)
-        self.trial.report(value, percent)
-        if percent == 100 or not self.trial.should_prune():
-            return None
-        return (
-            f"{value:.4f} after {percent} % of the run is worse than the median of earlier trials"
-        )
-
-
-def open_storage(storage: str) -> Any:
-    """Open a database by its URL, or a journal file, which is only appended to."""
-    if "://" in storage:
-        return storage
-    journal = import_module("optuna.storages.journal")
-    backend = journal.JournalFileBackend(storage, lock_obj=journal.JournalFileOpenLock(storage))
-    return import_optuna().storages.JournalStorage(backend)
-
-
-@cache
-def import_optuna() -> Any:
-    """Import Optuna, which only a search needs.
-
-    Raises:
-        ConfigError: Optuna is not installed.
-    """
-    try:
-        optuna = import_module("optuna")
-    except ImportError as error:
-        raise ConfigError(
-            "hparams_search",
-            "optuna",
-            "Optuna is not installed",
-            "pip install '<clone>[optuna]'",
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna

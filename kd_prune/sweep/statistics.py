@@ -198,13 +198,17 @@ def stages_of(run: Run) -> Mapping[str, StageResult]:
 def stage_seconds(runs: Iterable[Run]) -> dict[str, float]:
     """Compute the mean training time of every stage, over the runs that trained it.
 
-    A stage that was found in the cache, or given by a path, took 0 seconds.
+    Runs that found a stage in the cache do not count, so that each training counts once, unless
+    none of the runs trained it; a model that was given by a path took 0 seconds.
     """
-    times: dict[str, list[float]] = defaultdict(list)
+    own: dict[str, list[float]] = defaultdict(list)
+    all_: dict[str, list[float]] = defaultdict(list)
     for run in runs:
         for name, stage in stages_of(run).items():
-            times[name].append(stage.seconds)
-    return {name: fmean([t for t in found if t] or [0.0]) for name, found in times.items()}
+            all_[name].append(stage.seconds)
+            if not stage.reused:
+                own[name].append(stage.seconds)
+    return {name: fmean(own[name] or found) for name, found in all_.items()}
 
 
 def teacher_levels(runs: Iterable[Run]) -> dict[str, dict[str, float]]:

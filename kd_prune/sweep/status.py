@@ -16,9 +16,15 @@ from filelock import FileLock, Timeout
 
 from kd_prune.errors import ConfigError
 from kd_prune.json_schema import SchemaError, read_json
-from kd_prune.results import RESULT_FILE, Status
+from kd_prune.results import RESULT_FILE, STATUS_FILE, Status
 
 LOCK_FILE = "run.lock"
+
+
+RECORDS = (STATUS_FILE, RESULT_FILE, "last.ckpt")
+"""Files of which a run folder has one at least."""
+REPLACED = ("student", "milestones", "metrics.csv", "sparsity.csv", "curves.png")
+"""Names of results, which a new run in the folder replaces."""
 
 
 class RunLockedError(RuntimeError):
@@ -74,6 +80,23 @@ def run_lock(folder: Path, about: Status, seen: Status | None = None) -> Iterato
         write(folder, about, "finished")
 
 
+def refuse_foreign_folder(folder: Path) -> None:
+    """Refuse a folder that no run made and that holds something a run would replace.
+
+    Raises:
+        ConfigError: It is such a folder.
+    """
+    if any((folder / name).exists() for name in RECORDS):
+        return
+    if there := [name for name in REPLACED if (folder / name).exists()]:
+        raise ConfigError(
+            "hydra.run.dir",
+            str(folder),
+            f"holds {there[0]}, which no run made and this one would replace",
+            "choose another folder",
+        )
+
+
 def write(folder: Path, about: Status, state: str, *, reason: str | None = None) -> None:
     """Record a state in ``status.json``, with the time unless the run is still running."""
     ended = None if state == "running" else now()
@@ -112,14 +135,16 @@ def reason(error: BaseException) -> str:
     """Describe an error in one line; Python's own errors with their type.
 
     >>> reason(OSError(28, "No space left on device", "result.json"))
-    'the disk is full (result.json); free some space, then run the same command again to resume'
+    'the disk is full (result.json); free some space, then resume: ckpt_path=<run folder>, or \
+in a sweep sweep.retry_failed=true'
     """
     message = " ".join(str(error).split())
     if disk_is_full(error):
         where = getattr(error, "filename", None)
         return (
             f"the disk is full{f' ({where})' if where else ''}; "
-            "free some space, then run the same command again to resume"
+            "free some space, then resume: ckpt_path=<run folder>, or in a sweep "
+            "sweep.retry_failed=true"
         )
     if isinstance(error, (ValueError, RuntimeError)) and message:
         return message

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -13,6 +15,7 @@ import torch
 from export.models import save_student, sparse_model, tokenizer
 from export.runs import make_run
 from torch import nn
+from transformers import AutoTokenizer
 
 from kd_prune import inference
 from kd_prune.cli import predict
@@ -139,6 +142,29 @@ def test_an_output_that_nobody_reads_any_more_is_no_error(folder, monkeypatch):
     monkeypatch.setattr(sys, "stdout", closed)
     with pytest.raises(BrokenPipeError):
         predict.main([str(folder)])
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_segments_are_those_of_the_tokenizer(folder, tmp_path, capsys):
+    """As in training, and in transformers: a tokenizer may leave them out."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    file = copy / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | names))
+    (tmp_path / "rows.csv").write_text("a,b\nabc,zz z\n")
+    found = predicted(copy, "--file", tmp_path / "rows.csv", "--text", "a,b", capsys=capsys)
+    batch = AutoTokenizer.from_pretrained(copy)("abc", "zz z", return_tensors="pt")
+    with torch.no_grad():
+        expected = sparse_model()(**batch).logits.softmax(-1)[0]
+        other = sparse_model()(**tokenizer()("abc", "zz z", return_tensors="pt")).logits.softmax(-1)
+    assert float(found["score"][0]) == pytest.approx(float(expected.max()), abs=2e-6)
+    assert float(found["score"][0]) != pytest.approx(float(other.max()), abs=2e-6)
+
+
+def test_a_mistyped_folder_is_named_before_the_rows_are_read():
+    with pytest.raises(SystemExit, match=r"^error: folder=no-such: "):
+        main(["predict", "no-such", "--file", "rows.csv"])
 
 
 class Negated(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from kd_prune.sweep.search import STUDY, open_storage
+from kd_prune.sweep.study import STUDY, open_storage
 
 from .script import SMALL, metrics_of
 
@@ -105,6 +105,17 @@ def test_a_search_has_one_task_seed_and_target(call, tmp_path, override):
     key = override.lstrip("+").partition("=")[0]
     assert code == 1
     assert err.strip().startswith(f"error: {override}: a search is for one {key}; give one value")
+
+
+def test_a_search_goes_on_with_the_same_settings_only(search):
+    search(2, "sparsity.final=0.5")
+    before = (search.folder / "best.yaml").read_text()
+    code, said, study = search(3, "sparsity.final=0.9")
+    assert code == 1
+    assert "error: sparsity.final=0.9: the search in " in said
+    assert "was begun with sparsity.final=0.5, so its values cannot be compared" in said
+    assert len(study.trials) == 2
+    assert (search.folder / "best.yaml").read_text() == before
 
 
 def test_a_trial_that_fails_is_no_value(search):

@@ -57,6 +57,13 @@ def test_other_file_raises(lines, says, tmp_path):
         WordVectors.read(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("name", ["v.txt.gz", "v.txt"])
+def test_a_file_that_is_no_text_raises(name, tmp_path):
+    (tmp_path / name).write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(ConfigError, match=r"^vectors=.*cannot be read as text"):
+        WordVectors.read(str(tmp_path / name))
+
+
 def test_nearest_words_equal_a_sort_by_cosine():
     rng = np.random.default_rng(0)
     words = tuple(f"w{i}" for i in range(300))

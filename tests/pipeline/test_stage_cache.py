@@ -124,6 +124,24 @@ def test_stage_fitted_with_a_plugin_object_stays_in_the_run_folder(make_job, tmp
     )
 
 
+def test_stage_kept_in_the_run_folder_depends_on_its_configuration(make_job, tmp_path, said):
+    """What cannot be described is in there by name and arguments."""
+    plugin = MixedPrecision("bf16-mixed", "cpu")
+    folders = {
+        folder_of(
+            make_job(
+                tmp_path / "run",
+                trainer_settings={"accelerator": "cpu", "plugins": [plugin]},
+                config={"teacher": {"callbacks": {"stop": {"step": step}}}, "seed": seed},
+            ),
+            "teacher",
+        )
+        for step, seed in ((1, 1), (1, 2), (25, 1))
+    }
+    assert len(folders) == 2
+    assert len(said) == 3
+
+
 def test_interrupted_teacher_is_resumed_to_the_same_bytes(make_job, tmp_path, said):
     job = make_job(tmp_path / "whole", teacher=Stage(max_epochs=2), cache_dir=str(tmp_path / "1"))
     context = loaded_context(job)

@@ -201,6 +201,8 @@ def test_two_stages_before_the_student_are_fitted_in_order(of_base, sparse_base,
         )
         for teacher in ("assistant", "teacher")
     )
+    assert result.teacher == result.stages["assistant"]  # what the student is compared with
+    assert plain.teacher == plain.stages["teacher"]
     order = list(result.stages)
     assert set(order) == {"base", "teacher", "assistant", "student"}
     assert order.index("teacher") < order.index("assistant")

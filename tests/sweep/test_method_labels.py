@@ -207,3 +207,26 @@ def test_settings_that_follow_the_target_or_the_seed_make_no_method_beside_other
         "plain0": "sparsebert, sparsity.initial=0.0",
         "plain1": "sparsebert, sparsity.initial=0.0",
     }
+
+
+def test_a_value_that_only_happens_to_be_the_seed_is_no_placeholder(tmp_path):
+    """In a grid: the diagonal's runs are of different methods, not seeds of one."""
+    for updates in (1, 2):
+        for seed in (1, 2):
+            write_run(
+                tmp_path / f"{updates}-{seed}",
+                seed=seed,
+                sparsity__updates=updates,
+                model={"path": f"models/v{updates}"},
+            )
+    found = labels(tmp_path)
+    assert found["1-1"] == found["1-2"] != found["2-1"] == found["2-2"]
+    assert not any("{" in label for label in found.values())
+
+
+def test_an_end_that_only_happens_to_be_the_target_is_no_placeholder(tmp_path):
+    for end in (0.8, 0.9):
+        for final in (0.8, 0.9):
+            write_run(tmp_path / f"{end}-{final}", sparsity__final=final, sparsity__end=end)
+    found = labels(tmp_path)
+    assert found["0.8-0.8"] == found["0.8-0.9"] != found["0.9-0.8"] == found["0.9-0.9"]

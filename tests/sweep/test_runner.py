@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
+from kd_prune.errors import ConfigError
 from kd_prune.results import STATUS_FILE, ModelResult, RunResult, StageResult, Status
 from kd_prune.sweep import status
 from kd_prune.sweep.runner import run_eval_job, run_sweep_job, sweep_metric
@@ -94,12 +96,31 @@ def test_run_sweep_job_stopped_trial_stays_stopped(tmp_path, caplog):
     assert "stopped before: below the median" in caplog.text
 
 
-def test_run_sweep_job_result_of_another_configuration_fails(tmp_path, caplog):
-    make_result(seed=2).write(tmp_path)
+def test_run_sweep_job_killed_while_it_ended_is_ended_once_more(tmp_path):
+    """The result was written, and what follows was not: the share to retain, cards, curves."""
+    (tmp_path / "last.ckpt").touch()
     run, given = job(tmp_path)
-    assert run_sweep_job(tmp_path, ABOUT, run) is None
-    assert "is of another configuration; choose a subdir that differs" in caplog.text
+    for state in ("running", "interrupted"):
+        make_result().write(tmp_path)
+        status.write(tmp_path, ABOUT, state)
+        assert run_sweep_job(tmp_path, ABOUT, fail) is None
+        assert status.read(tmp_path).state == "failed"
+    assert run_sweep_job(tmp_path, ABOUT, run, retry_failed=True) == make_result()
+    assert given == [str(tmp_path / "last.ckpt")]
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "stopped"])
+def test_run_sweep_job_in_the_folder_of_another_job_is_refused(tmp_path, state):
+    """Else this job would be taken for finished or failed, and the sweep would end well."""
+    other = replace(ABOUT, seed=2, config={"seed": 2})
+    if state == "finished":
+        make_result(seed=2).write(tmp_path)
+    status.write(tmp_path, other, state, reason="its own")
+    run, given = job(tmp_path)
+    with pytest.raises(ConfigError, match=r"^hydra.sweep.subdir: .* choose a subdir that differs"):
+        run_sweep_job(tmp_path, ABOUT, run)
     assert given == []
+    assert status.read(tmp_path).seed == 2
 
 
 @pytest.mark.parametrize("content", ["{", '{"student": {"accuracy": 0.8}}'])

@@ -6,13 +6,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kd_prune.errors import ConfigError
-from kd_prune.sweep.search import (
-    STUDY,
-    MedianStoppingRule,
-    OptunaSweeper,
-    open_storage,
-    quote_value,
-)
+from kd_prune.sweep.search import OptunaSweeper, quote_value
+from kd_prune.sweep.study import STUDY, MedianStoppingRule, open_storage
 
 optuna = pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
 

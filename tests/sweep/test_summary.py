@@ -187,8 +187,8 @@ def test_every_stage_has_its_metrics_and_seconds(tmp_path):
 
 
 def test_seconds_of_a_stage_are_means_over_the_runs_that_trained_it(tmp_path):
-    for seed, seconds in ((1, 30.0), (2, 0.0), (3, 60.0)):
-        stages = {"text": {"metrics": {}, "seconds": seconds}}
+    for seed, seconds, reused in ((1, 30.0, False), (2, 30.0, True), (3, 60.0, False)):
+        stages = {"text": {"metrics": {}, "seconds": seconds, "reused": reused}}
         write_run(tmp_path / str(seed), seed=seed, stages=stages)
     (row,) = summarize_runs(collect([tmp_path]).runs).rows
     assert row.seconds == {"teacher": 2.0, "text": 45.0, "student": 60.0}
