@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 
-import lightning.pytorch as L
 import torch
 from datasets import Dataset
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kd_prune import hf
 from kd_prune.distillation import Objective
 from kd_prune.errors import ConfigError, key_prefix
 from kd_prune.hf.batches import row_lengths
-from kd_prune.lit.distributed import shards_parameters
-from kd_prune.lit.progress import RunLength, limited
+from kd_prune.lit.progress import RunLength
 from kd_prune.pipeline.context import Context, GivenModel, saved_tokenizer
 from kd_prune.pipeline.fitting import (
     enable_activations,
@@ -35,6 +30,7 @@ from kd_prune.pipeline.models import (
     teacher_model,
 )
 from kd_prune.pipeline.stage import STUDENT, ChainStage
+from kd_prune.pipeline.trainer_checks import check_interval, checked_trainer
 
 log = logging.getLogger(__name__)
 
@@ -262,80 +258,3 @@ def check_lengths(task: hf.Task, data: hf.TaskData, limit: float) -> None:
                     "most",
                     "set it to that, or take a model that reads more (model=…)",
                 )
-
-
-NONZERO_SETTINGS = (
-    "max_epochs",
-    "max_steps",
-    "limit_train_batches",
-    "limit_val_batches",
-    "val_check_interval",
-    "accumulate_grad_batches",
-    "check_val_every_n_epoch",
-)
-"""Settings of Lightning's Trainer that must not be 0: nothing would be trained, or 0 a divisor."""
-
-
-def checked_trainer(job: Job, limits: dict[str, object]) -> L.Trainer:
-    """Make the trainer of a stage's fit and check its settings.
-
-    Raises:
-        ConfigError: The trainer cannot be made on this machine, or a setting must not be 0.
-    """
-    refusals = (ImportError, TypeError, ValueError, AttributeError, MisconfigurationException)
-    try:
-        trainer = job.trainer(logger=False, **limits)
-    except refusals as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        for name, value in getattr(job.trainer, "keywords", {}).items():
-            try:  # find the setting that is refused
-                L.Trainer(logger=False, **{name: value})
-            except refusals:
-                hint = "take trainer.accelerator=auto" if name == "accelerator" else ""
-                raise ConfigError(f"trainer.{name}", value, reason, hint) from error
-        raise ConfigError("trainer", expected=reason) from error
-    for name in NONZERO_SETTINGS:
-        if getattr(trainer, name) == 0:
-            raise ConfigError(f"trainer.{name}", 0, "expected a number above 0")
-    check_processes(trainer)
-    return trainer
-
-
-def check_processes(trainer: L.Trainer) -> None:
-    """Refuse several processes that nobody starts, or that share a model out between them.
-
-    Raises:
-        ConfigError: Their machines are not told apart, or the strategy shards parameters.
-    """
-    if shards_parameters(trainer):
-        raise ConfigError(
-            "trainer.strategy",
-            type(trainer.strategy).__name__,
-            "it shards parameters between processes, and a job's encoder has to fit one device",
-            "take strategy=ddp, or SparsityCallback in a module of your own (docs/cluster.md)",
-        )
-    by_hand = type(getattr(trainer.strategy, "cluster_environment", None)) is LightningEnvironment
-    if trainer.num_nodes > 1 and by_hand and not {"NODE_RANK", "GROUP_RANK"} & os.environ.keys():
-        raise ConfigError(
-            "trainer.num_nodes",
-            trainer.num_nodes,
-            "nothing says which machine this is",
-            "start it with torchrun or srun, or set NODE_RANK, MASTER_ADDR and MASTER_PORT on each",
-        )
-
-
-def check_interval(trainer: L.Trainer, who: str, batches: int) -> None:
-    """Refuse a validation interval that is longer than an epoch.
-
-    Raises:
-        ConfigError: An epoch has fewer batches.
-    """
-    interval, length = trainer.val_check_interval, limited(batches, trainer.limit_train_batches)
-    across = trainer.check_val_every_n_epoch is None
-    if isinstance(interval, int) and interval > length and not across:
-        raise ConfigError(
-            "trainer.val_check_interval",
-            interval,
-            f"an epoch of {who} has {length} batches",
-            "lower it, or count across epochs with trainer.check_val_every_n_epoch=null",
-        )

@@ -25,7 +25,7 @@ from kd_prune.pipeline.job import Job, cache_folder
 from kd_prune.pipeline.messages import say
 from kd_prune.pipeline.milestones import Milestones, copy_milestones, milestone_folder
 from kd_prune.pipeline.models import initial_model, stage_scope, teacher_model
-from kd_prune.pipeline.preflight import check_stage, check_student_task, checked_trainer
+from kd_prune.pipeline.preflight import check_stage, check_student_task
 from kd_prune.pipeline.processes import check_shared
 from kd_prune.pipeline.reporting import draw_curves, print_summary
 from kd_prune.pipeline.resume_check import (
@@ -37,6 +37,7 @@ from kd_prune.pipeline.resume_check import (
 from kd_prune.pipeline.run_folder import clear_results
 from kd_prune.pipeline.stage import STUDENT, TEACHER
 from kd_prune.pipeline.stage_cache import obtain_stage
+from kd_prune.pipeline.trainer_checks import checked_trainer, warn_of_slow_precision
 from kd_prune.pipeline.verification import (
     ExpectedSparsity,
     verify_final_sparsity,
@@ -69,6 +70,7 @@ def run(job: Job) -> RunResult | None:
         job = replace(job, ckpt_path=checkpoint_file(job.ckpt_path))
     job.out.mkdir(parents=True, exist_ok=True)
     trainer = checked_trainer(job, {})
+    warn_of_slow_precision(trainer)
     context = Context(job, cache_folder(job.cache_dir), job.chain(), trainer.is_global_zero)
     if trainer.num_nodes > 1:
         check_shared(context)
