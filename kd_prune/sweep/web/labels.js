@@ -1,7 +1,8 @@
 // Names beside points, for figures in which few methods have more than one.
 
 const LABEL = { height: 14, letter: 6.2, gap: 10, point: 12 }; // pixels, of text of size 11
-const LABEL_SHIFTS = [0, -1, 1, -2, 2, -3, 3, -4, 4, -5, 5, -6, 6]; // heights of a label, in the order in which they are tried
+// Heights of a label, in the order in which they are tried: 0, -1, 1, -2, 2, … 12.
+const LABEL_SHIFTS = Array.from({ length: 25 }, (_, i) => (i % 2 ? -1 : 1) * Math.ceil(i / 2));
 
 const overlap = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
 
@@ -27,7 +28,7 @@ function labelPlaces(points, width, height) {
 function namedPoints(points, width, height) {
   const range = (values) => {
     const [low, high] = [Math.min(...values), Math.max(...values)];
-    const margin = 0.06 * (high - low) || 1;
+    const margin = 0.08 * (high - low) || 1;
     return [low - margin, high + margin];
   };
   const [xs, ys] = [range(points.map((p) => p.x)), range(points.map((p) => p.y))];
@@ -37,7 +38,7 @@ function namedPoints(points, width, height) {
   const places = [...groupBy(pixels, (p) => p.at.join()).values()].map((same) => ({
     ...same[0], px: same[0].at[0], py: same[0].at[1], text: same.map((p) => p.name).join(", "),
   }));
-  places.sort((a, b) => a.py - b.py || a.px - b.px);
+  places.sort((a, b) => b.text.length - a.text.length || a.py - b.py || a.px - b.px); // long texts fit in few places
   const found = labelPlaces(places.map((p) => ({ x: p.px, y: p.py, text: p.text })), width, height);
   const annotations = places.map((p, at) => ({
     x: p.x, y: p.y, text: plain(p.text), font: { size: 11 }, xanchor: found[at].side > 0 ? "left" : "right",
