@@ -32,7 +32,7 @@ main keys:
 
 
 def is_override(argument: str) -> bool:
-    """Return whether an argument is no folder's name, but ``key=value``."""
+    """Return whether an argument is an override, ``key=value``, and not an existing folder."""
     return "=" in argument and not Path(argument).exists()
 
 

@@ -49,14 +49,14 @@ def make_job(config: DictConfig, out: Path) -> Job:
     validation.check_groups(plain)
     validation.check_missing(plain)
     validation.check_types(plain)
-    check_known(plain)
+    refuse_unknown_settings(plain)
     cache_folder(plain["cache_dir"])
     torch.manual_seed(plain["seed"])  # a module with weights is then the same in every process
     job: Job = build({key: value for key, value in plain.items() if key not in COMMAND_KEYS})
     return dataclasses.replace(job, out=out, config=plain)
 
 
-def check_known(settings: Mapping[str, Any]) -> None:
+def refuse_unknown_settings(settings: Mapping[str, Any]) -> None:
     """Refuse a setting that no part of the job reads.
 
     Raises:

@@ -126,7 +126,7 @@ def run_recorded(config: DictConfig, out: Path, record: Status) -> RunResult | M
     resume = launch.resumable_checkpoint(config, out)
     if launch.is_child_rank(config):  # the first process keeps the record
         return run_job(config, out, resume)
-    status.refuse_foreign_folder(out)
+    status.refuse_results_without_run(out)
     if sweep:
         return run_sweep_job(
             out,

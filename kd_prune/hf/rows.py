@@ -102,13 +102,15 @@ def parse_rows(content: str, form: str) -> pd.DataFrame:
             rows = [json.loads(line) for line in lines]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("expected one object per row")
-        whole = [{name: whole_characters(value) for name, value in row.items()} for row in rows]
+        whole = [
+            {name: replace_lone_surrogates(value) for name, value in row.items()} for row in rows
+        ]
         return pd.DataFrame(whole, dtype=object)  # text stays text, dates too
     return parse_table(content, form)
 
 
-def whole_characters(value: Any) -> Any:
-    """Return a text with U+FFFD for every half character; any other value unchanged."""
+def replace_lone_surrogates(value: Any) -> Any:
+    """Replace every lone surrogate of a text by U+FFFD; return any other value unchanged."""
     return SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 

@@ -250,6 +250,7 @@ class FusedLayers(nn.ModuleList):
         return super().__getitem__(index)
 
     def _refuse_change(self, *_: Any) -> NoReturn:
+        """Refuse to replace, add or remove a block, of which the kernels would know nothing."""
         raise RuntimeError(
             "the blocks of an accelerated model are fixed: change the model that it was made from,"
             " and accelerate that"

@@ -100,7 +100,7 @@ def run(job: Job) -> RunResult | None:
         versions=versions(),
         config=dict(job.config),
         hub_ids=hub_ids(job.config),
-        teacher_stage=compared_teacher(context),
+        teacher_stage=name_of_compared_teacher(context),
     )
     result.write(job.out)  # first, so that no failure of a drawing loses it
     teacher = value_to_retain(context)
@@ -147,13 +147,13 @@ def prepare_resume(
 
 def value_to_retain(context: Context) -> float | None:
     """Return the value of the student's `monitor` that its teacher has; None if not known."""
-    name = compared_teacher(context)
+    name = name_of_compared_teacher(context)
     metrics = context.outcomes[name].result.metrics if name else {}
     return metrics.get(context.chain[STUDENT].task.monitor)
 
 
-def compared_teacher(context: Context) -> str | None:
-    """Return the stage whose outcome the student is compared with; None: there is none.
+def name_of_compared_teacher(context: Context) -> str | None:
+    """Return the name of the stage that made the teacher in the reports; None: there is none.
 
     It is the student's own teacher, or the stage `TEACHER` where that one has no value of the
     student's `monitor`, as a teacher of another task. Of a saved model nothing is known.

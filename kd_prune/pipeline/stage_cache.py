@@ -140,12 +140,12 @@ def stage_folder(
     except UnknownPartError as error:
         say(f"The {stage.name} is not shared between runs: {error}")
         known = stage_key(context, stage, student, teacher, skip_unknown=True)
-        settings = digest([known, configuration_of(context.job.config, stage)])
+        settings = digest([known, composed_settings(context.job.config, stage)])
         return context.job.out / "stages" / f"{stage.name}-{settings}"
 
 
-def configuration_of(config: Mapping[str, Any], stage: ChainStage) -> Any:
-    """Return what the configuration says of a stage, the parts that cannot be described too."""
+def composed_settings(config: Mapping[str, Any], stage: ChainStage) -> Any:
+    """Return the settings of a stage and of the task as Hydra composed them, classes by name."""
     found: Any = config
     for name in stage.key.split("."):
         found = found.get(name) if isinstance(found, Mapping) else None

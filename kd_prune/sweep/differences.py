@@ -143,7 +143,7 @@ class _Search:
     def _texts(self, key: str, values: Mapping[int, Any]) -> dict[int, str]:
         """Return the values as text, one text for those that follow their run's seed or target."""
         plain = {i: setting_text(value) for i, value in values.items()}
-        masked = self._masked(key, values)
+        masked = self._with_placeholders(key, values)
         alike: dict[str, set[str]] = defaultdict(set)
         for i, text in masked.items():
             alike[text].add(plain[i])
@@ -152,9 +152,9 @@ class _Search:
     def _differ(self, key: str, values: Mapping[int, Any]) -> bool:
         """Return whether values differ by more than the seeds and targets of their runs do."""
         plain = {repr(normalized(value)) for value in values.values()}
-        return len(plain) > 1 and len(set(self._masked(key, values).values())) > 1
+        return len(plain) > 1 and len(set(self._with_placeholders(key, values).values())) > 1
 
-    def _masked(self, key: str, values: Mapping[int, Any]) -> dict[int, str]:
+    def _with_placeholders(self, key: str, values: Mapping[int, Any]) -> dict[int, str]:
         """Return the values as text, with placeholders for the seed and target of their runs.
 
         A value that another run has too, whose seed and target are others, follows neither: in a

@@ -230,7 +230,7 @@ class OptunaSweeper(Sweeper):
 
 
 def check_same_settings(study: Any, fixed: Mapping[str, str], folder: Path) -> None:
-    """Note the settings that all trials share; refuse to continue a study of others.
+    """Refuse to continue a study whose trials had other fixed settings; record those of a new one.
 
     Raises:
         ConfigError: The study has values of other settings.

@@ -80,8 +80,8 @@ def run_lock(folder: Path, about: Status, seen: Status | None = None) -> Iterato
         write(folder, about, "finished")
 
 
-def refuse_foreign_folder(folder: Path) -> None:
-    """Refuse a folder that no run made and that holds something a run would replace.
+def refuse_results_without_run(folder: Path) -> None:
+    """Refuse a folder that no run made, with files of the names of results: a run replaces those.
 
     Raises:
         ConfigError: It is such a folder.

@@ -8,9 +8,7 @@ import logging
 import shutil
 from pathlib import Path
 
-import lightning.pytorch as L
 import pytest
-import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -19,7 +17,7 @@ from kd_prune.distillation import HiddenStates, Objective
 from kd_prune.errors import ConfigError
 from kd_prune.hf.tiny import make_model
 from kd_prune.lit import ReweightedL1, RewindCallback, SparsityCallback
-from kd_prune.pipeline import Stage, evaluate_saved, run, trainer_checks
+from kd_prune.pipeline import Stage, evaluate_saved, run
 from kd_prune.pipeline.preflight import check_stage
 from kd_prune.pruning import Scope, Taylor
 
@@ -341,24 +339,3 @@ def test_student_of_a_task_without_metrics_is_refused(make_job, tmp_path, no_tra
         ConfigError, match=r"^task\.metrics=\[\]: a student is reported by a metric"
     ):
         start(job)
-
-
-@pytest.mark.parametrize(
-    ("precision", "machine", "fast", "warns"),
-    [
-        ("bf16-mixed", "x86_64", False, True),
-        ("bf16-true", "x86_64", False, True),
-        ("bf16-mixed", "x86_64", True, False),
-        ("bf16-mixed", "aarch64", False, False),
-        ("32-true", "x86_64", False, False),
-    ],
-)
-def test_bfloat16_that_a_processor_emulates_warns(
-    monkeypatch, caplog, precision, machine, fast, warns
-):
-    monkeypatch.setattr(trainer_checks.platform, "machine", lambda: machine)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    trainer = L.Trainer(precision=precision, accelerator="cpu", devices=1, logger=False)
-    trainer_checks.warn_of_slow_precision(trainer)
-    assert ("no instructions for bfloat16" in caplog.text) == warns

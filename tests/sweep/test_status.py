@@ -99,9 +99,9 @@ def test_status_tells_a_refusal_from_other_failures(tmp_path, error, refused):
 @pytest.mark.parametrize("name", ["student", "milestones", "metrics.csv"])
 def test_a_folder_that_no_run_made_is_refused_and_left_alone(tmp_path, name):
     (tmp_path / "notes.txt").touch()
-    status.refuse_foreign_folder(tmp_path)
+    status.refuse_results_without_run(tmp_path)
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=rf"^hydra.run.dir=.* holds {name}, which no run made"):
-        status.refuse_foreign_folder(tmp_path)
+        status.refuse_results_without_run(tmp_path)
     (tmp_path / "last.ckpt").touch()
-    status.refuse_foreign_folder(tmp_path)
+    status.refuse_results_without_run(tmp_path)
