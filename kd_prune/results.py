@@ -190,6 +190,7 @@ class Status:
         choices: Hydra's group → option.
         overrides: Overrides of the command.
         config: The resolved configuration; None where it cannot be resolved.
+        cwd: Folder that the command was given in, which relative paths in `config` begin at.
         started: Time when the run began, ISO 8601.
         ended: Time when the run ended, ISO 8601.
         host: Machine that the run uses.
@@ -205,6 +206,7 @@ class Status:
     choices: Mapping[str, str] = field(default_factory=dict)
     overrides: Sequence[str] = ()
     config: Mapping[str, Any] | None = None
+    cwd: str | None = None
     started: str | None = None
     ended: str | None = None
     host: str | None = None

@@ -161,4 +161,5 @@ def describe(config: DictConfig) -> Status:
         },
         overrides=list(hydra.overrides.task),
         config=plain,
+        cwd=hydra.runtime.cwd,
     )

@@ -18,7 +18,8 @@ def with_recorded_task(config: DictConfig, folder: Path) -> DictConfig:
     """Take the task from the run that saved a model, unless the command names a task.
 
     Single settings of the task in the command (``task.validation=[test]``) still apply. Rows that
-    were only learnt from, augmented or unlabelled ones, are left out.
+    were only learnt from, augmented or unlabelled ones, are left out. A relative path of the rows
+    begins at the folder that the run's command was given in, if they are still there.
 
     Args:
         config: The composed configuration.
@@ -71,6 +72,9 @@ def with_recorded_task(config: DictConfig, folder: Path) -> DictConfig:
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)  # noqa: S101  it is a DictConfig
     plain["task"] = merged(plain["task"], record.config["task"], "task")
+    path = plain["task"].get("path")
+    if isinstance(path, str) and record.cwd and (there := Path(record.cwd, path)).exists():
+        plain["task"]["path"] = str(there)
     both = OmegaConf.create(plain)
     for key in given:
         if key.startswith("task."):

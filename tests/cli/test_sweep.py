@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from kd_prune.cli import evaluate
+from kd_prune.hf.tiny import make_task
 
 from .script import SMALL, metrics_of
 
@@ -178,6 +180,32 @@ def test_eval_of_a_run_on_its_own_task_and_of_a_folder_on_another(call, tmp_path
     assert code == 1
     assert "failed: eval=nowhere: not a local folder" in said + err
     assert len(list((tmp_path / "c").glob("*/evaluation.json"))) == 2
+
+
+def test_eval_finds_the_rows_that_a_run_named_from_another_folder(call, tmp_path, monkeypatch):
+    """The path begins at that folder, whatever lies at the same path here."""
+    project, elsewhere, out = tmp_path / "project", tmp_path / "elsewhere", tmp_path / "run"
+    rows = Path(make_task(str(tmp_path / "made"), train=128, validation=32))
+    project.mkdir()
+    rows.rename(project / "rows")
+    (elsewhere / "rows").mkdir(parents=True)
+    monkeypatch.chdir(project)
+    others = [override for override in SMALL if not override.startswith("task.path")]
+    code, *_ = call(*others, "task.path=rows", f"hydra.run.dir={out}")
+    assert code == 0
+    monkeypatch.chdir(elsewhere)
+    code, _, err = call(f"eval={out}", f"hydra.run.dir={tmp_path / 'a'}")
+    assert code == 0, err
+    found = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    trained = json.loads((out / "result.json").read_text())
+    assert found["metrics"] == metrics_of(trained)
+
+    (project / "rows").rename(tmp_path / "moved")
+    code, _, err = call(f"eval={out}", f"hydra.run.dir={tmp_path / 'b'}")
+    assert code == 1
+    assert re.match("error: task.path=rows: ", err)
+    code, _, err = call(f"eval={out}", "task.path=../moved", f"hydra.run.dir={tmp_path / 'b'}")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(
