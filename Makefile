@@ -17,7 +17,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-ablation smoke test faults lint types format clean \
 	mutants bench-masks bench-sharded bench-steps bench-padding bench-glue bench-peers bench-recipe bench-study \
-	bench-poster bench-sweep bench-compatibility bench-storage bench-hardware
+	bench-soup bench-poster bench-sweep bench-compatibility bench-storage bench-hardware
 
 help:  ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.x] [DATA=folder] [MODEL=folder-or-hub-id] [ARGS=...]"
@@ -78,6 +78,9 @@ bench-recipe: need-DATA $(RUN)  ## effect of single settings on MRPC at 95 %, ho
 
 bench-study: need-DATA $(RUN)  ## what helps at 95 %, one change per row, days: DATA= and MODEL=
 	$(BIN)/python benchmarks/study.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench-soup: need-DATA $(RUN)  ## the mean of two students with one mask: DATA= and MODEL=
+	$(BIN)/python benchmarks/soup.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 bench-poster: need-DATA $(RUN)  ## the poster's table, days: DATA=, MODEL= and TEXT= (a folder)
 	$(BIN)/python benchmarks/poster.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(if $(TEXT),--text "$(TEXT)") $(ARGS)

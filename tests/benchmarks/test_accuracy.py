@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kd_prune.config_utils import flatten
@@ -68,6 +72,28 @@ def test_the_recipe(bench, data, model, tmp_path, capsys):
         "2e-3, constant rate",
     }
     assert "teacher" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_mean_of_two_students_with_one_mask(bench, data, model, tmp_path, capsys):
+    kept = tmp_path / "kept"
+    files = SimpleNamespace(copytree=shutil.copytree, rmtree=lambda folder: folder.rename(kept))
+    given = [*real(data, model, tmp_path), "--tasks", "sst2"]
+    results = bench("soup", *given, BATCHES={"sst2": 8}, shutil=files)
+    (file,) = (results / "study" / "soup").iterdir()
+    found = json.loads(file.read_text())
+    assert found["students"].keys() == {"first", "a", "b", "longer", "soup"}
+    names = ("first", "a", "b", "soup")
+    folders = [kept / name / ("" if name == "soup" else "student") for name in names]
+    first, a, b, soup = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, weight in soup.items():
+        assert torch.equal(weight, (a[name] + b[name]) / 2)
+    matrix = "bert.encoder.layer.0.intermediate.dense.weight"
+    assert not torch.equal(a[matrix], b[matrix])
+    for further in (a, b, soup):
+        assert torch.equal(further[matrix] == 0, first[matrix] == 0)
+    assert found["sparsity"] == pytest.approx(0.95, abs=1e-3)
+    assert "sst2, seed 1: soup" in capsys.readouterr().out
 
 
 @pytest.mark.slow
