@@ -76,8 +76,8 @@ bench-compatibility: $(RUN)  ## the callback on sixty other projects; rewrites d
 bench-recipe: need-DATA $(RUN)  ## effect of single settings on MRPC at 95 %, hours: DATA= and MODEL=
 	$(BIN)/python benchmarks/recipe.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-bench-study: need-DATA $(RUN)  ## what helps at 95 %, one change per row, days: DATA= and MODEL=
-	$(BIN)/python benchmarks/study.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+bench-study: need-DATA $(RUN)  ## what helps at 95 %, one change per row, days: DATA=, MODEL= and TEXT=
+	$(BIN)/python benchmarks/study.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(if $(TEXT),--text "$(TEXT)") $(ARGS)
 
 bench-soup: need-DATA $(RUN)  ## the mean of two students with one mask: DATA= and MODEL=
 	$(BIN)/python benchmarks/soup.py --data "$(DATA)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)

@@ -88,7 +88,13 @@ def run_job(overrides: Sequence[str], out: Path) -> RunResult:
 
 def figures(result: RunResult, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the figures of a run that are kept: no paths, one form for all runs ever made."""
-    paths = ("task.path", "model.path", "pretraining.task.path", "cache_dir")
+    paths = (
+        "task.path",
+        "model.path",
+        "pretraining.task.path",
+        "stages.base.task.path",
+        "cache_dir",
+    )
     stages = {name: stage.seconds for name, stage in result.stages.items()}
     return {
         "overrides": [o for o in overrides if not o.startswith(paths)],

@@ -112,7 +112,31 @@ CHANGES = {
     "average": [f"+callbacks.average={AVERAGE}"],
 }
 """What is changed of experiment=best."""
-ROWS = RANKING | {f"taylor_{name}": [*TAYLOR, *change] for name, change in CHANGES.items()}
+SPARSE_BASE = [
+    "+task@stages.base.task=corpus",
+    "+sparsity@stages.base.sparsity=taylor_global",
+    "+distillation@stages.base.objective=layers",
+    "+optimizer@stages.base.optimizer=adamw",
+    "+stages.base={_target_: kd_prune.pipeline.Stage, init: pretrained, teacher: pretrained,"
+    " max_epochs: null, max_steps: 500, dropout: 0.0, seed: 0}",
+    "stages.base.sparsity.end=0.7",
+    "stages.base.optimizer.lr=1e-3",
+    "stages.base.optimizer.warmup=0.05",
+    "student.init=base",
+]
+"""Before the task the encoder is pruned on 500 batches of plain text, as a student of itself."""
+ON_TEXT = {
+    "sparse_base": [*SPARSE_BASE, "sparsity=fixed"],
+    "sparse_base_0.8": [
+        *SPARSE_BASE,
+        "stages.base.sparsity.final=0.8",
+        "sparsity.initial=0.8",
+        *TAYLOR,
+    ],
+}
+"""A start that was pruned on text: to 95 %, where masks stay, or to 80 %, where they move on."""
+ROWS = RANKING | ON_TEXT
+ROWS |= {f"taylor_{name}": [*TAYLOR, *change] for name, change in CHANGES.items()}
 BATCHES = {"mrpc": 115, "stsb": 180, "sst2": 700, "qnli_style": 514}
 """Batches in an epoch, to which rows with augmented texts are limited too."""
 STUDIED = ("mrpc", "stsb", "sst2", "qnli_style")
@@ -123,6 +147,7 @@ def main() -> None:
     parser = job_parser(__doc__, "bench-study")
     parser.add_argument("--tasks", nargs="+", default=list(STUDIED), choices=list(STUDIED))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--text", type=Path, help="folder with a .txt, .txt.gz or .jsonl file")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument(
         "--epochs-times",
@@ -137,9 +162,12 @@ def main() -> None:
     )
     arguments = parsed(parser)
     if not arguments.table:
+        rows = [row for row in arguments.rows if arguments.text is not None or row not in ON_TEXT]
+        for row in set(arguments.rows) - set(rows):
+            print(f"{row}: left out, as there is no --text")
         for seed in arguments.seeds:
             for task in arguments.tasks:
-                for row in arguments.rows:
+                for row in rows:
                     run_row(task, row, seed, arguments)
     table(FOLDER, METRIC, "")
     held_out_metrics = {task: metric.removeprefix("test/") for task, metric in METRIC.items()}
@@ -170,6 +198,7 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
         *([] if budget.batches is None else [f"trainer.limit_train_batches={budget.batches}"]),
         f"trainer.precision={arguments.precision}",
         *ROWS[row],
+        *([f"stages.base.task.path={arguments.text}"] if row in ON_TEXT else []),
         *([f"trainer.limit_train_batches={BATCHES[task]}"] if "augmented" in row else []),
     ]
     if smaller > 1:  # the same teacher, and as many rows in an epoch

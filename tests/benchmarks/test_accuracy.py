@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kd_prune.config_utils import flatten
-from kd_prune.hf.tiny import make_model
+from kd_prune.hf.tiny import make_model, sentences
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 CONF = FOLDER.parent / "conf"
@@ -243,17 +243,19 @@ SEVERAL = {
 def test_every_row_of_the_study_changes_one_setting(monkeypatch):
     """A setting or one part of the method, such as a criterion or a term, with its settings."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    from study import CHANGES, RANKING, ROWS
+    from study import CHANGES, ON_TEXT, RANKING, ROWS
 
     def settings(*overrides):
         config = compose("train", overrides=["experiment=recovery_global", *overrides])
         return flatten(OmegaConf.to_container(config))
 
-    assert len(ROWS) == len(RANKING) + len(CHANGES)
+    assert len(ROWS) == len(RANKING) + len(CHANGES) + len(ON_TEXT)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain, best = settings(), settings("sparsity/criterion=taylor")
         for row, overrides in ROWS.items():
+            if row in ON_TEXT:
+                continue  # a stage of its own, in test_a_student_that_begins_sparse
             before = best if row.startswith("taylor_") else plain
             changed = settings(*overrides)
             keys = before.keys() | changed.keys()
@@ -266,6 +268,34 @@ def test_every_row_of_the_study_changes_one_setting(monkeypatch):
                      for override in overrides[row.startswith("taylor_"):]}  # fmt: skip
             assert all(any(f"{key}.".startswith(f"{one}.") for one in given) for key in differing)
             assert bool(differing) == (row != "recovery_global"), row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "of_base"), [("sparse_base", 0.95), ("sparse_base_0.8", 0.8)])
+def test_a_student_that_begins_sparse(row, of_base, bench, data, model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import common
+    import study
+
+    (tmp_path / "text").mkdir()
+    lines = [line["things"] for line in sentences(500, seed=1)]
+    (tmp_path / "text" / "train.txt").write_text("\n".join(lines))
+    short = [override.replace("max_steps: 500", "max_steps: 4") for override in study.ROWS[row]]
+    stages = {}
+    run_job = common.run_job
+
+    def run_and_note(overrides, out):
+        result = run_job([*overrides, "stages.base.task.holdout=8"], out)
+        stages.update(result.stages)
+        return result
+
+    monkeypatch.setattr(common, "run_job", run_and_note)
+    given = [*real(data, model, tmp_path), "--tasks", "mrpc", "--rows", row, "--seeds", 1]
+    results = bench("study", *given, "--text", tmp_path / "text", ROWS={row: short})
+    (file,) = (results / "study").glob("*.json")
+    assert stages["base"].sparsity == pytest.approx(of_base, abs=1e-3)
+    assert json.loads(file.read_text())["sparsity"] == pytest.approx(0.95, abs=1e-3)
+    assert str(tmp_path) not in file.read_text()
 
 
 def test_a_row_of_the_study_on_held_out_rows(bench, data, model, tmp_path):
