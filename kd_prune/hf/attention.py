@@ -20,10 +20,7 @@ from kd_prune.errors import ConfigError
 SCORES, HEADS = "kd_scores", "kd_heads"
 CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
 """Arguments of some families' attention that change the result and are not computed here."""
-OTHER_TERMS = (
-    "set the weights of terms on attention to 0 (soft_targets, hard_labels, embeddings and "
-    "hidden_states still work)"
-)
+OTHER_TERMS = "set the weights of terms on attention to 0"
 
 
 class Heads(NamedTuple):

@@ -106,6 +106,8 @@ class EncoderChange:
                 raise ConfigError(key, value, f"model_type={config.model_type} has no such width")
             unit = heads if key == "hidden_size" else 1
             setattr(changed, name, part_of(value, getattr(config, name), unit))
+        if hasattr(changed, "pooler_hidden_size"):  # DeBERTa's, saved beside the width it equals
+            changed.pooler_hidden_size = changed.hidden_size
         if isinstance(self.hidden_size, int) and self.hidden_size % heads:
             below = self.hidden_size // heads * heads
             raise ConfigError(

@@ -23,9 +23,10 @@ def freeze(model: PreTrainedModel, parts: Sequence[str]) -> None:
 
     Args:
         model: The model.
-        parts: ``embeddings`` (all before the encoder's layers), ``layers``, some layers in Python's
-            slice notation (``layers[:-1]``: all but the last), ``head`` (all after the layers, a
-            pooler included), or globs over parameter names.
+        parts: ``embeddings`` (all before the encoder's layers, and what the layers share, such as
+            embeddings of relative positions), ``layers``, some layers in Python's slice notation
+            (``layers[:-1]``: all but the last), ``head`` (all after the layers, a pooler
+            included), or globs over parameter names.
 
     Raises:
         ConfigError: A part is not found, or nothing is left to train. The key is ``freeze``.
@@ -50,10 +51,12 @@ def part_names(model: PreTrainedModel, part: str) -> set[str]:
     stacks = encoder_layers(model)
     prefixes = tuple(f"{stack}." for stack in stacks)
     in_layers = [i for i, name in enumerate(names) if name.startswith(prefixes)]
-    if part == "embeddings":
-        return set(names[: in_layers[0]])
-    if part == "head":
-        return set(names[in_layers[-1] + 1 :])
+    if part in ("embeddings", "head"):
+        # DeBERTa and MPNet register what their layers share after them, below the same module.
+        beside = tuple(f"{stack.rpartition('.')[0]}." for stack in stacks if "." in stack)
+        after = names[in_layers[-1] + 1 :]
+        shared = {name for name in after if name.startswith(beside)}
+        return set(names[: in_layers[0]]) | shared if part == "embeddings" else {*after} - shared
     bounds = re.findall(r"\[(-?\d*):(-?\d*)\]", part)
     begin, end = (int(bound) if bound else None for bound in (bounds[0] if bounds else ("", "")))
     chosen = {

@@ -73,7 +73,8 @@ def answer_scores(
 class AnswerMetric(Metric):
     """Mean exact match or F1 over questions, each of one or several windows, in [0, 1].
 
-    The answer to a question is the span with the highest score in any of its windows. With a
+    The answer to a question is the span with the highest score in any of its windows, on a tie that
+    of the first of them. With a
     `null_threshold` it is the empty text where the lowest null score of the windows exceeds the
     span's score by more than the threshold.
 
@@ -125,10 +126,11 @@ class AnswerMetric(Metric):
         questions = dim_zero_cat(self.questions)
         rows = zip(questions.tolist(), dim_zero_cat(self.values).tolist(), strict=True)
         for question, (score, null_score, value, null_value) in rows:
-            best[question] = max(best.get(question, (score, value)), (score, value))
-            null[question] = min(
-                null.get(question, (null_score, null_value)), (null_score, null_value)
-            )
+            # By score alone: which window answers must not depend on what is right.
+            if question not in best or score > best[question][0]:
+                best[question] = score, value
+            if question not in null or null_score < null[question][0]:
+                null[question] = null_score, null_value
         values = [
             null[question][1]
             if self.null_threshold is not None and null[question][0] - score > self.null_threshold

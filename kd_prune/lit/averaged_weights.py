@@ -27,7 +27,7 @@ class AveragedWeights(Resumable):
 
     pruner: Pruner | None
     submodule: str | None
-    _weights_dirty = False  # a validation may have left other weights in place
+    _weights_dirty = False  # other weights may be in place: of a validation, or an average
     _other_module = False  # the Trainer's module is not the one that was fitted
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -37,10 +37,14 @@ class AveragedWeights(Resumable):
         masked = self.pruner.parameters.values() if self.pruner else ()
         self._other_module = not {id(p) for p in masked} <= {id(p) for p in pl_module.parameters()}
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that the epoch may begin with an average, of which BatchNorm takes statistics."""
+        self._weights_dirty = True
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        """Zero pruned weights after a validation: its weights may still be in place."""
+        """Zero pruned weights where other weights may have been put in place since the last."""
         if self.pruner is not None and self._weights_dirty:
             self.pruner.project()
             self._weights_dirty = False

@@ -20,7 +20,7 @@ from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_position import RampPosition
 from kd_prune.lit.replaced_parameters import warn_of_replaced_parameters
 from kd_prune.lit.saved_files import warn_of_files_on_the_ramp
-from kd_prune.lit.scope_choice import choose_scope
+from kd_prune.lit.scope_choice import choose_scope, warn_of_zeros_left_out
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checks import check_kinds
 from kd_prune.pruning.chosen_scope import DefaultScope
@@ -207,8 +207,9 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             return self.pruner.preview(self._position.length.unit)
         with before_fit(trainer, module, train_dataloader) as fit:
             scope = self._choose_scope(trainer, module, fit.optimizers()).with_note(fit.note)
-            pruner = self._make_pruner(trainer, scope.included, fit.length)
-            return pruner.preview(fit.length.unit, scope)
+            length = fit.length if self.schedule else RunLength()
+            pruner = self._make_pruner(trainer, scope.included, length)
+            return pruner.preview(length.unit, scope)
 
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or load those of the checkpoint."""
@@ -217,7 +218,9 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         scope = self._choose_scope(trainer, pl_module, trainer.optimizers)
         resumed = self.take_resumed()
         saved_length = resumed["length"] if resumed else None
-        self._position = RampPosition(trainer, resumed=saved_length, label=self.label)
+        self._position = RampPosition(label=self.label)  # without a ramp a run may have any length
+        if self.schedule:
+            self._position = RampPosition(trainer, resumed=saved_length, label=self.label)
         length = self._position.length
         self.pruner = self._make_pruner(trainer, scope.included, length)
         self.refuse_overlap(trainer, self.pruner)
@@ -227,6 +230,9 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             self.pruner.load_state_dict(resumed["pruner"])
             self._counted = resumed["counted"]
         self.pruner.warn_of_initial_zeros()
+        keeps_zeros = self.schedule is None or self._pruner_settings["keep_zeros"]
+        if keeps_zeros and self.scope is None and not resumed:
+            warn_of_zeros_left_out(scope, self._model(pl_module))
         self._weights_dirty = False
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)
@@ -313,9 +319,13 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             self._position.replan(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the last update if the run ended without it, otherwise than by its last epoch."""
+        """Make the last update if the run ended without it, otherwise than by its last epoch.
+
+        Then zero pruned weights, before a last file is saved: an average may be in place.
+        """
         if self.pruner is not None:
             self._end(trainer, self.pruner)
+            self.pruner.project()
 
     def _end(self, trainer: L.Trainer, pruner: Pruner) -> None:
         if self._position.end(trainer, pruner, stepped=self._hooks.stepped):
@@ -334,7 +344,10 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             report = SparsityReport.count(model, still_there)
             print_once(trainer, self.labelled(report))
         if self.schedule and trainer.is_global_zero:
-            warn_of_files_on_the_ramp(trainer, self.state_key, self.schedule.final, self.label)
+            names = self._mask_names(pl_module, self.pruner)
+            warn_of_files_on_the_ramp(
+                trainer, self.state_key, names, self.schedule.final, self.label
+            )
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

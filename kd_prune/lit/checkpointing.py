@@ -39,6 +39,9 @@ class ResumePoint(Resumable, Checkpoint):
             compared before it is resumed.
     """
 
+    best_model_path = ""
+    """There is no best model in the file; `Trainer.test` asks every callback that saves."""
+
     def __init__(
         self, path: Path, minutes: float = 5.0, fingerprint: Mapping[str, Any] | None = None
     ) -> None:

@@ -1,4 +1,4 @@
-"""History: every logged value by step, in a CSV file that a resumed run continues."""
+"""History: logged values by step, in a CSV file that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ Row = dict[str, float]
 class History(Resumable):
     """Keeps one row per recorded step and writes all rows to a CSV file after every validation.
 
+    A row has the learning rate and what is logged below ``train/``, ``val/``, ``sparsity/`` and
+    ``replacement/``, as `DistillModule` and the callbacks here do.
     The rows are part of the checkpoint, so a resumed run continues the same curve; Lightning's
     CSVLogger would begin a new file.
 

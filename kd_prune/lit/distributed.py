@@ -7,7 +7,6 @@ from collections.abc import Callable
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 
 from kd_prune.errors import ConfigError
@@ -53,6 +52,11 @@ def shards_parameters(trainer: L.Trainer) -> bool:
     return type(trainer.strategy).__name__ in {*REFUSED, FSDP2}
 
 
+def is_any_of(callback: object, *names: str) -> bool:
+    """Return whether a callback is of such a class, Lightning's or pytorch_lightning's."""
+    return any(kind.__name__ in names for kind in type(callback).__mro__)
+
+
 def refuse_later_average(trainer: L.Trainer, pruning: L.Callback) -> None:
     """Raise ConfigError if a moving average is listed after the callback that prunes.
 
@@ -61,7 +65,7 @@ def refuse_later_average(trainer: L.Trainer, pruning: L.Callback) -> None:
     """
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks[callbacks.index(pruning) :]:
-        if isinstance(callback, WeightAveraging):
+        if is_any_of(callback, "WeightAveraging"):
             raise ConfigError(
                 "trainer.callbacks",
                 type(callback).__name__,
@@ -84,7 +88,7 @@ def refuse_sharding(trainer: L.Trainer) -> None:
             "take ModelParallelStrategy, which is FSDP2, or strategy='ddp' (docs/cluster.md)",
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in its __init__
-        averages = isinstance(callback, WeightAveraging | StochasticWeightAveraging)
+        averages = is_any_of(callback, "WeightAveraging", "StochasticWeightAveraging")
         if averages and strategy == FSDP2:
             raise ConfigError(
                 "trainer.callbacks",

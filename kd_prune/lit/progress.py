@@ -163,7 +163,7 @@ class RunLength:
         (10, 50)
         """
         reached = (self._step_after(name, done[name]) for name in self.limits)
-        return min(int(max(reached)), self.total)
+        return min(int(max(reached, default=0)), self.total)
 
     def _step_after(self, name: str, done: float) -> float:
         # Multiplied before divided: whole numbers stay exact.

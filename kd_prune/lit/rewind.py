@@ -148,10 +148,13 @@ class RewindCallback(Resumable):
             )
 
     def _keep_weights(self, module: L.LightningModule) -> None:
+        named = named_parameters(module)
+        # A tied parameter is excluded by any of its names.
+        excluded = {id(parameter) for name, parameter in named.items() if self._excluded(name)}
         self._earlier = {
             name: parameter.detach().clone()
-            for name, parameter in named_parameters(module).items()
-            if parameter.requires_grad and not self._excluded(name)
+            for name, parameter in named.items()
+            if parameter.requires_grad and id(parameter) not in excluded
         }
 
     def _excluded(self, name: str) -> bool:

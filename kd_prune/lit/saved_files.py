@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
 
+ROUNDING = 0.01
+"""How much fewer zeros a file has to have than asked for, if they are counted in its weights."""
 
-def warn_of_files_on_the_ramp(trainer: L.Trainer, key: str, final: float, label: str) -> None:
+
+def warn_of_files_on_the_ramp(
+    trainer: L.Trainer, key: str, names: Collection[str], final: float, label: str
+) -> None:
     """Warn of checkpoints that the fit leaves as its best or last and that are less sparse.
 
     Args:
         trainer: The trainer, after the fit.
         key: Key of the callback in checkpoints.
+        names: Names of the pruned weights in the module's state dict.
         final: Sparsity at the end of the ramp.
         label: The callback as messages call it.
     """
     kept = dict(_kept_files(trainer))
-    targets = {path: _target_in(path, key) for path in kept}
+    targets = {path: _sparsity_in(path, key, names) for path in kept}
     short = {path: at for path, at in targets.items() if at is not None and at < final}
     if short:
         files = ", ".join(f"{path} ({kept[path]}) at {at:.4g}" for path, at in short.items())
@@ -52,14 +58,23 @@ def _kept_files(trainer: L.Trainer) -> Iterator[tuple[Path, str]]:
                 yield Path(path), role if monitor else "the last"
 
 
-def _target_in(path: Path, key: str) -> float | None:
-    """Return the sparsity that a checkpoint's masks have; None if it does not say."""
+def _sparsity_in(path: Path, key: str, names: Collection[str]) -> float | None:
+    """Return the sparsity that a checkpoint's masks have; None if it cannot be read as plain data.
+
+    Zeros are counted in a file of weights alone, and rounded up.
+    """
     try:
-        # Mapped, so that no weight is read; and as plain data.
+        # Mapped, so that no weight is read that is not needed.
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError):
         return None  # with hyperparameters that are no plain data, or of another format
-    callbacks = saved.get("callbacks", {}) if isinstance(saved, Mapping) else {}
-    pruner = callbacks.get(key, {}).get("pruner", {})
-    target: float | None = pruner.get("target")
-    return target
+    if not isinstance(saved, Mapping):
+        return None
+    if "callbacks" in saved:
+        target: float | None = saved["callbacks"].get(key, {}).get("pruner", {}).get("target")
+        return target
+    weights = [weight for name, weight in saved.get("state_dict", {}).items() if name in names]
+    if not (total := sum(weight.numel() for weight in weights)):
+        return None
+    left = sum(int(torch.count_nonzero(weight)) for weight in weights)
+    return float(1.0 - left / total + ROUNDING)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
 import lightning.pytorch as L
+import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -10,7 +13,7 @@ from torch.optim import Optimizer
 from kd_prune.pruning.chosen_scope import LAST_LAYER, DefaultScope, default_scope, given_scope
 from kd_prune.pruning.layer_trace import LayerTrace, trace_layers
 from kd_prune.pruning.optimizer_state import optimizer_parameters
-from kd_prune.pruning.scope import Scope
+from kd_prune.pruning.scope import Scope, named_parameters
 
 
 def choose_scope(
@@ -46,6 +49,28 @@ def choose_scope(
             "example_input_array, by which all are found, or give a scope"
         )
     return chosen
+
+
+def warn_of_zeros_left_out(chosen: DefaultScope, model: nn.Module) -> None:
+    """Warn of trained tensors outside the chosen scope that were pruned: their zeros will be lost.
+
+    One counts as pruned with a tenth of zeros or more, unless it is all zeros, as new layers are.
+
+    Args:
+        chosen: The scope, chosen by default.
+        model: The model.
+    """
+    weights, lost = named_parameters(model), {}
+    for name in chosen.excluded:
+        share = 1.0 - float(torch.count_nonzero(weights[name].detach())) / weights[name].numel()
+        if weights[name].requires_grad and 0.1 <= share < 1.0:
+            lost[name] = f"{name} ({chosen.excluded[name]}) has {share:.0%}"
+    if lost:
+        warnings.warn(
+            f"zeros outside the scope are not kept: {', '.join(lost.values())}; to keep them, give "
+            f"scope=Scope(include=[…]) with {', '.join(map(repr, lost))} in it",
+            stacklevel=3,
+        )
 
 
 def trace_example(module: L.LightningModule, trainer: L.Trainer) -> LayerTrace | None:

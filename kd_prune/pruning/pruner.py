@@ -49,7 +49,8 @@ class Pruner(CheckedCounts):
             weights stored as (output, input, …); these two know transposed layers.
         schedule: Sparsity over progress; None: the zeros present at construction stay zero, and
             nothing else is pruned.
-        total_steps: Optimizer steps of the run.
+        total_steps: Length of the run, in the unit in which `update` counts: optimizer steps with
+            `attach`.
         updates: Number of mask updates on the ramp.
         criterion: Weight → scores of the same shape, larger = keep; or a `StatefulCriterion`.
         allocation: Distribution of the target over the tensors: `uniform`, `Global`, `ERK`,
@@ -261,7 +262,9 @@ class Pruner(CheckedCounts):
             # Before the update as well: momentum moved pruned weights, and an update reads them.
             self.project(optimizer)
             if self.update(self.steps):
-                self.project()
+                # Those of other optimizers follow at their own step: a backward pass through their
+                # network may be pending. At the end of the run all have to be zero.
+                self.project(optimizer if self.steps < self.total_steps else None)
 
         hook_steps(
             optimizer,
@@ -301,6 +304,10 @@ class Pruner(CheckedCounts):
         if not self.schedule:
             return None
         return self.schedule.pauses.window(self.update_schedule, self.target)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: not the optimizers, of which torch copies no hooks."""
+        return {**vars(self), "_attached": [], "_optimizers": []}
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, criterion state, dormant weights and position on the ramp as plain data.

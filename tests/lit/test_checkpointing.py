@@ -16,6 +16,8 @@ from kd_prune.lit.signals import Interrupted
 from kd_prune.pruning import Schedule, ramp_updates
 from tests.forked import SERVER
 
+from .networks import UserModule, mlp
+from .networks import make_trainer as trainer_of
 from .toy import SCOPE, STEPS_PER_EPOCH, fit, make_module, make_trainer, validation_loader
 
 EPOCHS = 3
@@ -364,3 +366,13 @@ def test_checkpoint_that_was_validated_does_not_affect_a_later_fit(tmp_path, mon
     second.pruning = first.pruning
     second.go(rewind)
     assert_equal_runs(Run(tmp_path / "alone").go(RewindCallback([0.5])), second)
+
+
+def test_best_model_of_a_run_with_a_resume_point_alone_does_not_exist(tmp_path):
+    module = UserModule(mlp(), (8,))
+    module.test_step = lambda batch, index: None
+    point = ResumePoint(tmp_path / "last.ckpt")
+    trainer = trainer_of(tmp_path, point, enable_checkpointing=True)
+    trainer.fit(module, module.batches())
+    with pytest.raises(ValueError, match="ModelCheckpoint"):
+        trainer.test(dataloaders=module.batches(), ckpt_path="best")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as L
 import pytest
 import torch
+from torch import nn
 
 from kd_prune.lit import RewindCallback, SparsityCallback
 
@@ -141,3 +142,15 @@ def test_resuming_a_run_without_the_callback_says_what_is_rewound_to(tmp_path, t
         make_trainer(tmp_path, rewind).fit(
             module, module.batches(), ckpt_path=tmp_path / "x.ckpt", weights_only=True
         )
+
+
+def test_a_tied_parameter_is_excluded_by_any_of_its_names(tmp_path):
+    torch.manual_seed(0)
+    module = UserModule(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)), (8,))
+    module.network[1].weight = module.network[0].weight
+    start = {name: p.detach().clone() for name, p in module.named_parameters()}
+    rewind = RewindCallback([1.0], exclude=["network.1.*"])
+    make_trainer(tmp_path, rewind).fit(module, module.batches())
+    now = dict(module.named_parameters())
+    assert not torch.equal(now["network.0.weight"], start["network.0.weight"])
+    assert torch.equal(now["network.0.bias"], start["network.0.bias"])

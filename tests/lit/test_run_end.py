@@ -287,3 +287,42 @@ def test_best_model_of_the_target_is_kept_as_the_page_says(tmp_path):
     saved = torch.load(best.best_model_path, weights_only=True)
     assert saved["epoch"] == 2  # the first of the target
     assert int((saved["state_dict"]["network.2.weight"] == 0).sum()) == round(0.95 * 256)
+
+
+@pytest.mark.filterwarnings("ignore:.*loss. of the best model")
+def test_best_file_of_weights_alone_is_named_too(tmp_path):
+    module, pruning = Validated(), SparsityCallback(0.9)
+    best = ModelCheckpoint(
+        tmp_path, filename="best", monitor="loss", mode="min", save_weights_only=True
+    )
+    trainer = make_trainer(
+        tmp_path, pruning, best, max_epochs=3, enable_checkpointing=True, num_sanity_val_steps=0
+    )
+    says = r"^saved on the ramp .*below sparsity 0\.9: \S+best\.ckpt \(the best by loss\) at 0\.\d+"
+    with pytest.warns(UserWarning, match=says):
+        trainer.fit(module, module.batches(), module.batches())
+    assert sum(zeros_in(tmp_path / "best.ckpt")) < sum(FINAL)
+
+
+def test_last_file_of_weights_alone_at_the_target_is_not_named(tmp_path):
+    saved = ModelCheckpoint(tmp_path, save_last=True, save_weights_only=True)
+    module = Validated()
+    fit(module, module.batches(), tmp_path, saved)  # warnings are errors
+    assert zeros_in(tmp_path / "last.ckpt") == FINAL
+
+
+def test_a_run_of_unknown_length_keeps_zeros(tmp_path):
+    """Without a ramp nothing has to be known of the run's end."""
+    module = Validated()
+    with torch.no_grad():
+        module.network[2].weight[:, ::2] = 0
+    pruning = SparsityCallback(None)
+    assert (
+        pruning.preview(make_trainer(tmp_path, max_epochs=-1), module, module.stream()).total == 0
+    )
+    stop = EarlyStopping("loss", patience=1, mode="min")
+    trainer = make_trainer(tmp_path, pruning, stop, max_epochs=-1, num_sanity_val_steps=0)
+    trainer.fit(module, module.stream(), module.batches())
+    assert trainer.current_epoch == 2
+    assert (module.network[2].weight[:, ::2] == 0).all()
+    assert (module.network[2].weight[:, 1::2] != 0).all()

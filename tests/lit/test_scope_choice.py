@@ -201,3 +201,26 @@ def test_experts_are_pruned_and_wanda_refuses_them(tmp_path):
         make_trainer(tmp_path, SparsityCallback(0.9, criterion=Wanda())).fit(
             module, module.batches()
         )
+
+
+@pytest.mark.parametrize("settings", [{"final": None}, {"final": 0.9, "keep_zeros": True}])
+def test_zeros_outside_the_scope_that_will_be_lost_are_named(tmp_path, settings):
+    module = UserModule(mlp(), (8,))
+    with torch.no_grad():
+        for layer in (0, 2, 3):
+            module.network[layer].weight[:, ::2] = 0
+    pruning = SparsityCallback(**settings)
+    says = (
+        r"zeros outside the scope are not kept: network\.3\.weight \(output head \(last layer\)\) "
+        r"has 50%; .*with 'network\.3\.weight' in it"
+    )
+    with pytest.warns(UserWarning, match=says):
+        make_trainer(tmp_path, pruning).fit(module, module.batches())
+
+
+def test_new_weights_of_zeros_are_no_lost_zeros(tmp_path):
+    module = UserModule(mlp(), (8,))
+    nn.init.zeros_(module.network[3].weight)
+    with torch.no_grad():
+        module.network[0].weight[:, ::2] = 0
+    make_trainer(tmp_path, SparsityCallback(None)).fit(module, module.batches())  # no warning

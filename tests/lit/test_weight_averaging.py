@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch import nn
 
 from kd_prune.errors import ConfigError
 from kd_prune.lit import SparsityCallback
@@ -73,3 +75,43 @@ def test_moving_average_is_validated_and_saved_sparse(tmp_path):
         checkpoint = torch.load(file, weights_only=True)
         for name, mask in checkpoint["callbacks"]["SparsityCallback"]["pruner"]["masks"].items():
             assert not checkpoint["state_dict"][name][~mask].any()
+
+
+def test_statistics_of_batch_norm_are_of_pruned_weights(tmp_path):
+    """The last epoch takes them anew, of the average; no validation comes before it here."""
+    normed = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), *mlp()[3:])
+    module = UserModule(normed, (8,))
+    pruning = SparsityCallback(0.9, end=0.5)
+    zeros = []
+
+    def count(*_):
+        zeros.append(sum(found for found, _ in zeros_per_tensor(module, pruning).values()))
+
+    normed.register_forward_pre_hook(count)
+    trainer = make_trainer(tmp_path, pruning, StochasticWeightAveraging(1e-3, 0.6), max_epochs=4)
+    trainer.fit(module, module.batches())
+    assert len(zeros) == 5 * BATCHES  # one epoch for the statistics alone
+    assert set(zeros[-BATCHES:]) == {pruning.pruned}
+
+
+def test_last_weights_alone_are_saved_sparse(tmp_path):
+    module = UserModule(mlp(), (8,))
+    pruning = SparsityCallback(0.9, end=0.5)
+    saved = ModelCheckpoint(
+        tmp_path, save_last=True, save_weights_only=True, every_n_train_steps=1000
+    )
+    averaging = EMAWeightAveraging(decay=0.9)
+    make_trainer(tmp_path, averaging, pruning, saved, enable_checkpointing=True).fit(
+        module, module.batches()
+    )
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    for name, mask in pruning.pruner.masks.items():
+        assert not state[name][~mask].any()
+
+
+def test_moving_average_of_another_package_is_refused_too(tmp_path):
+    """Classes of pytorch_lightning are others, of the same names."""
+    kind = type("WeightAveraging", (L.Callback,), {})
+    module = UserModule(mlp(), (8,))
+    with pytest.raises(ConfigError, match=r"WeightAveraging: .*; list it before SparsityCallback"):
+        make_trainer(tmp_path, SparsityCallback(0.9), kind()).fit(module, module.batches())

@@ -276,3 +276,47 @@ def test_preview_counts_initial_zeros():
     assert [tensor.pruned for tensor in plan.tensors] == [70, 16]
     plan = make_pruner(model, Schedule(final=0.5), regrow=True).preview()
     assert [tensor.pruned for tensor in plan.tensors] == [38, 16]
+
+
+def test_losses_of_one_forward_pass_and_two_optimizers():
+    """An update while the second network's backward pass is pending leaves its weights alone."""
+    torch.manual_seed(0)
+    actor, critic = nn.Linear(8, 16), nn.Linear(8, 16)
+    through = {"actor": nn.Linear(16, 1), "critic": nn.Linear(16, 1)}
+    networks = [nn.Sequential(actor, through["actor"]), nn.Sequential(critic, through["critic"])]
+    optimizers = [torch.optim.Adam(network.parameters(), lr=0.01) for network in networks]
+    weights = {"actor": actor.weight, "critic": critic.weight}
+    weights |= {f"{name}_out": layer.weight for name, layer in through.items()}
+    pruner = Pruner(weights, Schedule(final=0.75), total_steps=20)
+    for optimizer in optimizers:
+        pruner.attach(optimizer)
+    for _ in range(10):
+        rows = torch.randn(4, 8)
+        losses = [network(rows).square().mean() for network in networks]
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for name, weight in weights.items():
+        assert int((weight == 0).sum()) == round(0.75 * weight.numel()), name
+
+
+def test_a_copy_is_attached_to_the_copy_of_the_optimizer():
+    layer = nn.Linear(10, 10)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    pruner = Pruner({"weight": layer.weight}, Schedule(final=0.9), total_steps=6)
+    pruner.attach(optimizer)
+
+    def steps(layer, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(torch.ones(10)).sum().backward()
+            optimizer.step()
+
+    steps(layer, optimizer)
+    copies = copy.deepcopy((layer, optimizer, pruner))
+    copies[2].attach(copies[1])
+    steps(*copies[:2])
+    assert (copies[2].sparsity, copies[2].steps) == (0.9, 6)
+    assert pruner.steps == 3
+    assert pruner.sparsity < 0.9
