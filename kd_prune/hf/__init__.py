@@ -6,7 +6,13 @@ from kd_prune.hf.batches import LengthGroupedBatches, ResumableLoader, loaders
 from kd_prune.hf.changes import EncoderChange
 from kd_prune.hf.data import TaskData, load_data
 from kd_prune.hf.elmo import OWN_ARCHITECTURES, ElmoConfig
-from kd_prune.hf.encoders import PretrainedEncoder, folder_or_id, load_error, may_be_hub_id
+from kd_prune.hf.encoders import (
+    PretrainedEncoder,
+    folder_or_id,
+    has_head,
+    load_error,
+    may_be_hub_id,
+)
 from kd_prune.hf.export import save
 from kd_prune.hf.fingerprint import model_fingerprint
 from kd_prune.hf.forward_pass import SEGMENTS, accepts_token_type_ids, forward
@@ -29,6 +35,7 @@ from kd_prune.hf.layers import (
 )
 from kd_prune.hf.optimizer import AdamWWithSchedule
 from kd_prune.hf.pairs import check_pair, check_vocabularies
+from kd_prune.hf.reading import MissingSplitError
 from kd_prune.hf.tasks import Task, as_language_model, as_text
 
 __all__ = [
@@ -42,6 +49,7 @@ __all__ = [
     "LanguageModel",
     "LengthGroupedBatches",
     "MaskedWords",
+    "MissingSplitError",
     "PretrainedEncoder",
     "QuestionAnswering",
     "Regression",
@@ -62,6 +70,7 @@ __all__ = [
     "folder_or_id",
     "forward",
     "freeze",
+    "has_head",
     "load_data",
     "load_error",
     "loaders",

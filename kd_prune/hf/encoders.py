@@ -49,7 +49,7 @@ class PretrainedEncoder:
         change: EncoderChange = NO_CHANGE,
         change_key: str = "",
     ) -> PreTrainedModel:
-        """Load the model in float32, with a new head unless the files hold one that fits.
+        """Load the model in float32, with a new head unless the files hold one of the right shape.
 
         New weights come from the global random generator.
 
@@ -132,9 +132,7 @@ class PretrainedEncoder:
                 loading it would add a random one.
         """
         config = self._config(key)
-        # "ForSequenceClassification"; of a kind without a head ""
-        head = kind.auto_model.__name__.removeprefix("AutoModel")
-        if head and not any(head in name for name in config.architectures or ()):
+        if not has_head(config, kind):
             found = ", ".join(config.architectures or ["the model"])
             raise ConfigError(
                 key,
@@ -155,6 +153,13 @@ class PretrainedEncoder:
         except Exception as error:  # of any type: each kind of damage raises another
             raise load_error(key, self.path, error) from error
         return config
+
+
+def has_head(config: PreTrainedConfig, kind: TaskKind) -> bool:
+    """Return whether a config's model has a head for a kind of task, or the kind needs none."""
+    # "ForSequenceClassification"; of a kind without a head ""
+    head = kind.auto_model.__name__.removeprefix("AutoModel")
+    return not head or any(head in name for name in config.architectures or ())
 
 
 def _labels(num_outputs: int) -> dict[str, int]:

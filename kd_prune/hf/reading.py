@@ -113,6 +113,7 @@ def read_file(
     if file_format in ("csv", "tsv"):
         return read_table(file, file_format, label, most)
     reader = READERS.get(str(file_format), file_format)
+    split = re.sub(r"\W", "_", split)  # datasets takes no name such as dev-2020
     source: dict[str, Any] = {"path": reader, "data_files": {split: glob.escape(str(file))}}
     # A parser also logs the errors that it raises.
     parser = logging.getLogger(f"datasets.packaged_modules.{reader}")
@@ -261,6 +262,13 @@ def split_file(task: Task, folder: Path, split: str) -> Path:
             found = list(place.glob(f"{glob.escape(split)}.*"))
             endings = {file.name.removeprefix(split).lower(): file for file in found}
             candidates = [endings[suffix] for suffix in FORMATS if suffix in endings]
+            if len(candidates) > 1:
+                raise ConfigError(
+                    "path",
+                    task.path,
+                    f"has {' and '.join(file.name for file in candidates)}",
+                    f"name one of them: 'task.files={{{split}: {candidates[-1].name}}}'",
+                )
         for file in candidates:
             if file.is_file():
                 if format_of(file) is None:

@@ -78,6 +78,10 @@ class Task:
             names = list(getattr(self, key))
             if len(set(names)) < len(names):
                 raise ConfigError(key, names, "expected each name once")
+        if "labels" in self.text:
+            raise ConfigError(
+                "text", "labels", "the name that targets have in batches", "rename the column"
+            )
         if not self.validation:
             raise ConfigError("validation", [], "expected at least one split")
         for key in ("max_length", "batch_size", "eval_batch_size", "holdout", "train_rows"):

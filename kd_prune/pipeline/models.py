@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kd_prune import hf
 from kd_prune.errors import ConfigError, key_prefix
@@ -47,8 +48,13 @@ def unmasked_model(
     kind, num_outputs = head.task.kind, context.inputs[head.name].data.num_outputs
     L.seed_everything(stage.seed, verbose=False)
     given = context.given_source(stage)
+    labels = context.inputs[head.name].data.labels
     if given is None and stage.init in context.chain and stage.init not in context.outcomes:
         model = initial_model(context, context.chain[stage.init], head)
+        if not stage.encoder_change.new_weights:
+            theirs = context.inputs[stage.init].data
+            if theirs.num_outputs == num_outputs:
+                check_order(f"{stage.key}.init", stage.init, theirs.labels, labels)
         return change_encoder(model, stage, kind.auto_model)
     if stage.init in context.outcomes:
         source, key = context.outcomes[stage.init].path, f"{stage.key}.init"
@@ -56,13 +62,17 @@ def unmasked_model(
         source, key = given.path, given.key
     else:
         source, key = PRETRAINED, "model.path"
-    return context.encoder(source).load(
+    encoder = context.encoder(source)
+    model = encoder.load(
         kind=kind,
         num_outputs=num_outputs,
         key=key,
         change=stage.encoder_change,
         change_key=stage.key,
     )
+    if not stage.encoder_change.new_weights and hf.has_head(model.config, kind):
+        check_order(key, encoder.path, label_names(model.config), labels)
+    return model
 
 
 @torch.no_grad()
@@ -131,7 +141,8 @@ def teacher_model(context: Context, stage: ChainStage) -> PreTrainedModel | None
         return load_fine_tuned(given, stage.task, data)
     if stage.teacher == PRETRAINED:
         if stage.learns_outputs:
-            context.job.model.fine_tuned_config(kind, key)
+            config = context.job.model.fine_tuned_config(kind, key)
+            check_order(key, context.job.model.path, label_names(config), data.labels)
         L.seed_everything(stage.seed, verbose=False)
         return context.job.model.load(
             kind=kind, num_outputs=data.num_outputs, head=stage.learns_outputs, key=key
@@ -161,6 +172,9 @@ def check_same_head(context: Context, stage: ChainStage, teacher: ChainStage) ->
             f"it is fitted on {teacher.task.name}, so its head is not one for {stage.task.name}",
             "name a stage of the same task, or set the weights of terms over outputs to 0",
         )
+    if stage.learns_outputs:
+        names = (context.inputs[one.name].data.labels for one in (teacher, stage))
+        check_order(f"{stage.key}.teacher", teacher.name, *names)
 
 
 def load_fine_tuned(given: GivenModel, task: hf.Task, data: hf.TaskData) -> PreTrainedModel:
@@ -178,16 +192,38 @@ def load_fine_tuned(given: GivenModel, task: hf.Task, data: hf.TaskData) -> PreT
             f"the model has {config.num_labels} labels, the task {data.num_outputs}",
             "take one that was fine-tuned on this task",
         )
-    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    ours, theirs = ([name.strip().casefold() for name in one] for one in (data.labels, names))
-    if any(theirs.index(name) != ours.index(name) for name in {*ours} & {*theirs}):
+    check_order(given.key, given.path, label_names(config), data.labels)
+    return encoder.load(kind=task.kind, num_outputs=data.num_outputs, head=True, key=given.key)
+
+
+def label_names(config: PreTrainedConfig) -> list[str]:
+    """Return the class names of a model's head, in the order of its outputs."""
+    return [str(name) for _, name in sorted((config.id2label or {}).items())]
+
+
+def check_order(key: str, model: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Refuse a model whose head has the task's classes in another order.
+
+    Args:
+        key: Setting that named the model.
+        model: Its value.
+        theirs: Class names of the model.
+        ours: Class names of the task. A name that only one of them has says nothing.
+
+    Raises:
+        ConfigError: A name that both have stands at different places.
+    """
+    places = [
+        {name.strip().casefold(): place for place, name in reversed([*enumerate(names)])}
+        for names in (theirs, ours)
+    ]
+    if any(places[0][name] != places[1][name] for name in places[0].keys() & places[1].keys()):
         raise ConfigError(
-            given.key,
-            given.path,
-            f"the model's labels are {names[:5]} in this order, the task's {list(data.labels)[:5]}",
+            key,
+            model,
+            f"the model's labels are {list(theirs)[:5]} in this order, the task's {list(ours)[:5]}",
             "set task.labels to the model's",
         )
-    return encoder.load(kind=task.kind, num_outputs=data.num_outputs, head=True, key=given.key)
 
 
 def stage_scope(context: Context, stage: ChainStage, student: PreTrainedModel) -> Scope:

@@ -79,6 +79,8 @@ def check_stage(context: Context, stage: ChainStage) -> RunLength | None:
     )
     if stage.name == first:  # one warning is enough
         warn_of_unknown_tokens(context.job, task, rows, inputs.tokenizer)
+        warn_of_cut_rows(task, rows)
+    check_token_ids(inputs.data, inputs.tokenizer, student, context.job.model.path)
     with key_prefix(stage.task_key):
         limit = min(hf.max_positions(m) for m in (student, teacher) if m is not None)
         check_lengths(task, inputs.data, limit)
@@ -233,6 +235,45 @@ def warn_of_unknown_tokens(
             100 * unknown,
             task.name,
         )
+
+
+def warn_of_cut_rows(task: hf.Task, rows: Dataset, share: float = 0.05) -> None:
+    """Warn where many training rows are as long as the task allows, so that texts are cut off."""
+    if not isinstance(task.kind, hf.Classification | hf.Regression):
+        return  # others pack texts, or divide them into windows
+    full = float((row_lengths(rows) >= task.max_length).mean())
+    if full >= share:
+        log.warning(
+            "task.max_length=%d: %.0f %% of the training rows of task=%s are as long, and what "
+            "follows is cut off; raise it, up to what the model reads",
+            task.max_length,
+            100 * full,
+            task.name,
+        )
+
+
+def check_token_ids(
+    data: hf.TaskData, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str
+) -> None:
+    """Refuse rows with a token for which the model has no embedding.
+
+    Raises:
+        ConfigError: There is one, as after ``tokenizer.add_tokens`` alone.
+    """
+    size = model.config.vocab_size
+    if len(tokenizer) <= size:
+        return
+    for split, rows in data.splits.items():
+        for row in rows["input_ids"]:
+            if (largest := max(row)) >= size:
+                token = tokenizer.convert_ids_to_tokens(largest)
+                raise ConfigError(
+                    "model.path",
+                    path,
+                    f"its tokenizer makes {token!r} of a row of the {split} split, number "
+                    f"{largest}, and the model has {size} embeddings",
+                    "call model.resize_token_embeddings(len(tokenizer)) and save it again",
+                )
 
 
 def check_lengths(task: hf.Task, data: hf.TaskData, limit: float) -> None:

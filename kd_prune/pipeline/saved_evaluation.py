@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from transformers import PreTrainedConfig
 
 from kd_prune import hf
 from kd_prune.errors import key_prefix
@@ -15,7 +16,7 @@ from kd_prune.json_schema import write_json
 from kd_prune.pipeline.context import GivenModel, Inputs
 from kd_prune.pipeline.evaluation import evaluate, model_result
 from kd_prune.pipeline.job import Job, cache_folder
-from kd_prune.pipeline.models import load_fine_tuned
+from kd_prune.pipeline.models import label_names, load_fine_tuned
 from kd_prune.pipeline.preflight import check_lengths, check_student_task
 from kd_prune.pipeline.reporting import metric_text, print_place
 from kd_prune.pipeline.stage import STUDENT
@@ -40,10 +41,19 @@ def evaluate_saved(job: Job, path: str) -> ModelResult:
     path = given.path
     check_student_task(task)
     encoder = hf.PretrainedEncoder(path=path)
-    encoder.fine_tuned_config(task.kind, "eval")
+    config = encoder.fine_tuned_config(task.kind, "eval")
     tokenizer = encoder.tokenizer(key="eval")
     with key_prefix("task"):
-        data = hf.load_data(task, tokenizer, cache_folder(job.cache_dir))
+        try:
+            data = hf.load_data(task, tokenizer, cache_folder(job.cache_dir))
+        except hf.MissingSplitError as error:
+            task = without_training_rows(task, config)
+            job = replace(job, task=task)
+            stage = job.chain()[STUDENT]
+            try:
+                data = hf.load_data(task, tokenizer, cache_folder(job.cache_dir))
+            except hf.MissingSplitError:  # it was a split for validation that is missing
+                raise error from None
     model = load_fine_tuned(given, task, data)
     with key_prefix("task"):
         task.kind.metric_collection(task.metrics, data.num_outputs)
@@ -75,3 +85,16 @@ def evaluate_saved(job: Job, path: str) -> ModelResult:
     console.print(table)
     print_place(job.out / "evaluation.json", console)
     return result
+
+
+def without_training_rows(task: hf.Task, config: PreTrainedConfig) -> hf.Task:
+    """Return a task of validation rows alone; its classes are the model's, if it does not name any.
+
+    Args:
+        task: The task.
+        config: The model's.
+    """
+    labels = task.labels
+    if labels is None and isinstance(task.kind, hf.Classification):
+        labels = label_names(config)
+    return replace(task, train=task.validation[0], labels=labels)

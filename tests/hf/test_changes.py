@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, DebertaV2Config
 
 from kd_prune.errors import ConfigError
 from kd_prune.hf import (
@@ -251,3 +251,13 @@ def test_share_of_the_width_is_a_multiple_of_the_heads(width, heads, expected):
 def test_shares_out_of_range_are_refused(change, says):
     with pytest.raises(ConfigError, match=says):
         EncoderChange(**change)
+
+
+def test_width_of_debertas_pooler_follows(tmp_path):
+    """Its saved config has one of its own."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    deberta = DebertaV2Config(vocab_size=20, intermediate_size=8, **sizes)
+    AutoModelForSequenceClassification.from_config(deberta).save_pretrained(tmp_path)
+    made = load(tmp_path, hidden_size=8)
+    ids = torch.ones(2, 4, dtype=torch.long)
+    assert made(input_ids=ids, attention_mask=ids).logits.shape == (2, 3)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import re
 
 import pytest
-from transformers import AutoModelForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    MPNetConfig,
+)
 
 from kd_prune.errors import ConfigError
 from kd_prune.hf import encoder_layers, freeze
 
 from .families import FAMILIES, LAYERS, model
+
+SMALL = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+}
 
 
 def trained(made):
@@ -92,3 +105,26 @@ def test_patterns_name_parameters():
 def test_parts_that_cannot_be_frozen_are_refused(parts, says):
     with pytest.raises(ConfigError, match=says):
         freeze(model("bert"), parts)
+
+
+@pytest.mark.parametrize(
+    ("made", "shared"),
+    [
+        (
+            DebertaV2Config(relative_attention=True, pos_att_type=["p2c"], **SMALL),
+            "deberta.encoder.rel_embeddings.weight",
+        ),
+        (MPNetConfig(**SMALL), "mpnet.encoder.relative_attention_bias.weight"),
+    ],
+    ids=["deberta", "mpnet"],
+)
+def test_relative_positions_that_layers_share_belong_to_the_embeddings(made, shared):
+    """They are registered after the layers."""
+    made = AutoModelForSequenceClassification.from_config(made)
+    everything = trained(made)
+    freeze(made, ["head"])
+    assert shared in trained(made)
+    assert not any("classifier" in name for name in trained(made))
+    freeze(made, ["embeddings"])
+    assert shared not in trained(made)
+    assert {name for name in everything - trained(made) if "classifier" in name} == set()

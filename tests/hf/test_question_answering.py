@@ -306,3 +306,13 @@ def test_options_of_predictions_alone_leave_the_tokens_as_they_are(
     other = replace(task, kind=replace(kind, **changed))
     after = load_data(other, tokenizer, tmp_path / "cache").fingerprint
     assert (before == after) == same
+
+
+def test_answer_with_blanks_around_it_is_found(tokenizer, tmp_path):
+    """The last token ends before the blank."""
+    row = squad_row("first", [" shiny pear "], context=f"{CONTEXT} ")
+    kind = QuestionAnswering(doc_stride=2, max_question_length=3, n_best=4)
+    task = make_task(tmp_path / "task", [row], kind, max_length=64)
+    tokens = load_data(task, tokenizer, tmp_path / "cache").splits["train"]
+    (first, last), ids = tokens["labels"][0], tokens["input_ids"][0]
+    assert tokenizer.convert_ids_to_tokens(ids[first : last + 1]) == ["shiny", "pear"]

@@ -342,3 +342,26 @@ def test_corpus_without_any_token_is_refused(tmp_path, tokenizer, blank):
     corpus = task(tmp_path, kind=Text(pack=True), max_length=8, metrics=[], monitor="loss")
     with pytest.raises(ConfigError, match=f"path=.*: the texts of the {blank} split have no"):
         load_data(corpus, tokenizer, tmp_path / "cache")
+
+
+def test_read_two_files_of_one_split_are_refused(folder, tokenizer, tmp_path):
+    """One would be edited, and the other read."""
+    write(folder, "train", rows([0, 1]), "csv")
+    says = r"^path=\S+: has train\.csv and train\.jsonl; name one .*task\.files=\{train: train"
+    with pytest.raises(ConfigError, match=says):
+        load_data(task(folder), tokenizer, tmp_path / "cache")
+    found = load_data(task(folder, files={"train": "train.csv"}), tokenizer, tmp_path / "cache")
+    assert len(found.splits["train"]) == 2
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_read_split_of_any_name(tmp_path, tokenizer, suffix):
+    for split in ("train", "dev-2020"):
+        write(tmp_path, split, rows([0, 1]), suffix)
+    found = load_data(task(tmp_path, validation=["dev-2020"]), tokenizer, tmp_path / "cache")
+    assert labels_of(found, "dev-2020") == [0, 1]
+
+
+def test_text_column_of_the_targets_name_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^text=labels: the name that targets have"):
+        task(tmp_path, text=["labels"])

@@ -99,3 +99,11 @@ def test_metric_answers_nothing_where_the_null_score_exceeds_the_threshold(thres
 def test_metric_gives_the_same_whatever_the_order_of_windows():
     orders = (WINDOWS, WINDOWS[::-1], [WINDOWS[i] for i in (2, 0, 3, 1)])
     assert len({updated(AnswerMetric("f1", 0.0), windows) for windows in orders}) == 1
+
+
+def test_on_a_tie_the_first_window_answers_whatever_is_right():
+    """A model that gives all spans one score would else answer with the one that is right."""
+    right = ("the old cat", (1.0, 4, 11, 0.0), ["old cat"])
+    wrong = ("a dog ran", (1.0, 2, 5, 0.0), ["old cat"])
+    assert updated(AnswerMetric("f1", None), [(0, *right), (0, *wrong)]) == 1.0
+    assert updated(AnswerMetric("f1", None), [(0, *wrong), (0, *right)]) == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,3 +133,16 @@ def test_names_with_brackets_are_printed_as_they_are(queries_alone, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip() == f"{out.name}/student on tiny [v2]"
     assert lines[-1] == f"Results: {tmp_path}/a [b]/[x] c/evaluation.json"
+
+
+def test_evaluation_needs_no_training_rows(queries_alone, tmp_path):
+    """The classes are the model's then."""
+    out, result, judge = queries_alone
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    shutil.copy(Path(judge.task.path) / "validation.jsonl", rows)
+    judge = dataclasses.replace(judge, task=dataclasses.replace(judge.task, path=str(rows)))
+    assert evaluate_saved(judge, str(out)).metrics == result.student.metrics
+    (rows / "validation.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"^task\.path=.*found no train\.parquet"):
+        evaluate_saved(judge, str(out))

@@ -100,8 +100,7 @@ class QuestionAnswering:
             warn_of_wrong_starts(answers, column_values(rows, task.text[1]), split, task)
             targets[split] = [
                 {
-                    "start": texts[0][1] if texts else -1,
-                    "end": texts[0][1] + len(texts[0][0]) if texts else -1,
+                    **span_of(texts),
                     "question": i,
                     "answers": [text for text, _ in texts] if split in task.validation else None,
                 }
@@ -197,6 +196,19 @@ def read_answers(rows: Dataset, split: str, column: str) -> list[list[tuple[str,
                 "expected {text: [...], answer_start: [...]}",
             ) from error
     return found
+
+
+def span_of(answers: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Return the first and the last + 1 character of the first answer, without blanks around it.
+
+    >>> span_of([(" movie ", 4), ("film", 20)]), span_of([])
+    ({'start': 5, 'end': 10}, {'start': -1, 'end': -1})
+    """
+    if not answers:
+        return {"start": -1, "end": -1}
+    text, start = answers[0]
+    start += len(text) - len(text.lstrip())
+    return {"start": start, "end": start + len(text.strip())}
 
 
 def check_answers(
