@@ -59,9 +59,9 @@ class Repair(SparsityCallback):
     steps of conjugate gradients for each row of a matrix, on the inputs of the last batch.
     """
 
-    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last training inputs of every pruned layer."""
-        super().begin(trainer, pl_module)
+        super().start_fit(trainer, pl_module)
         assert self.pruner is not None
         model = self._model(pl_module)
         self._inputs: dict[str, Tensor] = {}

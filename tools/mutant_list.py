@@ -91,7 +91,7 @@ PRUNING = [
     ),
     Mutant(
         "an allocation is checked with the present scores only",
-        "pruning", "CheckedCounts.check_reachable", Replace(
+        "pruning", "CheckedCounts.check_final_sparsity", Replace(
             r"worst = self\._counts\(.*\)", "worst = self._counts(final)"
         ),
         NM,
@@ -165,7 +165,7 @@ PRUNING = [
 LIGHTNING = [
     Mutant(
         "a moving average may overwrite the zeros of a checkpoint",
-        "lit", "refuse_later_average", Assume("isinstance", False),
+        "lit", "refuse_later_average", Assume("is_any_of", False),
         "tests/lit/test_weight_averaging.py",
     ),
     Mutant(
@@ -202,7 +202,8 @@ LIGHTNING = [
     ),
     Mutant(
         "a ramp that the run cuts is not made up for",
-        "lit", "RampPosition.end", Replace(r"return not stopped or .*", "return False"),
+        "lit", "RampPosition.claim_last_update",
+        Replace(r"return not stopped or .*", "return False"),
         RUN_END,
     ),
     Mutant(

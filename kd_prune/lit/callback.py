@@ -211,7 +211,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             pruner = self._make_pruner(trainer, scope.included, length)
             return pruner.preview(length.unit, scope)
 
-    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the masks, or load those of the checkpoint."""
         refuse_sharding(trainer)
         refuse_later_average(trainer, self)
@@ -295,7 +295,9 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         if not stepped and not last:
             return  # gradients are being accumulated
         self.step = self._position.step(trainer)
-        if last and self._position.end(trainer, self.pruner, stepped=self._hooks.stepped):
+        if last and self._position.claim_last_update(
+            trainer, self.pruner, stepped=self._hooks.stepped
+        ):
             self.step = self._position.length.total
         window = self.pruner.milestone_window
         if window and self.step >= window.stop and self.on_milestone:
@@ -328,7 +330,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
             self.pruner.project()
 
     def _end(self, trainer: L.Trainer, pruner: Pruner) -> None:
-        if self._position.end(trainer, pruner, stepped=self._hooks.stepped):
+        if self._position.claim_last_update(trainer, pruner, stepped=self._hooks.stepped):
             self._update(pruner, self._position.length.total)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -34,7 +34,7 @@ class History(Resumable):
         self.every = every
         self.rows: list[Row] = []
 
-    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin a fit; one that resumes goes on with the rows of its checkpoint."""
         resumed = self.take_resumed()
         self.rows = resumed["rows"] if resumed else []

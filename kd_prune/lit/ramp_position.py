@@ -64,7 +64,9 @@ class RampPosition:
         is_last = 0 < (trainer.max_epochs or 0) <= trainer.current_epoch + 1
         return is_last and not trainer.should_stop
 
-    def end(self, trainer: L.Trainer, pruner: Pruner, *, stepped: bool | None) -> bool:
+    def claim_last_update(
+        self, trainer: L.Trainer, pruner: Pruner, *, stepped: bool | None
+    ) -> bool:
         """Return, at the end of a run, whether its last update is to be made; warn of a cut ramp.
 
         A run has fewer steps than planned if a scaler skipped some or a training step gave None.

@@ -16,18 +16,18 @@ class Resumable(L.Callback):
 
     _resumed: dict[str, Any] | None = None
 
-    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin a fit; the checkpoint's state, if it resumes, is loaded."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the fit, unless it resumes and the state is loaded later."""
         if not _loads_after_fit_start(trainer):
-            self.begin(trainer, pl_module)
+            self.start_fit(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the fit whose state was loaded after `on_fit_start`."""
         if _loads_after_fit_start(trainer):
-            self.begin(trainer, pl_module)
+            self.start_fit(trainer, pl_module)
 
     def take_resumed(self) -> dict[str, Any] | None:
         """Return the checkpoint's state once, if the fit resumes from one; then None."""

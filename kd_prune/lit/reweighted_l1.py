@@ -78,7 +78,7 @@ class ReweightedL1(Resumable):
             self.strength, self._zeros, self._round, self._step = 0.0, 0.0, 0, 0
             self._thresholds = {}
 
-    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the ramp, and restore the checkpoint's state if the fit resumes.
 
         Raises:

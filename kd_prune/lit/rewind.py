@@ -75,7 +75,7 @@ class RewindCallback(Resumable):
         if stage == "fit":
             self._length, self._earlier, self._done = RunLength(), {}, 0
 
-    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check `exclude`, and restore the checkpoint's state if the fit resumes."""
         names = named_parameters(pl_module)
         if any_sharded(names.values()):

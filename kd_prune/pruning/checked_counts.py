@@ -57,7 +57,7 @@ class CheckedCounts(MaskedParameters):
         )
         self._last_weights = LastWeights(allow_empty=allow_empty)
 
-    def check_reachable(self, final: float) -> None:
+    def check_final_sparsity(self, final: float) -> None:
         """Refuse a final sparsity that no scores reach; warn of one that is missed by much.
 
         Raises:

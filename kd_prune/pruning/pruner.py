@@ -136,7 +136,7 @@ class Pruner(CheckedCounts):
             self.expected_pruned = {}
         self._updated_at = 0
         if schedule:
-            self.check_reachable(schedule.final)
+            self.check_final_sparsity(schedule.final)
 
     def warn_of_initial_zeros(self) -> None:
         """Warn once where zeros present at construction may not be treated as meant.

@@ -155,9 +155,9 @@ class ShardedPruner(Pruner):
         dist.broadcast(mask.view(torch.uint8), FIRST)
         return shard_like(mask, like)
 
-    def check_reachable(self, final: float) -> None:
+    def check_final_sparsity(self, final: float) -> None:
         """Refuse a final sparsity that no scores reach, as `Pruner` does, in all processes."""
-        self._on_first_process(lambda whole: whole.check_reachable(final))
+        self._on_first_process(lambda whole: whole.check_final_sparsity(final))
 
     def preview(
         self, unit: str = "optimizer steps", scope: DefaultScope | None = None

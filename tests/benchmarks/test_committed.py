@@ -38,7 +38,7 @@ def test_no_committed_figure_holds_a_path():
 
 
 BEST = ("README.md", "(`experiment=best`) |")
-AT_97 = ("docs/results.md", "| `best` at 97 %, three seeds |")
+AT_97 = ("docs/results.md", "| `best` at 97 %, three seeds ")
 
 
 @pytest.mark.parametrize(

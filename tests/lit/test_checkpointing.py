@@ -293,7 +293,7 @@ def test_kill_while_a_folder_takes_its_place_leaves_the_previous_one(tmp_path, m
 def test_second_fit_begins_a_history_of_its_own(tmp_path):
     history = History(tmp_path / "metrics.csv")
     history.rows = [{"step": 7}]
-    history.begin(None, None)
+    history.start_fit(None, None)
     assert history.rows == []
 
 

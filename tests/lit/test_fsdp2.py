@@ -109,6 +109,6 @@ def test_averages_and_rewinding_of_sharded_weights_are_refused(monkeypatch):
         module = torch.distributed.fsdp.fully_shard(L.LightningModule(), mesh=mesh)
         module.layer = torch.distributed.fsdp.fully_shard(torch.nn.Linear(2, 2), mesh=mesh)
         with pytest.raises(ConfigError, match="weights are not rewound where they are sharded"):
-            RewindCallback(at=[0.5]).begin(trainer, module)
+            RewindCallback(at=[0.5]).start_fit(trainer, module)
     finally:
         torch.distributed.destroy_process_group()
