@@ -243,7 +243,7 @@ class DistillModule(L.LightningModule):
             raise ConfigError(
                 "trainer.max_steps",
                 self.trainer.max_steps,
-                "a learning-rate schedule needs the number of steps",
+                "optimizer(model, total_steps) needs the number of steps",
                 "set it, or max_epochs with a loader that has a length",
             )
         model = self.student

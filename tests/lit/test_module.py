@@ -173,7 +173,7 @@ def test_the_teacher_runs_in_the_trainers_precision(tmp_path, precision):
 def test_a_schedule_without_a_number_of_steps_is_refused(tmp_path):
     trainer = make_trainer(tmp_path, max_epochs=None, max_time={"minutes": 1})
     with pytest.raises(
-        ValueError, match=r"max_steps=-1: a learning-rate schedule needs the number"
+        ValueError, match=r"max_steps=-1: optimizer.model, total_steps. needs the number"
     ):
         fit(trainer, make_module())
 
