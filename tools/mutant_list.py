@@ -165,7 +165,7 @@ PRUNING = [
 LIGHTNING = [
     Mutant(
         "a moving average may overwrite the zeros of a checkpoint",
-        "lit", "refuse_later_average", Assume("is_any_of", False),
+        "lit", "refuse_later_average", Assume("is_of_class_named", False),
         "tests/lit/test_weight_averaging.py",
     ),
     Mutant(

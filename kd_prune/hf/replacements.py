@@ -116,7 +116,7 @@ class Replacements:
         for i, wanted in enumerate(spans):
             ids, segments = encoded["input_ids"][i], encoded["token_type_ids"][i]
             places = {
-                without_blanks(texts[i], *offset): position
+                span_without_blanks(texts[i], *offset): position
                 for position, (offset, sequence) in enumerate(
                     zip(encoded["offset_mapping"][i], encoded.sequence_ids(i), strict=True)
                 )
@@ -212,10 +212,10 @@ class Masked:
     segments: list[int]
 
 
-def without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
+def span_without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
     """Move the start of a token past the blanks that some tokenizers count to it (DeBERTa's).
 
-    >>> without_blanks("the plot", 3, 8), without_blanks("the plot", 4, 8)
+    >>> span_without_blanks("the plot", 3, 8), span_without_blanks("the plot", 4, 8)
     ((4, 8), (4, 8))
     """
     return end - len(text[start:end].lstrip()), end

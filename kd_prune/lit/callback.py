@@ -20,7 +20,7 @@ from kd_prune.lit.progress import RunLength
 from kd_prune.lit.ramp_position import RampPosition
 from kd_prune.lit.replaced_parameters import warn_of_replaced_parameters
 from kd_prune.lit.saved_files import warn_of_files_on_the_ramp
-from kd_prune.lit.scope_choice import choose_scope, warn_of_zeros_left_out
+from kd_prune.lit.scope_choice import choose_scope, warn_of_zeros_outside_scope
 from kd_prune.pruning.allocation import Allocation, uniform
 from kd_prune.pruning.checks import check_kinds
 from kd_prune.pruning.chosen_scope import DefaultScope
@@ -232,7 +232,7 @@ class SparsityCallback(CallbackSettings, AveragedWeights):
         self.pruner.warn_of_initial_zeros()
         keeps_zeros = self.schedule is None or self._pruner_settings["keep_zeros"]
         if keeps_zeros and self.scope is None and not resumed:
-            warn_of_zeros_left_out(scope, self._model(pl_module))
+            warn_of_zeros_outside_scope(scope, self._model(pl_module))
         self._weights_dirty = False
         self._hooks = OptimizerHooks()
         self._hooks.attach(trainer, pl_module, self.pruner)

@@ -52,7 +52,7 @@ def shards_parameters(trainer: L.Trainer) -> bool:
     return type(trainer.strategy).__name__ in {*REFUSED, FSDP2}
 
 
-def is_any_of(callback: object, *names: str) -> bool:
+def is_of_class_named(callback: object, *names: str) -> bool:
     """Return whether a callback is of such a class, Lightning's or pytorch_lightning's."""
     return any(kind.__name__ in names for kind in type(callback).__mro__)
 
@@ -65,7 +65,7 @@ def refuse_later_average(trainer: L.Trainer, pruning: L.Callback) -> None:
     """
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks[callbacks.index(pruning) :]:
-        if is_any_of(callback, "WeightAveraging"):
+        if is_of_class_named(callback, "WeightAveraging"):
             raise ConfigError(
                 "trainer.callbacks",
                 type(callback).__name__,
@@ -88,7 +88,7 @@ def refuse_sharding(trainer: L.Trainer) -> None:
             "take ModelParallelStrategy, which is FSDP2, or strategy='ddp' (docs/cluster.md)",
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in its __init__
-        averages = is_any_of(callback, "WeightAveraging", "StochasticWeightAveraging")
+        averages = is_of_class_named(callback, "WeightAveraging", "StochasticWeightAveraging")
         if averages and strategy == FSDP2:
             raise ConfigError(
                 "trainer.callbacks",

@@ -27,7 +27,7 @@ def warn_of_files_on_the_ramp(
         label: The callback as messages call it.
     """
     kept = dict(_kept_files(trainer))
-    targets = {path: _sparsity_in(path, key, names) for path in kept}
+    targets = {path: _sparsity_of_file(path, key, names) for path in kept}
     short = {path: at for path, at in targets.items() if at is not None and at < final}
     if short:
         files = ", ".join(f"{path} ({kept[path]}) at {at:.4g}" for path, at in short.items())
@@ -58,7 +58,7 @@ def _kept_files(trainer: L.Trainer) -> Iterator[tuple[Path, str]]:
                 yield Path(path), role if monitor else "the last"
 
 
-def _sparsity_in(path: Path, key: str, names: Collection[str]) -> float | None:
+def _sparsity_of_file(path: Path, key: str, names: Collection[str]) -> float | None:
     """Return the sparsity that a checkpoint's masks have; None if it cannot be read as plain data.
 
     Zeros are counted in a file of weights alone, and rounded up.

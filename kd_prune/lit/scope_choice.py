@@ -51,7 +51,7 @@ def choose_scope(
     return chosen
 
 
-def warn_of_zeros_left_out(chosen: DefaultScope, model: nn.Module) -> None:
+def warn_of_zeros_outside_scope(chosen: DefaultScope, model: nn.Module) -> None:
     """Warn of trained tensors outside the chosen scope that were pruned: their zeros will be lost.
 
     One counts as pruned with a tenth of zeros or more, unless it is all zeros, as new layers are.

@@ -54,7 +54,7 @@ def unmasked_model(
         if not stage.encoder_change.new_weights:
             theirs = context.inputs[stage.init].data
             if theirs.num_outputs == num_outputs:
-                check_order(f"{stage.key}.init", stage.init, theirs.labels, labels)
+                check_class_order(f"{stage.key}.init", stage.init, theirs.labels, labels)
         return change_encoder(model, stage, kind.auto_model)
     if stage.init in context.outcomes:
         source, key = context.outcomes[stage.init].path, f"{stage.key}.init"
@@ -71,7 +71,7 @@ def unmasked_model(
         change_key=stage.key,
     )
     if not stage.encoder_change.new_weights and hf.has_head(model.config, kind):
-        check_order(key, encoder.path, label_names(model.config), labels)
+        check_class_order(key, encoder.path, label_names(model.config), labels)
     return model
 
 
@@ -142,7 +142,7 @@ def teacher_model(context: Context, stage: ChainStage) -> PreTrainedModel | None
     if stage.teacher == PRETRAINED:
         if stage.learns_outputs:
             config = context.job.model.fine_tuned_config(kind, key)
-            check_order(key, context.job.model.path, label_names(config), data.labels)
+            check_class_order(key, context.job.model.path, label_names(config), data.labels)
         L.seed_everything(stage.seed, verbose=False)
         return context.job.model.load(
             kind=kind, num_outputs=data.num_outputs, head=stage.learns_outputs, key=key
@@ -174,7 +174,7 @@ def check_same_head(context: Context, stage: ChainStage, teacher: ChainStage) ->
         )
     if stage.learns_outputs:
         names = (context.inputs[one.name].data.labels for one in (teacher, stage))
-        check_order(f"{stage.key}.teacher", teacher.name, *names)
+        check_class_order(f"{stage.key}.teacher", teacher.name, *names)
 
 
 def load_fine_tuned(given: GivenModel, task: hf.Task, data: hf.TaskData) -> PreTrainedModel:
@@ -192,7 +192,7 @@ def load_fine_tuned(given: GivenModel, task: hf.Task, data: hf.TaskData) -> PreT
             f"the model has {config.num_labels} labels, the task {data.num_outputs}",
             "take one that was fine-tuned on this task",
         )
-    check_order(given.key, given.path, label_names(config), data.labels)
+    check_class_order(given.key, given.path, label_names(config), data.labels)
     return encoder.load(kind=task.kind, num_outputs=data.num_outputs, head=True, key=given.key)
 
 
@@ -201,7 +201,7 @@ def label_names(config: PreTrainedConfig) -> list[str]:
     return [str(name) for _, name in sorted((config.id2label or {}).items())]
 
 
-def check_order(key: str, model: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+def check_class_order(key: str, model: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
     """Refuse a model whose head has the task's classes in another order.
 
     Args:

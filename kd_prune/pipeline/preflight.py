@@ -79,7 +79,7 @@ def check_stage(context: Context, stage: ChainStage) -> RunLength | None:
     )
     if stage.name == first:  # one warning is enough
         warn_of_unknown_tokens(context.job, task, rows, inputs.tokenizer)
-        warn_of_cut_rows(task, rows)
+        warn_of_truncated_rows(task, rows)
     check_token_ids(inputs.data, inputs.tokenizer, student, context.job.model.path)
     with key_prefix(stage.task_key):
         limit = min(hf.max_positions(m) for m in (student, teacher) if m is not None)
@@ -237,7 +237,7 @@ def warn_of_unknown_tokens(
         )
 
 
-def warn_of_cut_rows(task: hf.Task, rows: Dataset, share: float = 0.05) -> None:
+def warn_of_truncated_rows(task: hf.Task, rows: Dataset, share: float = 0.05) -> None:
     """Warn where many training rows are as long as the task allows, so that texts are cut off."""
     if not isinstance(task.kind, hf.Classification | hf.Regression):
         return  # others pack texts, or divide them into windows

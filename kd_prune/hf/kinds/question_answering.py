@@ -100,7 +100,7 @@ class QuestionAnswering:
             warn_of_wrong_starts(answers, column_values(rows, task.text[1]), split, task)
             targets[split] = [
                 {
-                    **span_of(texts),
+                    **answer_span(texts),
                     "question": i,
                     "answers": [text for text, _ in texts] if split in task.validation else None,
                 }
@@ -198,10 +198,10 @@ def read_answers(rows: Dataset, split: str, column: str) -> list[list[tuple[str,
     return found
 
 
-def span_of(answers: Sequence[tuple[str, int]]) -> dict[str, int]:
+def answer_span(answers: Sequence[tuple[str, int]]) -> dict[str, int]:
     """Return the first and the last + 1 character of the first answer, without blanks around it.
 
-    >>> span_of([(" movie ", 4), ("film", 20)]), span_of([])
+    >>> answer_span([(" movie ", 4), ("film", 20)]), answer_span([])
     ({'start': 5, 'end': 10}, {'start': -1, 'end': -1})
     """
     if not answers:
