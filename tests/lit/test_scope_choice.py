@@ -224,3 +224,5 @@ def test_new_weights_of_zeros_are_no_lost_zeros(tmp_path):
     with torch.no_grad():
         module.network[0].weight[:, ::2] = 0
     make_trainer(tmp_path, SparsityCallback(None)).fit(module, module.batches())  # no warning
+    assert (module.network[0].weight[:, ::2] == 0).all()
+    assert (module.network[3].weight != 0).all()
