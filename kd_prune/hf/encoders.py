@@ -156,7 +156,7 @@ class PretrainedEncoder:
 
 
 def has_head(config: PreTrainedConfig, kind: TaskKind) -> bool:
-    """Return whether a config's model has a head for a kind of task, or the kind needs none."""
+    """Return whether a model, by its config, has the head of a kind; True if the kind has none."""
     # "ForSequenceClassification"; of a kind without a head ""
     head = kind.auto_model.__name__.removeprefix("AutoModel")
     return not head or any(head in name for name in config.architectures or ())

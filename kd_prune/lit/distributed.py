@@ -53,7 +53,10 @@ def shards_parameters(trainer: L.Trainer) -> bool:
 
 
 def is_of_class_named(callback: object, *names: str) -> bool:
-    """Return whether a callback is of such a class, Lightning's or pytorch_lightning's."""
+    """Return whether a class of one of these names is among the bases of a callback's class.
+
+    Lightning and pytorch_lightning have different classes of the same names.
+    """
     return any(kind.__name__ in names for kind in type(callback).__mro__)
 
 

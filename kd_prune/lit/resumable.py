@@ -17,7 +17,7 @@ class Resumable(L.Callback):
     _resumed: dict[str, Any] | None = None
 
     def start_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a fit; the checkpoint's state, if it resumes, is loaded."""
+        """Prepare for a fit; called when the checkpoint of one that resumes has been read."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the fit, unless it resumes and the state is loaded later."""

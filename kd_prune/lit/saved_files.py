@@ -6,12 +6,13 @@ import pickle
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import torch
 
 ROUNDING = 0.01
-"""How much fewer zeros a file has to have than asked for, if they are counted in its weights."""
+"""Share of zeros that a file of weights alone may lack: counts per tensor are rounded."""
 
 
 def warn_of_files_on_the_ramp(
@@ -27,8 +28,14 @@ def warn_of_files_on_the_ramp(
         label: The callback as messages call it.
     """
     kept = dict(_kept_files(trainer))
-    targets = {path: _sparsity_of_file(path, key, names) for path in kept}
-    short = {path: at for path, at in targets.items() if at is not None and at < final}
+    short = {}
+    for path in kept:
+        saved = _saved(path)
+        at, needed = _target_in(saved, key), final
+        if at is None:
+            at, needed = _counted_in(saved, names), final - ROUNDING
+        if at is not None and at < needed:
+            short[path] = at
     if short:
         files = ", ".join(f"{path} ({kept[path]}) at {at:.4g}" for path, at in short.items())
         advice = ""
@@ -58,23 +65,28 @@ def _kept_files(trainer: L.Trainer) -> Iterator[tuple[Path, str]]:
                 yield Path(path), role if monitor else "the last"
 
 
-def _sparsity_of_file(path: Path, key: str, names: Collection[str]) -> float | None:
-    """Return the sparsity that a checkpoint's masks have; None if it cannot be read as plain data.
-
-    Zeros are counted in a file of weights alone, and rounded up.
-    """
+def _saved(path: Path) -> Mapping[str, Any]:
+    """Return the content of a checkpoint; empty if it cannot be read as plain data."""
     try:
         # Mapped, so that no weight is read that is not needed.
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError):
-        return None  # with hyperparameters that are no plain data, or of another format
-    if not isinstance(saved, Mapping):
-        return None
+        return {}  # with hyperparameters that are no plain data, or of another format
+    return saved if isinstance(saved, Mapping) else {}
+
+
+def _target_in(saved: Mapping[str, Any], key: str) -> float | None:
+    """Return the sparsity of a checkpoint's masks; None if it has none, as weights alone."""
+    target: float | None = saved.get("callbacks", {}).get(key, {}).get("pruner", {}).get("target")
+    return target
+
+
+def _counted_in(saved: Mapping[str, Any], names: Collection[str]) -> float | None:
+    """Return the share of zeros in a file of weights alone; None for other files."""
     if "callbacks" in saved:
-        target: float | None = saved["callbacks"].get(key, {}).get("pruner", {}).get("target")
-        return target
+        return None
     weights = [weight for name, weight in saved.get("state_dict", {}).items() if name in names]
-    if not (total := sum(weight.numel() for weight in weights)):
+    if not weights:
         return None
     left = sum(int(torch.count_nonzero(weight)) for weight in weights)
-    return float(1.0 - left / total + ROUNDING)
+    return float(1.0 - left / sum(weight.numel() for weight in weights))

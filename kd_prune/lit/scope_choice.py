@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import lightning.pytorch as L
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +13,7 @@ from kd_prune.pruning.chosen_scope import LAST_LAYER, DefaultScope, default_scop
 from kd_prune.pruning.layer_trace import LayerTrace, trace_layers
 from kd_prune.pruning.optimizer_state import optimizer_parameters
 from kd_prune.pruning.scope import Scope, named_parameters
+from kd_prune.pruning.sharding import count_nonzero
 
 
 def choose_scope(
@@ -62,7 +62,7 @@ def warn_of_zeros_outside_scope(chosen: DefaultScope, model: nn.Module) -> None:
     """
     weights, lost = named_parameters(model), {}
     for name in chosen.excluded:
-        share = 1.0 - float(torch.count_nonzero(weights[name].detach())) / weights[name].numel()
+        share = 1.0 - sum(count_nonzero([weights[name]])) / weights[name].numel()
         if weights[name].requires_grad and 0.1 <= share < 1.0:
             lost[name] = f"{name} ({chosen.excluded[name]}) has {share:.0%}"
     if lost:

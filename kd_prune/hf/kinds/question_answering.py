@@ -199,7 +199,9 @@ def read_answers(rows: Dataset, split: str, column: str) -> list[list[tuple[str,
 
 
 def answer_span(answers: Sequence[tuple[str, int]]) -> dict[str, int]:
-    """Return the first and the last + 1 character of the first answer, without blanks around it.
+    """Return start and end of the first answer in its text, without the blanks around it.
+
+    The end is exclusive; both are -1 where there is no answer.
 
     >>> answer_span([(" movie ", 4), ("film", 20)]), answer_span([])
     ({'start': 5, 'end': 10}, {'start': -1, 'end': -1})
