@@ -93,6 +93,7 @@ def figures(result: RunResult, overrides: Sequence[str]) -> dict[str, Any]:
         "model.path",
         "pretraining.task.path",
         "stages.base.task.path",
+        "task.unlabelled",
         "cache_dir",
     )
     stages = {name: stage.seconds for name, stage in result.stages.items()}

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common import RESULTS, job_parser, mean_std, parsed, print_table, run_once
+from further_texts import OTHER, rows_of_other, rows_of_text
 from glue import METRIC, TASKS, task_of
 from held_out import held_out
 
@@ -135,10 +136,13 @@ ON_TEXT = {
     ],
 }
 """A start that was pruned on text: to 95 %, where masks stay, or to 80 %, where they move on."""
-ROWS = RANKING | ON_TEXT
+FURTHER = {"taylor_rows_of_other": rows_of_other, "taylor_rows_of_text": rows_of_text}
+"""What adds texts without labels to experiment=best, from another task or from plain text."""
+ROWS = RANKING | ON_TEXT | dict.fromkeys(FURTHER, TAYLOR)
 ROWS |= {f"taylor_{name}": [*TAYLOR, *change] for name, change in CHANGES.items()}
+NEED_TEXT = {*ON_TEXT, "taylor_rows_of_text"}
 BATCHES = {"mrpc": 115, "stsb": 180, "sst2": 700, "qnli_style": 514}
-"""Batches in an epoch, to which rows with augmented texts are limited too."""
+"""Batches in an epoch, to which rows with further texts are limited too."""
 STUDIED = ("mrpc", "stsb", "sst2", "qnli_style")
 
 
@@ -162,13 +166,14 @@ def main() -> None:
     )
     arguments = parsed(parser)
     if not arguments.table:
-        rows = [row for row in arguments.rows if arguments.text is not None or row not in ON_TEXT]
+        rows = [row for row in arguments.rows if arguments.text or row not in NEED_TEXT]
         for row in set(arguments.rows) - set(rows):
             print(f"{row}: left out, as there is no --text")
         for seed in arguments.seeds:
             for task in arguments.tasks:
                 for row in rows:
-                    run_row(task, row, seed, arguments)
+                    if row != "taylor_rows_of_other" or task in OTHER:
+                        run_row(task, row, seed, arguments)
     table(FOLDER, METRIC, "")
     held_out_metrics = {task: metric.removeprefix("test/") for task, metric in METRIC.items()}
     table(HELD_OUT, held_out_metrics, ", on held-out training rows")
@@ -199,8 +204,11 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
         f"trainer.precision={arguments.precision}",
         *ROWS[row],
         *([f"stages.base.task.path={arguments.text}"] if row in ON_TEXT else []),
-        *([f"trainer.limit_train_batches={BATCHES[task]}"] if "augmented" in row else []),
     ]
+    if row in FURTHER:
+        overrides += FURTHER[row](task, arguments)
+    if row in FURTHER or "augmented" in row:
+        overrides.append(f"trainer.limit_train_batches={BATCHES[task]}")
     if smaller > 1:  # the same teacher, and as many rows in an epoch
         overrides.append("teacher.batch_size=32")
         if budget.batches is not None:

@@ -243,19 +243,19 @@ SEVERAL = {
 def test_every_row_of_the_study_changes_one_setting(monkeypatch):
     """A setting or one part of the method, such as a criterion or a term, with its settings."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    from study import CHANGES, ON_TEXT, RANKING, ROWS
+    from study import CHANGES, FURTHER, ON_TEXT, RANKING, ROWS
 
     def settings(*overrides):
         config = compose("train", overrides=["experiment=recovery_global", *overrides])
         return flatten(OmegaConf.to_container(config))
 
-    assert len(ROWS) == len(RANKING) + len(CHANGES) + len(ON_TEXT)
+    assert len(ROWS) == len(RANKING) + len(CHANGES) + len(ON_TEXT) + len(FURTHER)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain, best = settings(), settings("sparsity/criterion=taylor")
         for row, overrides in ROWS.items():
-            if row in ON_TEXT:
-                continue  # a stage of its own, in test_a_student_that_begins_sparse
+            if row in ON_TEXT or row in FURTHER:
+                continue  # stages and rows of their own, in the tests below
             before = best if row.startswith("taylor_") else plain
             changed = settings(*overrides)
             keys = before.keys() | changed.keys()
@@ -296,6 +296,44 @@ def test_a_student_that_begins_sparse(row, of_base, bench, data, model, tmp_path
     assert stages["base"].sparsity == pytest.approx(of_base, abs=1e-3)
     assert json.loads(file.read_text())["sparsity"] == pytest.approx(0.95, abs=1e-3)
     assert str(tmp_path) not in file.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["taylor_rows_of_other", "taylor_rows_of_text"])
+def test_a_student_with_texts_of_elsewhere(row, bench, data, model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import common
+
+    added = []
+    run_job = common.run_job
+
+    def run_and_note(overrides, out):
+        added.extend(one for one in overrides if one.startswith("task.unlabelled="))
+        return run_job(overrides, out)
+
+    monkeypatch.setattr(common, "run_job", run_and_note)
+    glue = shutil.copytree(data, tmp_path / "glue")
+    shutil.copytree(glue / "mrpc", glue / "stsb")
+    (tmp_path / "text").mkdir()
+    lines = ["One is too short. This one has five words. These are six words or more. Five."] * 9
+    (tmp_path / "text" / "train.txt").write_text("\n".join(lines))
+    given = [*real(glue, model, tmp_path), "--tasks", "mrpc", "sst2", "--rows", row, "--seeds", 1]
+    given += ["--text", tmp_path / "text", "--held-out"]
+    results = bench("study", *given, BATCHES={"mrpc": 2, "sst2": 2}) / "study"
+    found = [json.loads(file.read_text()) for file in results.rglob("*.json")]
+    of_text = row == "taylor_rows_of_text"
+    assert {run["task"] for run in found} == ({"mrpc", "sst2"} if of_text else {"mrpc"})
+    made = {file.stem: pq.read_table(file) for file in tmp_path.rglob("further_texts/*.parquet")}
+    texts = tmp_path / "jobs" / "further_texts"
+    files = [texts / f"{task}.parquet" for task in ("mrpc", "sst2")]
+    files = files if of_text else [glue / "stsb" / "train.parquet"]
+    assert added == [f"task.unlabelled=[{file}]" for file in files]
+    if of_text:
+        sentences = ("This one has five words.", "These are six words or more.")
+        pairs = [dict(zip(("sentence1", "sentence2"), sentences, strict=True))] * 9
+        assert made["mrpc"].to_pylist() == pairs
+        assert made["sst2"]["sentence"].to_pylist() == [*sentences] * 9
+    assert all(str(tmp_path) not in json.dumps(run) for run in found)
 
 
 def test_a_row_of_the_study_on_held_out_rows(bench, data, model, tmp_path):
