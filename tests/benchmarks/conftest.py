@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from kd_prune.hf.tiny import make_model, sentences
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
+from tests.benchmarks.arguments import FOLDER
 
 COLUMNS = {"mrpc": ("sentence1", "sentence2"), "sst2": ("sentence",)}
 

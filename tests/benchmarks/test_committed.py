@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 
 from kd_prune.results import RunResult, StageResult
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.arguments import FOLDER
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from transformers import BertConfig
@@ -14,8 +13,7 @@ from transformers import BertConfig
 from kd_prune.hf.tiny import sentences
 from kd_prune.inference import rivals
 from kd_prune.results import RunResult
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.arguments import FOLDER
 
 
 def test_padding(bench, data, model):
