@@ -207,7 +207,7 @@ def run_row(task: str, row: str, seed: int, arguments: argparse.Namespace) -> No
     ]
     if row in FURTHER:
         overrides += FURTHER[row](task, arguments)
-    if row in FURTHER or "augmented" in row:
+    if (row in FURTHER or "augmented" in row) and not arguments.held_out:
         overrides.append(f"trainer.limit_train_batches={BATCHES[task]}")
     if smaller > 1:  # the same teacher, and as many rows in an epoch
         overrides.append("teacher.batch_size=32")
