@@ -213,7 +213,7 @@ class Masked:
 
 
 def span_without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return a token's characters without leading blanks, which DeBERTa's tokenizer counts to it.
+    """Return a token's character offsets without the leading blanks that DeBERTa includes.
 
     >>> span_without_blanks("the plot", 3, 8), span_without_blanks("the plot", 4, 8)
     ((4, 8), (4, 8))

@@ -53,7 +53,7 @@ def shards_parameters(trainer: L.Trainer) -> bool:
 
 
 def is_of_class_named(callback: object, *names: str) -> bool:
-    """Return whether a class of one of these names is among the bases of a callback's class.
+    """Return whether a callback's class, or a base of it, has one of these names.
 
     Lightning and pytorch_lightning have different classes of the same names.
     """

@@ -30,10 +30,10 @@ def warn_of_files_on_the_ramp(
     kept = dict(_kept_files(trainer))
     short = {}
     for path in kept:
-        saved = _saved(path)
-        at, needed = _target_in(saved, key), final
+        saved = _read_checkpoint(path)
+        at, needed = _sparsity_of_masks(saved, key), final
         if at is None:
-            at, needed = _counted_in(saved, names), final - ROUNDING
+            at, needed = _share_of_zeros(saved, names), final - ROUNDING
         if at is not None and at < needed:
             short[path] = at
     if short:
@@ -65,7 +65,7 @@ def _kept_files(trainer: L.Trainer) -> Iterator[tuple[Path, str]]:
                 yield Path(path), role if monitor else "the last"
 
 
-def _saved(path: Path) -> Mapping[str, Any]:
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     """Return the content of a checkpoint; empty if it cannot be read as plain data."""
     try:
         # Mapped, so that no weight is read that is not needed.
@@ -75,14 +75,14 @@ def _saved(path: Path) -> Mapping[str, Any]:
     return saved if isinstance(saved, Mapping) else {}
 
 
-def _target_in(saved: Mapping[str, Any], key: str) -> float | None:
-    """Return the sparsity of a checkpoint's masks; None if it has none, as weights alone."""
+def _sparsity_of_masks(saved: Mapping[str, Any], key: str) -> float | None:
+    """Return the sparsity that a checkpoint's masks were made for; None without masks."""
     target: float | None = saved.get("callbacks", {}).get(key, {}).get("pruner", {}).get("target")
     return target
 
 
-def _counted_in(saved: Mapping[str, Any], names: Collection[str]) -> float | None:
-    """Return the share of zeros in a file of weights alone; None for other files."""
+def _share_of_zeros(saved: Mapping[str, Any], names: Collection[str]) -> float | None:
+    """Count the share of zeros in a file of weights alone; None of a full checkpoint."""
     if "callbacks" in saved:
         return None
     weights = [weight for name, weight in saved.get("state_dict", {}).items() if name in names]

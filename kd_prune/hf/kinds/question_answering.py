@@ -199,7 +199,7 @@ def read_answers(rows: Dataset, split: str, column: str) -> list[list[tuple[str,
 
 
 def answer_span(answers: Sequence[tuple[str, int]]) -> dict[str, int]:
-    """Return start and end of the first answer in its text, without the blanks around it.
+    """Return the character offsets of the first answer, without blanks at its ends.
 
     The end is exclusive; both are -1 where there is no answer.
 
